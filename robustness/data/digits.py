@@ -1,0 +1,29 @@
+"""The embedded data set: scikit-learn's copy of the UCI optical digits, 1,797 images of 8x8.
+
+The split is fixed: every third image (index 2, 5, 8, ...) is a test image. The data set
+lists its digits writer by writer, in runs of 0 to 9, so a period of three gives both splits
+every writer and every class alike (599 test and 1,198 training images). The test set is
+therefore in-distribution: it measures robustness, not generalisation to unseen writers.
+"""
+
+import torch
+from sklearn.datasets import load_digits
+
+from robustness.data.images import ImageSet
+
+
+def load(split: str) -> ImageSet:
+    """Read one split of the digits, pixels scaled from 0..16 to [0, 1].
+
+    Args:
+        split: `train` (1,198 images) or `test` (599).
+
+    Returns:
+        Images of shape (n, 1, 8, 8).
+    """
+    raw = load_digits()
+    images = torch.tensor(raw.images / 16.0, dtype=torch.float32).unsqueeze(1)
+    labels = torch.tensor(raw.target, dtype=torch.int64)
+    is_test = torch.arange(len(images)) % 3 == 2
+    chosen = is_test if split == "test" else ~is_test
+    return ImageSet("digits", split, images[chosen], labels[chosen], classes=10)
