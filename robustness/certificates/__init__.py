@@ -1,0 +1,17 @@
+"""Certificates: one file each, behind one interface."""
+
+from robustness.certificates.base import Certificate, CertifiedRadius, Kind, best
+from robustness.certificates.comparison import ComparisonCertificate
+from robustness.certificates.lyapunov import LyapunovCertificate
+from robustness.certificates.target_seeking import TargetSeekingCertificate
+
+__all__ = ["CERTIFICATES", "Certificate", "CertifiedRadius", "Kind", "best"]
+
+CERTIFICATES: dict[str, Certificate] = {
+    certificate.name: certificate
+    for certificate in (
+        LyapunovCertificate(),
+        ComparisonCertificate(),
+        TargetSeekingCertificate(),
+    )
+}

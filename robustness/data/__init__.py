@@ -1,25 +1,59 @@
 """Data sets as labelled images in [0, 1] pixels."""
 
+import difflib
 from pathlib import Path
 
-from robustness.data import digits
+from robustness.data import cifar, digits, idx, npz
 from robustness.data.images import ImageSet
 from robustness.errors import UsageError
 
-__all__ = ["ImageSet", "load_images"]
+__all__ = ["NAMES", "ImageSet", "load_images"]
 
 SPLITS = ("train", "test")
+NAMES = ("digits", *idx.NAMES, *cifar.NAMES)
 
 
 def load_images(name: str, split: str = "test", data_dir: Path | None = None) -> ImageSet:
-    """Read one split of a data set by name.
+    """Read one split of a data set.
+
+    Args:
+        name: `digits`, which comes with the package; `mnist`, `fashion-mnist`, `cifar-10` or
+            `cifar-100`; or the path of a user's own file, ending in `.npz`. Such a file is a
+            test set: it has no splits, and `train` reads the same images as `test`.
+        split: `train` or `test`.
+        data_dir: the folder that holds the official files, in its folders `mnist`,
+            `fashion-mnist`, `cifar-10-batches-bin` and `cifar-100-binary`. Their form is
+            checked, not their checksums, so that re-encoded files will do. Without it the
+            official files are downloaded, once, to the user's cache. It has no bearing on
+            `digits` and on `.npz` files.
 
     Raises:
-        UsageError: the data set or the split is unknown.
+        UsageError: the data set or the split is unknown; a file is missing, truncated,
+            corrupt or not what its name says; or a download failed. The message is one line
+            and names the file.
     """
-    del data_dir
     if split not in SPLITS:
         raise UsageError(f"expected a split, train or test, got {split!r}; correct it")
     if name == "digits":
         return digits.load(split)
-    raise UsageError(f"expected a data set, one of digits, got {name!r}; correct it")
+    if name.lower().endswith(npz.SUFFIX):
+        return npz.load(Path(name), split)
+    if name not in NAMES:
+        raise unknown(name)
+    if data_dir is not None and not data_dir.is_dir():
+        raise UsageError(
+            f"{data_dir}: expected a folder with the files of {name}, got "
+            f"{'a file' if data_dir.exists() else 'nothing there'}; correct the path"
+        )
+    reader = idx.load if name in idx.NAMES else cifar.load
+    return reader(name, split, data_dir)
+
+
+def unknown(name: str) -> UsageError:
+    """The error for a name that is no data set, with the nearest one that is."""
+    near = difflib.get_close_matches(name.lower(), NAMES, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "correct it"
+    return UsageError(
+        f"expected a data set, one of {', '.join(NAMES)} or a path ending in {npz.SUFFIX}, "
+        f"got {name!r}; {remedy}"
+    )

@@ -1,0 +1,75 @@
+"""What every certificate gives: a radius, its kind, and what limits it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustness.threat import Norm
+
+
+class Kind(StrEnum):
+    """How much a radius claims. Only `certified` is summed as certified accuracy."""
+
+    CERTIFIED = "certified"
+    PROBABILISTIC = "probabilistic"
+    ESTIMATE = "estimate"
+
+
+@dataclass(frozen=True)
+class CertifiedRadius:
+    """A radius within which the deployed prediction provably (or supposedly) stays right.
+
+    Attributes:
+        radius: in pixel units; every image strictly closer is classified as the label. 0 where
+            the prediction is wrong.
+        norm: the norm of the radius.
+        kind: what the radius claims.
+        certificate: name of the certificate.
+        reason: the assumption or step that limits the radius, in words.
+    """
+
+    radius: float
+    norm: Norm
+    kind: Kind
+    certificate: str
+    reason: str
+
+
+class Certificate(Protocol):
+    """A method that turns a model, an image and its label into a radius."""
+
+    @property
+    def name(self) -> str:
+        """Name in suites, tables and the store."""
+        ...
+
+    def refusal(self, model: nn.Module, norm: Norm) -> str | None:
+        """Why the certificate says nothing about `model` in `norm`; None where it applies."""
+        ...
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        norm: Norm,
+    ) -> list[CertifiedRadius]:
+        """The radius of each image.
+
+        Args:
+            model: a model for which `refusal` is None.
+            images: pixels in [0, 1], shape (n, c, h, w).
+            labels: true classes, shape (n,).
+            norm: the norm of the radii.
+        """
+        ...
+
+
+def best(radii: Sequence[CertifiedRadius]) -> CertifiedRadius | None:
+    """The largest radius of kind `certified`; None where nothing is certified."""
+    proved = [radius for radius in radii if radius.kind is Kind.CERTIFIED]
+    return max(proved, key=lambda r: r.radius, default=None)

@@ -1,0 +1,231 @@
+"""Proven upper bounds, as a type: a number that is not one cannot enter a proof.
+
+An `UpperBound` is only made here, by functions whose result is at least the true value in
+exact arithmetic. A norm estimated from below (power iteration, sampling) stays a float, and
+the certificates take no floats where they need a bound.
+"""
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustness.nets.encoders import (
+    ContractiveFlowEncoder,
+    ContractiveStep,
+    MLPEncoder,
+    Normalise,
+)
+
+# Unit roundoff of the float32 arithmetic that predicts.
+UNIT = 2.0**-24
+# Relative error of a float64 SVD and of float64 sums of at most a million terms is far below
+# this; every bound is raised by it.
+_FLOAT64_ROOM = 1e-9
+# Flushed denormals change a result by less than this per operation.
+_TINY = 1e-30
+
+_SEAL = object()
+
+
+@dataclass(frozen=True)
+class UpperBound:
+    """A number proved to be at least the quantity it bounds.
+
+    Attributes:
+        value: the bound.
+        how: how it was established, in words.
+    """
+
+    value: float
+    how: str
+    _seal: Any = None
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError(
+                "expected an UpperBound from robustness.certificates.bounds, which proves it; "
+                "a number of another origin cannot enter a proof"
+            )
+
+    def __mul__(self, other: "UpperBound") -> "UpperBound":
+        """The product of two bounds of non-negative quantities."""
+        how = " x ".join(dict.fromkeys([self.how, other.how]))
+        return _bound(self.value * other.value, how)
+
+
+def _bound(value: float, how: str) -> UpperBound:
+    return UpperBound(value, how, _SEAL)
+
+
+def spectral_norm(matrix: Float[Tensor, "m n"]) -> UpperBound:
+    """Largest singular value of a matrix, by a full SVD in float64, raised for its rounding.
+
+    LAPACK's SVD is backward stable: computed singular values differ from the exact ones by a
+    modest multiple of float64's unit roundoff times the norm.
+    """
+    singular = np.linalg.svd(matrix.detach().double().numpy(), compute_uv=False)
+    return _bound(float(singular[0]) * (1 + _FLOAT64_ROOM), "SVD")
+
+
+def pairwise_slopes(weight: Float[Tensor, "k f"]) -> Float[Tensor, "k k"]:
+    """Euclidean norm of w_i - w_j for all pairs of rows, raised for rounding, shape (k, k).
+
+    The l2 Lipschitz constant of the margin of i over j of the linear map z -> W z.
+    """
+    rows = weight.detach().double()
+    slopes = torch.linalg.vector_norm(rows.unsqueeze(1) - rows.unsqueeze(0), dim=2)
+    return slopes * (1 + _FLOAT64_ROOM)
+
+
+@singledispatch
+def lipschitz(module: nn.Module) -> UpperBound | None:
+    """A proven l2 Lipschitz constant of `module`, or None where no proof is known for it."""
+    del module
+    return None
+
+
+@lipschitz.register(nn.Flatten)
+@lipschitz.register(nn.ReLU)
+def _(module: nn.Module) -> UpperBound | None:
+    del module
+    return _bound(1.0, "1-Lipschitz layer")
+
+
+@lipschitz.register
+def _(module: Normalise) -> UpperBound | None:
+    # The weights' own rounding to float32 is part of the deployed function: exact here.
+    least = float(module.std.double().min())
+    return _bound((1 + _FLOAT64_ROOM) / least, "1/std of the normalising layer")
+
+
+@lipschitz.register
+def _(module: nn.Linear) -> UpperBound | None:
+    return spectral_norm(module.weight)
+
+
+@lipschitz.register
+def _(module: ContractiveStep) -> UpperBound | None:
+    # The Jacobian I - W^T D W, 0 <= D <= I, is symmetric with eigenvalues in [1 - |W|^2, 1].
+    norm = spectral_norm(module.weight).value
+    return _bound(max(1.0, norm**2 * (1 + _FLOAT64_ROOM) - 1), "contractive Euler steps (SVD)")
+
+
+@lipschitz.register(nn.Sequential)
+@lipschitz.register(MLPEncoder)
+@lipschitz.register(ContractiveFlowEncoder)
+def _(module: nn.Sequential) -> UpperBound | None:
+    product = _bound(1.0, "identity")
+    for layer in module:
+        factor = lipschitz(layer)
+        if factor is None:
+            return None
+        product = product * factor
+    return product
+
+
+@dataclass(frozen=True)
+class Tube:
+    """All that a layer's float32 activations can be, for images near each of n centres.
+
+    Attributes:
+        centre: the exact activations of the centre, float64, first axis n.
+        reach: l2 distance that the exact activations of a perturbed image can have from the
+            centre's, shape (n,).
+        error: l2 distance between the computed and the exact activations, shape (n,).
+    """
+
+    centre: Float[Tensor, "n *shape"]
+    reach: Float[Tensor, " n"]
+    error: Float[Tensor, " n"]
+
+    @classmethod
+    def around(cls, images: Float[Tensor, "n *shape"], radius: Float[Tensor, " n"]) -> "Tube":
+        """All images within `radius` of `images`, which float32 represents exactly."""
+        return cls(images.double(), radius.double(), torch.zeros_like(radius.double()))
+
+    @property
+    def spread(self) -> Float[Tensor, " n"]:
+        """Distance that computed activations can have from the exact centre, shape (n,)."""
+        return self.reach + self.error
+
+
+def gamma(terms: int) -> float:
+    """Higham's gamma_n = n u / (1 - n u): relative error of a float32 sum of n products.
+
+    Holds for every order of summation, blocked or fused (Higham, Accuracy and Stability of
+    Numerical Algorithms, 2nd ed., section 3.1).
+    """
+    return terms * UNIT / (1 - terms * UNIT)
+
+
+@singledispatch
+def propagate(module: nn.Module, tube: Tube) -> Tube:
+    """The tube behind `module`, given the tube in front of it.
+
+    Raises:
+        NotImplementedError: no bound is known for this kind of module.
+    """
+    raise NotImplementedError(f"no rounding bound is known for {type(module).__name__}")
+
+
+@propagate.register(nn.Flatten)
+@propagate.register(nn.ReLU)
+def _(module: nn.Module, tube: Tube) -> Tube:
+    return Tube(module(tube.centre), tube.reach, tube.error)
+
+
+@propagate.register
+def _(module: Normalise, tube: Tube) -> Tube:
+    least = float(module.std.double().min())
+    centre = (tube.centre - module.mean.double()) / module.std.double()
+    size = _length(centre) + tube.spread / least
+    return Tube(centre, tube.reach / least, tube.error / least + gamma(3) * size + _TINY)
+
+
+@propagate.register
+def _(module: nn.Linear, tube: Tube) -> Tube:
+    weight = module.weight.detach().double()
+    offset = torch.zeros(len(weight)).double() if module.bias is None else module.bias.double()
+    centre = tube.centre @ weight.T + offset
+    size = _length(tube.centre.abs() @ weight.abs().T + offset.abs())
+    norm, entries = spectral_norm(module.weight).value, float(weight.norm())
+    terms = weight.shape[1] + 1
+    local = gamma(terms) * (size + entries * tube.spread) + terms * _TINY
+    return Tube(centre, norm * tube.reach, norm * tube.error + local)
+
+
+@propagate.register
+def _(module: ContractiveStep, tube: Tube) -> Tube:
+    # u = W z + b, then v = W^T relu(u), then z - v: each rounds; relu does not.
+    weight, offset = module.weight.detach().double(), module.bias.detach().double()
+    norm, entries = spectral_norm(module.weight).value, float(weight.norm())
+    hidden, width = weight.shape
+    u = (tube.centre @ weight.T + offset).clamp_min(0)
+    u_size = _length(tube.centre.abs() @ weight.abs().T + offset.abs())
+    u_error = gamma(width + 1) * (u_size + entries * tube.spread)
+    v_size = _length(u @ weight.abs()) + entries * (norm * tube.spread + u_error)
+    v_error = norm * u_error + gamma(hidden) * v_size
+    centre = tube.centre - u @ weight
+    step = lipschitz(module)
+    assert step is not None
+    difference = UNIT * (_length(centre) + step.value * tube.spread + v_error)
+    local = v_error + difference + (hidden + width) * _TINY
+    return Tube(centre, step.value * tube.reach, step.value * tube.error + local)
+
+
+@propagate.register(nn.Sequential)
+@propagate.register(MLPEncoder)
+@propagate.register(ContractiveFlowEncoder)
+def _(module: nn.Sequential, tube: Tube) -> Tube:
+    for layer in module:
+        tube = propagate(layer, tube)
+    return tube
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors.flatten(1), dim=1)

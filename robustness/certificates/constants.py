@@ -1,0 +1,260 @@
+"""The constants of a Lyapunov certificate: proved where possible, else sampled and called so.
+
+A certificate by comparison needs, at every state that a perturbed trajectory can reach,
+
+    V'_y <= -kappa V_y + s   and   |f(eta, E(x')) - f(eta, E(x))| <= L |x' - x|.
+
+For a target-seeking field both follow from convexity and from proven norms, with no region to
+cover. For any other field they are measured at sampled states: an estimate, whatever its value.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustness.certificates import bounds
+from robustness.certificates.base import Kind
+from robustness.nets.classifiers import NeuralODEClassifier, potential
+from robustness.nets.fields import TargetSeekingField, lyapunov_rate
+from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
+from robustness.threat import Norm
+
+# Room that keeps h * kappa <= 1 true in float32 arithmetic as well.
+_STEP_ROOM = 1e-4
+# Float32 roundings of one Runge-Kutta step of at most four stages, per unit of state size:
+# each stage subtracts, scales twice and adds (under 10 u), and the stages are combined.
+_STEP_ROUNDINGS = 200
+# Float32 error of a difference of two softmax entries whose exact difference is >= 0.
+_SOFTMAX_ROUNDINGS = 32
+
+
+@dataclass(frozen=True)
+class LyapunovConstants:
+    """What equations (2) and (3) are evaluated with, one row per image.
+
+    Attributes:
+        rate: kappa, per unit of the field's time, shape (n,).
+        slack: s, shape (n,).
+        lipschitz: L from l2 pixels to velocity, shape (n,).
+        initial: V_y(eta(0)).
+        horizon: T.
+        reach: l2 radius of the perturbations for which the constants hold, shape (n,).
+        kind: `certified` where all of the above are proved for the solver that runs.
+        how: where they come from.
+    """
+
+    rate: Float[Tensor, " n"]
+    slack: Float[Tensor, " n"]
+    lipschitz: Float[Tensor, " n"]
+    initial: float
+    horizon: float
+    reach: Float[Tensor, " n"]
+    kind: Kind
+    how: str
+
+
+def refusal_of_proof(model: object) -> str | None:
+    """Why nothing is proved about `model` as a target-seeking flow; None where it is."""
+    if not isinstance(model, NeuralODEClassifier):
+        return "the model is not a neural ODE on the class state"
+    if not isinstance(model.field, TargetSeekingField):
+        return "the vector field is not target-seeking, so no slack is proved for it"
+    try:
+        retained_per_step(model)
+        pixel_slope(model)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def retained_per_step(model: NeuralODEClassifier) -> float:
+    """How much of a state survives one step: y -> rho y + (1 - rho) targets, 0 <= rho < 1.
+
+    Euler with h kappa <= 1 is that convex combination, and heun2, a convex combination of Euler
+    steps, is too (strong stability preservation). midpoint and rk4 are not, except for a target
+    that does not depend on the state: there every Runge-Kutta method gives its stability
+    polynomial R(-h kappa).
+
+    Returns:
+        rho, rounded up for float32 arithmetic.
+
+    Raises:
+        ValueError: the solver that runs has no such form; the message says why.
+    """
+    solver, field = model.solver, model.field
+    assert isinstance(field, TargetSeekingField)
+    if isinstance(solver, AdaptiveSolver):
+        raise ValueError(
+            f"{solver.method} chooses its own steps, which are not convex combinations"
+        )
+    a = solver.step_size * field.rate
+    if a > 1 - _STEP_ROOM:
+        raise ValueError(
+            f"a step of h*kappa = {a:.4g} overshoots the target; h*kappa <= {1 - _STEP_ROOM} "
+            "is needed, so use more steps"
+        )
+    polynomials = {
+        "euler": 1 - a,
+        "heun2": 1 - a + a**2 / 2,
+        "midpoint": 1 - a + a**2 / 2,
+        "rk4": 1 - a + a**2 / 2 - a**3 / 6 + a**4 / 24,
+    }
+    if solver.method in ("midpoint", "rk4") and field.coupling > 0:
+        raise ValueError(
+            f"{solver.method} steps are not convex combinations of states and targets when the "
+            "target depends on the state; use euler or heun2"
+        )
+    return polynomials[solver.method] * (1 + 1e-6)
+
+
+@dataclass(frozen=True)
+class TargetMargins:
+    """The target's margins at unperturbed images, with everything that can shrink them.
+
+    Attributes:
+        margins: float64 margin of the label over each class, without the coupling and reduced
+            by the float32 allowance; infinite at the label itself; shape (n, classes).
+        slopes: l2 Lipschitz constant of each margin in pixels, shape (n, classes).
+        allowance: what the margins gave up to float32 rounding, shape (n, classes).
+        reach: l2 radius of the images that the allowance holds for; no certificate of these
+            margins exceeds it; shape (n,).
+    """
+
+    margins: Float[Tensor, "n k"]
+    slopes: Float[Tensor, "n k"]
+    allowance: Float[Tensor, "n k"]
+    reach: Float[Tensor, " n"]
+
+
+@torch.no_grad()
+def target_margins(
+    model: NeuralODEClassifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+) -> TargetMargins:
+    """Margins of the target network, their proven slopes, and the rounding allowance.
+
+    The allowance bounds how far the float32 program can fall behind exact arithmetic: the
+    encoder's and the head's rounding, the softmax of the coupling, and the solver's own
+    rounding, which a step offsets with its share 1 - rho of the margin. It is evaluated for all
+    images within `reach`, the radius that the margins would give if nothing were rounded.
+    """
+    field = model.field
+    assert isinstance(field, TargetSeekingField)
+    slope = pixel_slope(model)
+    weight, bias = field.head.weight.detach().double(), field.head.bias.detach().double()
+    rival_slopes = bounds.pairwise_slopes(field.head.weight)[labels]
+    slopes = field.gain * rival_slopes * slope.value
+
+    still = bounds.Tube.around(images, torch.zeros(len(images)))
+    features = bounds.propagate(model.encoder, bounds.propagate(model.normalise, still)).centre
+    scores = field.gain * (features @ weight.T + bias)
+    label = torch.nn.functional.one_hot(labels, model.classes).bool()
+    exact = (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(label, torch.inf)
+    reach = (exact / slopes.clamp_min(1e-300)).amin(dim=1).clamp(0, math.sqrt(images[0].numel()))
+
+    ball = bounds.Tube.around(images, reach)
+    tube = bounds.propagate(model.encoder, bounds.propagate(model.normalise, ball))
+    row, offset = float(weight.norm(dim=1).max()), float(bias.abs().max())
+    score = row * (torch.linalg.vector_norm(tube.centre, dim=1) + tube.spread) + offset
+    head_error = 2 * bounds.gamma(weight.shape[1] + 4) * score
+    state_size = (field.gain * score + field.coupling).clamp_min(abs(model.initial)) * 1.001
+    step_error = _STEP_ROUNDINGS * bounds.UNIT * state_size / (1 - retained_per_step(model))
+    softmax_error = _SOFTMAX_ROUNDINGS * bounds.UNIT * field.coupling
+    per_image = (field.gain * head_error + step_error + softmax_error).unsqueeze(1)
+    allowance = field.gain * rival_slopes * tube.error.unsqueeze(1) + per_image
+    return TargetMargins(exact - allowance, slopes, allowance, reach)
+
+
+def pixel_slope(model: NeuralODEClassifier) -> bounds.UpperBound:
+    """Proven l2 Lipschitz constant from pixels to features.
+
+    Raises:
+        ValueError: none is known for the encoder.
+    """
+    normalise, encoder = bounds.lipschitz(model.normalise), bounds.lipschitz(model.encoder)
+    if normalise is None or encoder is None:
+        raise ValueError("no Lipschitz constant is proved for the encoder")
+    return normalise * encoder
+
+
+@torch.no_grad()
+def proved_constants(
+    model: NeuralODEClassifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+) -> LyapunovConstants:
+    """Constants of a target-seeking field, proved for the discrete steps that run.
+
+    V is convex, so each step gives V <= rho V + (1 - rho) V(g). With kappa = -ln(rho) / h that
+    is the sampled flow of V' = -kappa V + kappa V(g), and V(g), over all states, is at most the
+    cross-entropy of the target's margins less the coupling.
+    """
+    assert isinstance(model.solver, FixedStepSolver)
+    assert isinstance(model.field, TargetSeekingField)
+    rate = -math.log(retained_per_step(model)) / model.solver.step_size
+    target = target_margins(model, images, labels)
+    # Outside the cone where the label leads, the coupling can work against it in full.
+    worst = target.margins - model.field.coupling
+    loss = torch.log1p(torch.exp(-worst).sum(dim=1))
+    head = bounds.spectral_norm(model.field.head.weight)
+    slope = model.field.gain * (head * pixel_slope(model)).value
+    ones = torch.ones(len(images), dtype=torch.float64)
+    return LyapunovConstants(
+        rate=rate * ones,
+        slack=rate * loss,
+        lipschitz=rate * slope * ones,
+        initial=math.log(model.classes),
+        horizon=model.solver.horizon,
+        reach=target.reach,
+        kind=Kind.CERTIFIED,
+        how="slack proved by convexity of V, Lipschitz constant by SVD",
+    )
+
+
+def sampled_constants(
+    model: NeuralODEClassifier,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    states_per_image: int = 6,
+) -> LyapunovConstants:
+    """Constants measured at states along each image's solved trajectory: an estimate.
+
+    Of a few rates around the trained one, each image keeps the one whose steady value
+    s / kappa is least.
+    """
+    trained = float(getattr(model.field, "rate", lyapunov_rate(model.classes)))
+    with torch.no_grad():
+        solution = model.solve(model.features(images), points=states_per_image)
+    chosen = torch.linspace(0, len(solution.times) - 1, states_per_image).round().long()
+    rates = trained * torch.tensor([0.25, 0.5, 1.0, 2.0], dtype=torch.float64)
+    decreases, values, slopes = [], [], []
+    for index in chosen.tolist():
+        state, time = solution.states[index].detach(), solution.times[index]
+        pixels = images.clone().requires_grad_()
+        velocity = model.field(time, state, model.features(pixels))
+        gradient = state.softmax(dim=1) - torch.nn.functional.one_hot(labels, state.shape[1])
+        decreases.append((gradient * velocity).sum(dim=1).detach().double())
+        values.append(potential(state, labels).double())
+        rows = [
+            torch.autograd.grad(velocity[:, k].sum(), pixels, retain_graph=True)[0].flatten(1)
+            for k in range(velocity.shape[1])
+        ]
+        slopes.append(torch.linalg.matrix_norm(torch.stack(rows, dim=1), 2).double())
+    decrease, value = torch.stack(decreases), torch.stack(values)
+    slacks = (decrease.unsqueeze(2) + rates * value.unsqueeze(2)).clamp_min(0).amax(dim=0)
+    pick = (slacks / rates).nan_to_num(torch.inf).argmin(dim=1)
+    return LyapunovConstants(
+        rate=rates[pick],
+        slack=slacks.gather(1, pick.unsqueeze(1)).squeeze(1),
+        lipschitz=torch.stack(slopes).amax(dim=0),
+        initial=math.log(model.classes),
+        horizon=model.solver.horizon,
+        reach=torch.full((len(images),), torch.inf, dtype=torch.float64),
+        kind=Kind.ESTIMATE,
+        how=f"kappa, slack and Lipschitz constant sampled at {states_per_image} states per image",
+    )
+
+
+def to_norm(radii: Float[Tensor, " n"], pixels: int, norm: Norm) -> Float[Tensor, " n"]:
+    """An l2 radius in `norm`: an l-infinity ball of radius r lies in the l2 ball of r sqrt(d)."""
+    return radii if norm is Norm.L2 else radii / math.sqrt(pixels)

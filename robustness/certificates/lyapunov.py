@@ -1,0 +1,92 @@
+"""LyaNet's certified radius, by the comparison lemma (arXiv 2202.02526).
+
+With V' <= -kappa V + s + sqrt(2) L eps along every perturbed trajectory,
+
+    V(T) <= exp(-kappa T) V(0) + (s + sqrt(2) L eps) (1 - exp(-kappa T)) / kappa,
+
+and V(T) < ln 2 means that the label has more than half of the probability. Solved for eps.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.constants import (
+    LyapunovConstants,
+    proved_constants,
+    refusal_of_proof,
+    sampled_constants,
+    to_norm,
+)
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.threat import Norm
+
+# Radii are computed in float64 and cut by this share, far above float64's rounding.
+SHRINK = 1 - 1e-9
+
+
+def lyapunov_radius(constants: LyapunovConstants) -> Float[Tensor, " n"]:
+    """The l2 radius of equation (2) of docs/theory.md, shape (n,); 0 where there is none."""
+    rate, slack = constants.rate, constants.slack
+    decay = torch.exp(-rate * constants.horizon)
+    room = rate * (math.log(2) - decay * constants.initial) / (1 - decay) - slack
+    return (room / (math.sqrt(2) * constants.lipschitz)).clamp_min(0).nan_to_num(0.0, 0.0, 0.0)
+
+
+def certify_by_constants(
+    name: str,
+    radius_of: Callable[[LyapunovConstants], Tensor],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+) -> list[CertifiedRadius]:
+    """Radii of a certificate that is a function of the Lyapunov constants alone."""
+    assert isinstance(model, NeuralODEClassifier)
+    unproved = refusal_of_proof(model)
+    find = proved_constants if unproved is None else sampled_constants
+    constants = find(model, images, labels)
+    radii = torch.minimum(radius_of(constants), constants.reach) * SHRINK
+    radii = to_norm(radii, images[0].numel(), norm)
+    with torch.no_grad():
+        right = model(images).argmax(dim=1) == labels
+    how = constants.how if unproved is None else f"{constants.how}, since {unproved}"
+    return [
+        CertifiedRadius(
+            radius if correct and math.isfinite(radius) else 0.0,
+            norm,
+            constants.kind if correct else Kind.CERTIFIED,
+            name,
+            ("the slack alone exceeds the threshold; " if radius == 0 else "") + how
+            if correct
+            else "the prediction is wrong",
+        )
+        for radius, correct in zip(radii.tolist(), right.tolist(), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class LyapunovCertificate:
+    """Equation (2): `certified` for target-seeking flows, an `estimate` for other neural ODEs."""
+
+    name: str = "lyapunov"
+
+    def refusal(self, model: nn.Module, norm: Norm) -> str | None:
+        """Only neural ODEs have a Lyapunov function of their class state."""
+        del norm
+        return None if isinstance(model, NeuralODEClassifier) else "the model is not a neural ODE"
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        norm: Norm,
+    ) -> list[CertifiedRadius]:
+        """The radius of each image; see `Certificate.certify`."""
+        return certify_by_constants(self.name, lyapunov_radius, model, images, labels, norm)

@@ -1,0 +1,180 @@
+"""What a recipe can name: one validated configuration per network part, each with `build`."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from torch import nn
+
+from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
+from robustness.nets.encoders import ContractiveFlowEncoder, MLPEncoder, Normalise
+from robustness.nets.fields import LyaNetField, TargetSeekingField
+from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
+
+ImageShape = tuple[int, int, int]
+
+
+class Config(BaseModel):
+    """Strict base: a key that is not listed is an error, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NormaliseConfig(Config):
+    """Per-channel mean and standard deviation, in pixels of [0, 1]."""
+
+    mean: list[float] = [0.0]
+    std: list[PositiveFloat] = [1.0]
+
+    def build(self, channels: int) -> Normalise:
+        """The normalising layer; one value stands for all channels."""
+        mean, std = self.mean, self.std
+        if len(mean) == 1:
+            mean = mean * channels
+        if len(std) == 1:
+            std = std * channels
+        return Normalise(list(mean), list(std))
+
+
+class MLPEncoderConfig(Config):
+    """A perceptron over flattened pixels."""
+
+    kind: Literal["mlp"]
+    widths: list[PositiveInt] = Field(min_length=1)
+
+    def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
+        """The encoder and its number of features (as many as the field asks for)."""
+        if features is None:
+            raise ValueError("an mlp encoder goes with a field that fixes its number of features")
+        pixels = shape[0] * shape[1] * shape[2]
+        return MLPEncoder(pixels, list(self.widths), features), features
+
+
+class ContractiveFlowConfig(Config):
+    """Contractive Euler steps over flattened pixels: 1-Lipschitz in l2."""
+
+    kind: Literal["contractive-flow"]
+    steps: PositiveInt
+    hidden: PositiveInt
+
+    def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
+        """The encoder and its number of features (as many as pixels)."""
+        pixels = shape[0] * shape[1] * shape[2]
+        if features is not None and features != pixels:
+            raise ValueError(
+                f"a contractive-flow encoder gives {pixels} features, the field asks for {features}"
+            )
+        return ContractiveFlowEncoder(pixels, self.steps, self.hidden), pixels
+
+
+class LyaNetFieldConfig(Config):
+    """LyaNet's data-controlled field."""
+
+    kind: Literal["lyanet"]
+    variant: Literal["normalised", "simplex"]
+    width: PositiveInt
+    gain: PositiveFloat = 1.0
+
+    @property
+    def features(self) -> int | None:
+        """Number of features the field asks its encoder for."""
+        return self.width**2
+
+    def build(self, classes: int, features: int) -> nn.Module:
+        """The field."""
+        del features
+        return LyaNetField(classes, self.width, self.variant, self.gain)
+
+
+class TargetSeekingFieldConfig(Config):
+    """Relaxation towards a target that is affine in the features."""
+
+    kind: Literal["target-seeking"]
+    gain: PositiveFloat = 1.0
+    coupling: float = Field(default=0.0, ge=0.0)
+
+    @property
+    def features(self) -> int | None:
+        """Number of features the field asks its encoder for: any."""
+        return None
+
+    def build(self, classes: int, features: int) -> nn.Module:
+        """The field."""
+        return TargetSeekingField(classes, features, self.gain, self.coupling)
+
+
+class FixedStepConfig(Config):
+    """A fixed-step Runge-Kutta method."""
+
+    kind: Literal["fixed"] = "fixed"
+    method: Literal["euler", "midpoint", "heun2", "rk4"]
+    steps: PositiveInt
+    horizon: PositiveFloat = 1.0
+    gradient: Literal["backprop", "adjoint"] = "backprop"
+
+    def build(self) -> Solver:
+        """The solver."""
+        return FixedStepSolver(self.method, self.steps, self.horizon, self.gradient)
+
+
+class AdaptiveConfig(Config):
+    """An adaptive Runge-Kutta method."""
+
+    kind: Literal["adaptive"]
+    method: Literal["dopri5", "bosh3", "adaptive_heun"] = "dopri5"
+    rtol: PositiveFloat = 1e-5
+    atol: PositiveFloat = 1e-5
+    horizon: PositiveFloat = 1.0
+    max_steps: PositiveInt = 1000
+    gradient: Literal["backprop", "adjoint"] = "backprop"
+    coupled: bool = False
+
+    def build(self) -> Solver:
+        """The solver."""
+        return AdaptiveSolver(**self.model_dump(exclude={"kind"}))
+
+
+EncoderConfig = Annotated[MLPEncoderConfig | ContractiveFlowConfig, Field(discriminator="kind")]
+FieldConfig = Annotated[LyaNetFieldConfig | TargetSeekingFieldConfig, Field(discriminator="kind")]
+SolverConfig = Annotated[FixedStepConfig | AdaptiveConfig, Field(discriminator="kind")]
+
+
+class NeuralODEConfig(Config):
+    """A neural ODE on the class state."""
+
+    kind: Literal["neural-ode"]
+    normalise: NormaliseConfig = NormaliseConfig()
+    encoder: EncoderConfig
+    field: FieldConfig
+    solver: SolverConfig
+    initial: float = 0.0
+
+    def build(self, shape: ImageShape, classes: int) -> nn.Module:
+        """The classifier, with fresh weights."""
+        encoder, features = self.encoder.build(shape, self.field.features)
+        return NeuralODEClassifier(
+            self.normalise.build(shape[0]),
+            encoder,
+            self.field.build(classes, features),
+            self.solver.build(),
+            classes,
+            self.initial,
+        )
+
+
+class ResidualConfig(Config):
+    """A residual perceptron, the discrete baseline."""
+
+    kind: Literal["residual-mlp"]
+    normalise: NormaliseConfig = NormaliseConfig()
+    width: PositiveInt
+    blocks: PositiveInt
+
+    def build(self, shape: ImageShape, classes: int) -> nn.Module:
+        """The classifier, with fresh weights."""
+        pixels = shape[0] * shape[1] * shape[2]
+        return ResidualClassifier(
+            self.normalise.build(shape[0]), pixels, self.width, self.blocks, classes
+        )
+
+
+ModelConfig = Annotated[NeuralODEConfig | ResidualConfig, Field(discriminator="kind")]

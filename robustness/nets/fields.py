@@ -1,0 +1,128 @@
+"""Vector fields on the class state: what moves the logits, conditioned on features.
+
+Every field is called as `field(t, state, features)` with states of shape (n, classes) and
+features of shape (n, features), and returns velocities of shape (n, classes).
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Distance of the class corners from the origin along each axis, in LyaNet's published code.
+CORNER = 15.0
+
+
+def lyapunov_rate(classes: int) -> float:
+    """LyaNet's kappa = ln sqrt(n * 15^2): 3.859 for ten classes (arXiv 2202.02526, code)."""
+    return math.log(math.sqrt(classes * CORNER**2))
+
+
+def class_corners(classes: int) -> Float[Tensor, "classes classes"]:
+    """The corner of each class: +15 on its own axis and -15 on the others, shape (n, n)."""
+    return 2 * CORNER * torch.eye(classes) - CORNER
+
+
+class LyaNetField(nn.Module):
+    """LyaNet's data-controlled field (arXiv 2202.02526), in its two published variants.
+
+    The features are a square matrix M(z) between two small layers,
+    `raw = B act(M(z) act(A eta + a)) + b`. Then, with class corners c_i and the rate kappa,
+
+    - `normalised`: eta' = kappa * gain * speed * raw / |raw|, where the speed is the mean over
+      classes of |c_i - eta| weighted by softmax over i of (c_i - eta).raw/|raw|. The speed
+      grows in proportion to the state, so nothing but the finite horizon bounds the solution:
+      |eta| grows at most like exp(kappa * gain * t / n).
+    - `simplex`: eta' = (kappa * gain / n) * (sum_i softmax(raw)_i c_i - eta), a relaxation
+      towards a point of the class simplex; the state never leaves the corners' convex hull.
+
+    Both means run over the n classes, as in the authors' code; gain = n cancels that factor.
+
+    Args:
+        classes: number of classes n, the dimension of the state.
+        width: m; features have m * m entries.
+        variant: `normalised` or `simplex`.
+        gain: the authors' gain; a constant here, where their training loop alters it.
+        softening: smallest |raw| that is divided by; torch's normalisation uses 1e-12.
+    """
+
+    corners: Tensor
+
+    def __init__(
+        self, classes: int, width: int, variant: str, gain: float, softening: float = 1e-12
+    ) -> None:
+        super().__init__()
+        self.classes, self.width, self.variant = classes, width, variant
+        self.gain, self.softening = gain, softening
+        self.rate = lyapunov_rate(classes)
+        self.from_state = nn.Linear(classes, width)
+        self.to_state = nn.Linear(width, classes)
+        self.register_buffer("corners", class_corners(classes), persistent=False)
+
+    @property
+    def features(self) -> int:
+        """Number of features the field is conditioned on."""
+        return self.width**2
+
+    def forward(
+        self, t: Tensor, state: Float[Tensor, "n c"], features: Float[Tensor, "n f"]
+    ) -> Float[Tensor, "n c"]:
+        """Velocity of the state, shape (n, classes)."""
+        del t
+        raw = self._raw(state, features)
+        corners = self.corners
+        if self.variant == "simplex":
+            target = raw.softmax(dim=1) @ corners
+            return (self.rate * self.gain / self.classes) * (target - state)
+        direction = functional.normalize(raw, dim=1, eps=self.softening)
+        to_corners = corners - state.unsqueeze(1)
+        distances = torch.linalg.vector_norm(to_corners, dim=2)
+        weights = (to_corners @ direction.unsqueeze(2)).squeeze(2).softmax(dim=1)
+        speed = (distances * weights).mean(dim=1, keepdim=True)
+        return self.rate * self.gain * speed * direction
+
+    def _raw(self, state: Tensor, features: Tensor) -> Tensor:
+        hidden = functional.relu(self.from_state(state))
+        matrix = features.view(-1, self.width, self.width)
+        hidden = functional.relu(torch.einsum("nij,nj->ni", matrix, hidden))
+        return self.to_state(hidden)
+
+
+class TargetSeekingField(nn.Module):
+    """Relaxation towards a target: eta' = kappa * (g(eta, z) - eta).
+
+    The target is g(eta, z) = gain * (W z + b) + coupling * softmax(eta), with coupling >= 0: the
+    class that leads is reinforced, which makes the dynamics nonlinear in the state. Where
+    eta_y >= eta_j the reinforcement only adds to the margin of y over j, so that every
+    certificate of the linear part carries over to the flow (see `certificates.target_seeking`).
+
+    Args:
+        classes: number of classes n, the dimension of the state.
+        features: number of features z.
+        gain: scale of the target, in logits per unit of feature margin.
+        coupling: strength of the reinforcement, in logits.
+    """
+
+    def __init__(self, classes: int, features: int, gain: float, coupling: float) -> None:
+        super().__init__()
+        if coupling < 0 or gain <= 0:
+            raise ValueError(f"expected gain > 0 and coupling >= 0, got {gain} and {coupling}")
+        self.classes, self.features = classes, features
+        self.gain, self.coupling = gain, coupling
+        self.rate = lyapunov_rate(classes)
+        self.head = nn.Linear(features, classes)
+
+    def target(
+        self, state: Float[Tensor, "n c"], features: Float[Tensor, "n f"]
+    ) -> Float[Tensor, "n c"]:
+        """The target g(eta, z), shape (n, classes)."""
+        return self.gain * self.head(features) + self.coupling * state.softmax(dim=1)
+
+    def forward(
+        self, t: Tensor, state: Float[Tensor, "n c"], features: Float[Tensor, "n f"]
+    ) -> Float[Tensor, "n c"]:
+        """Velocity of the state, shape (n, classes)."""
+        del t
+        return self.rate * (self.target(state, features) - state)

@@ -1,0 +1,335 @@
+"""The training loop: deterministic, resumable at every epoch, best checkpoint kept.
+
+Everything random in an epoch is drawn from a generator seeded by (seed, epoch), so a run that
+is interrupted and resumed at an epoch boundary ends with the weights of an uninterrupted one.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from robustness.data import ImageSet, load_images
+from robustness.errors import UsageError
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.encoders import constrain, release
+from robustness.nets.fields import TargetSeekingField
+from robustness.recipe import (
+    WEIGHTS_FILE,
+    CertifiedLyapunovConfig,
+    CrossEntropyConfig,
+    MeasuredConfig,
+    MonteCarloLyapunovConfig,
+    Recipe,
+    TrainingConfig,
+    read_recipe,
+    record_training,
+    replace_file,
+)
+from robustness.training import losses
+from robustness.training.augmentation import distort
+
+# Validation batches; a fixed size keeps the chosen checkpoint independent of batch_size.
+_VALIDATION_BATCH = 256
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    average: dict[str, Tensor]
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    best_epoch: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+
+
+def train(
+    folder: Path, resume: bool = False, data_dir: Path | None = None, quiet: bool = False
+) -> MeasuredConfig:
+    """Train the recipe in `folder`; write its weights and their SHA-256.
+
+    The checkpoint with the best validation score is kept: certified accuracy at the recipe's
+    eps for the certified loss, accuracy otherwise, ties broken by the lower validation loss.
+
+    Args:
+        folder: holds `recipe.toml`; receives `weights.safetensors`.
+        resume: go on from the last epoch of an interrupted run, where there is one.
+        data_dir: folder with the official image files; None downloads them.
+        quiet: no progress bar.
+
+    Returns:
+        What was measured, as written to the recipe.
+
+    Raises:
+        UsageError: the recipe does not fit its data or its loss, or a checkpoint is broken.
+    """
+    recipe = read_recipe(folder)
+    images = load_images(recipe.data.name, "train", data_dir)
+    if images.shape != recipe.data.shape or images.classes != recipe.data.classes:
+        raise UsageError(
+            f"{folder}: expected images {recipe.data.shape} of {recipe.data.classes} classes as "
+            f"the recipe says, got {images.shape} of {images.classes}; correct [data]"
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.training.threads)
+    torch.set_flush_denormal(True)
+    try:
+        return _train(folder, recipe, images, resume, quiet)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    folder: Path, recipe: Recipe, images: ImageSet, resume: bool, quiet: bool
+) -> MeasuredConfig:
+    config = recipe.training
+    fit, held_out = _split(images, config)
+    state = _fresh_state(recipe, math.ceil(len(fit) / config.batch_size))
+    loss = _loss(config, recipe.data.classes, state.model)
+    checkpoint = folder / "checkpoints" / f"{recipe.training_digest[:16]}.safetensors"
+    if resume and checkpoint.exists():
+        _restore(state, checkpoint)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  validation {task.fields[score]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=quiet) as progress:
+        bar = progress.add_task(
+            f"training {folder.name}",
+            total=config.epochs,
+            completed=state.epoch,
+            loss=math.nan,
+            score=state.best_score[0],
+        )
+        while state.epoch < config.epochs:
+            started = time.perf_counter()
+            mean_loss = _train_epoch(state, config, fit, loss)
+            score = _validate(state, config, held_out)
+            if not math.isfinite(mean_loss):
+                raise UsageError(
+                    f"{folder}: expected a finite loss, got {mean_loss} in epoch {state.epoch}; "
+                    "lower learning_rate"
+                )
+            if score >= state.best_score:
+                state.best_score, state.best_epoch = score, state.epoch
+                state.best = {k: v.clone() for k, v in _deployable(state).items()}
+            state.seconds += time.perf_counter() - started
+            _save(state, checkpoint)
+            progress.update(bar, advance=1, loss=mean_loss, score=score[0])
+    return _publish(folder, state, held_out)
+
+
+def _split(images: ImageSet, config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(images), generator=generator)
+    held_out = max(1, round(config.validation * len(images)))
+    return images.take(order[held_out:]), images.take(order[:held_out])
+
+
+def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
+    config = recipe.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = recipe.model.build(recipe.data.shape, recipe.data.classes)
+    constrain(model)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimiser: torch.optim.Optimizer
+    if config.optimiser == "sgd":
+        optimiser = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **settings)
+    elif config.optimiser == "adamw":
+        optimiser = torch.optim.AdamW(model.parameters(), **settings)
+    else:
+        optimiser = torch.optim.Adam(model.parameters(), **settings)
+    steps = config.epochs * steps_per_epoch
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if config.schedule == "one-cycle":
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, config.learning_rate, total_steps=steps
+        )
+    elif config.schedule == "cosine":
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    else:
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+    average = {k: v.clone() for k, v in model.state_dict().items()} if config.averaging else {}
+    return _State(model, optimiser, schedule, average)
+
+
+Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
+    choice = config.loss
+    if isinstance(choice, CrossEntropyConfig):
+        return lambda x, y, _: losses.cross_entropy(model, x, y)
+    if not isinstance(model, NeuralODEClassifier):
+        raise UsageError(
+            f"expected a neural-ode model for the {choice.kind} loss, got another kind; "
+            "use loss kind cross-entropy"
+        )
+    if isinstance(choice, MonteCarloLyapunovConfig):
+        return lambda x, y, generator: losses.monte_carlo_lyapunov(
+            model, x, y, losses.sample_states(choice.states, classes, generator)
+        )
+    if not isinstance(model.field, TargetSeekingField):
+        raise UsageError(
+            "expected a target-seeking field for the certified-lyapunov loss, got another; "
+            "set [model.field] kind to target-seeking"
+        )
+    return lambda x, y, _: losses.certified_lyapunov(model, x, y, choice.eps, choice.temperature)
+
+
+def _train_epoch(state: _State, config: TrainingConfig, fit: ImageSet, loss: Loss) -> float:
+    state.epoch += 1
+    generator = torch.Generator().manual_seed(_mix(config.seed, state.epoch))
+    state.model.train()
+    total = 0.0
+    for batch in torch.randperm(len(fit), generator=generator).split(config.batch_size):
+        pixels = distort(fit.images[batch], config.augmentation, generator)
+        value = loss(pixels, fit.labels[batch], generator)
+        state.optimiser.zero_grad()
+        value.backward()
+        state.optimiser.step()
+        state.schedule.step()
+        total += float(value.detach()) * len(batch)
+        if state.average:
+            for key, current in state.model.state_dict().items():
+                # An average that starts at the first step, not at the random initialisation.
+                steps = state.schedule.last_epoch
+                decay = min(config.averaging, (1 + steps) / (10 + steps))
+                if current.is_floating_point():
+                    state.average[key].mul_(decay).add_(current, alpha=1 - decay)
+                else:
+                    state.average[key].copy_(current)
+    return total / len(fit)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    text = f"{seed}:{epoch}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+
+
+def _deployable(state: _State) -> dict[str, Tensor]:
+    return state.average if state.average else state.model.state_dict()
+
+
+@torch.no_grad()
+def _validate(state: _State, config: TrainingConfig, held_out: ImageSet) -> tuple[float, float]:
+    """Score and negative loss of the weights that would be deployed."""
+    current = {k: v.clone() for k, v in state.model.state_dict().items()}
+    state.model.load_state_dict(_deployable(state))
+    state.model.eval()
+    correct = certified = loss = 0.0
+    choice = config.loss
+    for start in range(0, len(held_out), _VALIDATION_BATCH):
+        images = held_out.images[start : start + _VALIDATION_BATCH]
+        labels = held_out.labels[start : start + _VALIDATION_BATCH]
+        logits: Float[Tensor, "n k"] = state.model(images)
+        correct += float((logits.argmax(dim=1) == labels).sum())
+        if isinstance(choice, CertifiedLyapunovConfig):
+            model = cast(NeuralODEClassifier, state.model)
+            radii = losses.certified_margin_radius(model, images, labels)
+            certified += float((radii > choice.eps).sum())
+            loss += len(images) * float(
+                losses.certified_lyapunov(model, images, labels, choice.eps, choice.temperature)
+            )
+        else:
+            loss += len(images) * float(nn.functional.cross_entropy(logits, labels))
+    state.model.load_state_dict(current)
+    is_certified = isinstance(choice, CertifiedLyapunovConfig)
+    score = (certified if is_certified else correct) / len(held_out)
+    return score, -loss / len(held_out)
+
+
+def _save(state: _State, checkpoint: Path) -> None:
+    tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
+    tensors |= {f"average/{k}": v for k, v in state.average.items()}
+    tensors |= {f"best/{k}": v for k, v in state.best.items()}
+    optimiser = state.optimiser.state_dict()
+    for index, slots in optimiser["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser/{index}/{name}"] = value
+    scalars = {
+        "groups": optimiser["param_groups"],
+        "schedule": {
+            k: v for k, v in state.schedule.state_dict().items() if not k.startswith("_anneal")
+        },
+        "best_score": list(state.best_score),
+        "best_epoch": state.best_epoch,
+        "epoch": state.epoch,
+        "seconds": state.seconds,
+    }
+    content = safetensors.torch.save(
+        {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+        metadata={"state": json.dumps(scalars)},
+    )
+    checkpoint.parent.mkdir(exist_ok=True)
+    replace_file(checkpoint, content)
+
+
+def _restore(state: _State, checkpoint: Path) -> None:
+    try:
+        with safetensors.safe_open(checkpoint, framework="pt") as file:
+            scalars = json.loads(file.metadata()["state"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UsageError(
+            f"{checkpoint}: expected a checkpoint, got {error}; delete it and train again"
+        ) from None
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    state.model.load_state_dict(under("model/"))
+    state.average, state.best = under("average/"), under("best/")
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in under("optimiser/").items():
+        index, name = key.split("/")
+        slots.setdefault(int(index), {})[name] = value
+    state.optimiser.load_state_dict({"state": slots, "param_groups": scalars["groups"]})
+    state.schedule.load_state_dict(scalars["schedule"])
+    state.best_score = (scalars["best_score"][0], scalars["best_score"][1])
+    state.best_epoch, state.epoch = scalars["best_epoch"], scalars["epoch"]
+    state.seconds = scalars["seconds"]
+
+
+@torch.no_grad()
+def _publish(folder: Path, state: _State, held_out: ImageSet) -> MeasuredConfig:
+    model = state.model
+    model.load_state_dict(state.best)
+    release(model)
+    model.eval()
+    weights = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
+    content = safetensors.torch.save(weights)
+    correct = float((model(held_out.images).argmax(dim=1) == held_out.labels).float().mean())
+    measured = MeasuredConfig(
+        validation_score=round(state.best_score[0], 6),
+        validation_accuracy=round(correct, 6),
+        epoch=state.best_epoch,
+        seconds=round(state.seconds, 1),
+        torch=torch.__version__,
+    )
+    replace_file(folder / WEIGHTS_FILE, content)
+    record_training(folder, hashlib.sha256(content).hexdigest(), measured)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return measured

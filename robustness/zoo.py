@@ -1,0 +1,173 @@
+"""The zoo: recipes to models with verified weights; a user's own factory to a model."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from robustness.errors import UsageError
+from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, read_recipe
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be evaluated.
+
+    Attributes:
+        name: zoo name, folder or `package.module:factory`, as it was asked for.
+        module: pixels of [0, 1], shape (n, c, h, w), to logits, shape (n, classes); in
+            evaluation mode, its parameters without gradients.
+        digest: SHA-256 of weights and architecture, the part of a result's key that names
+            the model. For a user's factory: of its state and of its module's source.
+        recipe: how it was made; None for a user's own.
+    """
+
+    name: str
+    module: nn.Module
+    digest: str
+    recipe: Recipe | None
+
+    @property
+    def description(self) -> str:
+        """What the model is, in a sentence."""
+        return self.recipe.description if self.recipe else f"user's model {self.name}"
+
+
+def zoo_folder() -> Path:
+    """Where the zoo lies: the checkout's `models/`, or the copy inside an installed wheel."""
+    checkout = _PACKAGE.parent / "models"
+    if (_PACKAGE.parent / "pyproject.toml").is_file() and checkout.is_dir():
+        return checkout
+    return _PACKAGE / "_zoo"
+
+
+def zoo_names(dataset: str | None = None) -> list[str]:
+    """Names of all zoo entries, `<data set>/<name>`, sorted."""
+    root = zoo_folder()
+    names = [path.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/{RECIPE_FILE}")]
+    return sorted(name for name in names if dataset is None or name.split("/")[0] == dataset)
+
+
+def find_entry(name: str) -> Path:
+    """The folder of a zoo name, of a recipe file or of a recipe's folder.
+
+    Raises:
+        UsageError: there is no such entry; near names are suggested.
+    """
+    path = Path(name)
+    if path.name == RECIPE_FILE and path.is_file():
+        return path.parent
+    if (path / RECIPE_FILE).is_file():
+        return path
+    entry = zoo_folder() / name
+    if name and not path.is_absolute() and (entry / RECIPE_FILE).is_file():
+        return entry
+    names = zoo_names()
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"the zoo holds {', '.join(names)}"
+    raise UsageError(
+        f"expected a model, a zoo name, a recipe's folder or package.module:factory, "
+        f"got {name!r}; {hint}"
+    )
+
+
+def load_model(name: str) -> LoadedModel:
+    """Load a model and verify its weights.
+
+    Args:
+        name: a zoo name (`digits/lyanet`), a folder with a recipe and its weights, or
+            `package.module:factory`, a callable without arguments that returns a
+            `torch.nn.Module` from pixels to logits.
+
+    Raises:
+        UsageError: the model is unknown, its weights are missing, truncated, do not fit the
+            architecture or do not have the recipe's SHA-256, or the factory fails.
+    """
+    if ":" in name and not Path(name).exists():
+        return _load_factory(name)
+    folder = find_entry(name)
+    recipe = read_recipe(folder)
+    module = recipe.model.build(recipe.data.shape, recipe.data.classes)
+    weights = folder / WEIGHTS_FILE
+    content = _verified_bytes(weights, recipe)
+    try:
+        module.load_state_dict(safetensors.torch.load(content))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{weights}: expected weights of the recipe's architecture, got {reason}; train again"
+        ) from None
+    identity = json.dumps([recipe.architecture, hashlib.sha256(content).hexdigest()])
+    return LoadedModel(name, _frozen(module), hashlib.sha256(identity.encode()).hexdigest(), recipe)
+
+
+def _verified_bytes(weights: Path, recipe: Recipe) -> bytes:
+    if recipe.weights is None:
+        raise UsageError(
+            f"{weights.parent}: expected trained weights, got a recipe without any; "
+            f"run `robustness train {weights.parent}`"
+        )
+    try:
+        content = weights.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"expected weights at {weights}, got {error.strerror or error}; restore the file or "
+            f"run `robustness train {weights.parent}`"
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != recipe.weights.sha256:
+        raise UsageError(
+            f"{weights}: expected SHA-256 {recipe.weights.sha256[:12]}…, got {found[:12]}… "
+            f"({len(content)} bytes, truncated or replaced); restore the file or train again"
+        )
+    return content
+
+
+def _load_factory(name: str) -> LoadedModel:
+    module_name, _, attribute = name.partition(":")
+    # A console script does not search the working folder, where a user's own code lies.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory: Callable[[], nn.Module] = getattr(importlib.import_module(module_name), attribute)
+        module = factory()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"expected a factory package.module:callable, got {name!r}, which raised {reason}; "
+            "check the name and that it can be called without arguments"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"expected {name} to return a torch.nn.Module, got {type(module).__name__}; "
+            "return the model itself"
+        )
+    sha = hashlib.sha256(name.encode())
+    try:
+        sha.update(inspect.getsource(importlib.import_module(module_name)).encode())
+    except OSError:
+        sha.update(b"no source")
+    for key, value in sorted(module.state_dict().items()):
+        sha.update(key.encode())
+        sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return LoadedModel(name, _frozen(module), sha.hexdigest(), None)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
