@@ -1,0 +1,357 @@
+"""What the commands do, in Python: evaluate, attack, certify."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from robustness.certificates import CERTIFICATES, CertifiedRadius, Kind
+from robustness.data import ImageSet, load_images
+from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import AttackRow, Leaderboard, Proportion
+from robustness.evaluation.plan import Plan, make_plan
+from robustness.evaluation.runner import Workbench, reproducible_arithmetic, run_plan
+from robustness.evaluation.store import STORE_FILE, Store
+from robustness.evaluation.suite import Suite, load_suite
+from robustness.evaluation.summarise import environment, summarise
+from robustness.recipe import describe_validation
+from robustness.reporting.report import write_report
+from robustness.threat import Norm, ThreatModel
+from robustness.zoo import LoadedModel, load_model
+
+_DEFAULT_BATCH = 64
+
+
+def evaluate(
+    suite: str | Suite = "digits",
+    *,
+    samples: int | None = None,
+    models: Sequence[str] | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    seed: int | None = None,
+    batch_size: int = _DEFAULT_BATCH,
+    data_dir: Path | None = None,
+    quiet: bool = True,
+) -> Leaderboard:
+    """Evaluate a suite: attack and certify every model, store every sample, write the reports.
+
+    The same call again continues after an interruption; what is stored is not computed again.
+
+    Args:
+        suite: a bundled suite's name, a TOML file, or a `Suite`.
+        samples: fewer images than the suite asks for.
+        models: other models than the suite's.
+        out: the report folder, `reports/<suite>` by default.
+        workers: processes, by default one per core; changes no result.
+        seed: another seed than the suite's.
+        batch_size: images per task handed to a worker; changes no result.
+        data_dir: folder with the official image files; by default they are downloaded.
+        quiet: no progress bar.
+
+    Returns:
+        The leaderboard, which is also written to `out`. Its `soundness.violations` are empty
+        unless a certificate was broken, which is a defect of this package.
+
+    Raises:
+        UsageError: the suite, a model, the data or the folder is not usable; nothing is stored.
+    """
+    parsed = load_suite(suite) if isinstance(suite, str) else suite
+    parsed = _override(parsed, samples=samples, models=models, seed=seed)
+    bench, data_dir = _prepare(parsed, data_dir), data_dir
+    folder = out or Path("reports") / parsed.name
+    _require_writable(folder)
+    workers = _default_workers() if workers is None else _positive("workers", workers)
+    with Store(folder / STORE_FILE) as store:
+        started = time.perf_counter()
+        versions = environment()
+        run = store.begin_run(bench.plan, versions)
+        run_plan(
+            bench.plan,
+            store,
+            bench,
+            workers,
+            _positive("batch size", batch_size),
+            data_dir,
+            quiet,
+        )
+        wall = time.perf_counter() - started
+        store.end_run(run, wall)
+        leaderboard = summarise(bench.plan, store, versions)
+    leaderboard = _with_wall_time(leaderboard, wall)
+    write_report(leaderboard, folder)
+    return leaderboard
+
+
+def render(results: Path, out: Path) -> Leaderboard:
+    """Write the reports of the last complete run in `results` again, from its store.
+
+    Raises:
+        UsageError: there is no store, no complete run, or `out` cannot be written.
+    """
+    file = results / STORE_FILE if results.is_dir() else results
+    with Store(file, must_exist=True) as store:
+        plan, versions, _, wall = store.last_run()
+        missing = {
+            plan.key(job, shard)
+            for job in plan.jobs
+            if job.refusal is None
+            for shard in range(job.shards)
+        } - store.done()
+        if missing:
+            raise UsageError(
+                f"{file}: expected every shard of the last run, got {len(missing)} missing; "
+                "run `robustness evaluate` again"
+            )
+        leaderboard = _with_wall_time(summarise(plan, store, versions), wall)
+    _require_writable(out)
+    write_report(leaderboard, out)
+    return leaderboard
+
+
+def attack(
+    model: str,
+    norm: str,
+    eps: str | float,
+    attack: str = "pgd",
+    *,
+    samples: int | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> AttackRow:
+    """Attack one model at one threat; nothing is stored.
+
+    Args:
+        model: zoo name, folder or `package.module:factory`.
+        norm: `Linf` or `L2`.
+        eps: radius in pixel units, a number or a fraction such as `8/255`.
+        attack: `fgsm`, `pgd` or `autoattack`.
+        samples: how many images, all by default.
+        data: data set, by default the one the model was trained on.
+        data_dir: folder with the official image files.
+        seed: of the order of the images and of every random draw.
+        workers: processes, by default one per core.
+        quiet: no progress bar.
+
+    Returns:
+        The attack's row: robust accuracy with its interval, errors, rejected proposals.
+
+    Raises:
+        UsageError: an argument is not usable, or the attack does not apply.
+    """
+    threat = ThreatModel.parse(norm, eps)
+    suite = _single(
+        model,
+        data,
+        samples,
+        seed,
+        threats=[{"norm": threat.norm, "eps": [threat.eps]}],
+        attacks=[{"kind": attack}],
+    )
+    bench = _prepare(suite, data_dir)
+    refusals = [job.refusal for job in bench.plan.jobs if job.refusal is not None]
+    if refusals:
+        raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
+    with Store(None) as store:
+        run_plan(
+            bench.plan,
+            store,
+            bench,
+            _default_workers() if workers is None else _positive("workers", workers),
+            _DEFAULT_BATCH,
+            data_dir,
+            quiet,
+        )
+        return summarise(bench.plan, store, environment()).models[0].attacks[0]
+
+
+@dataclass(frozen=True)
+class CertifiedSample:
+    """The best radius of one image.
+
+    Attributes:
+        index: of the image in its data set.
+        label: true class.
+        prediction: of the deployed model.
+        radius: the largest radius of kind `certified`; where the model has only estimates, the
+            largest of those; 0 where nothing applies.
+        kind: what the radius claims; None where nothing applies.
+        certificate: which certificate gave it, `none` where nothing applies.
+        reason: what limits it.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    radius: float
+    kind: Kind | None
+    certificate: str
+    reason: str
+
+
+def certify(
+    model: str,
+    norm: str = "L2",
+    *,
+    samples: int | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+) -> list[CertifiedSample]:
+    """Certify one model with every certificate that applies, and keep the best per image.
+
+    Args:
+        model: zoo name, folder or `package.module:factory`.
+        norm: `Linf` or `L2`.
+        samples: how many images, all by default.
+        data: data set, by default the one the model was trained on.
+        data_dir: folder with the official image files.
+        seed: of the order of the images.
+
+    Returns:
+        One row per image, in the order drawn with `seed`.
+
+    Raises:
+        UsageError: an argument is not usable.
+    """
+    parsed = Norm.parse(norm)
+    suite = _single(
+        model,
+        data,
+        samples,
+        seed,
+        threats=[{"norm": parsed, "eps": [1.0]}],
+        certificates=list(CERTIFICATES),
+    )
+    bench = _prepare(suite, data_dir)
+    with Store(None) as store, reproducible_arithmetic():
+        run_plan(bench.plan, store, bench, 1, _DEFAULT_BATCH, data_dir, quiet=True)
+        return _best_rows(bench.plan, store, parsed)
+
+
+def certified_accuracy(rows: Sequence[CertifiedSample], eps: float) -> Proportion:
+    """Share of images proved to keep their label within eps; estimates do not count."""
+    proved = sum(row.kind is Kind.CERTIFIED and row.radius > eps for row in rows)
+    return Proportion.of(proved, len(rows))
+
+
+def _best_rows(plan: Plan, store: Store, norm: Norm) -> list[CertifiedSample]:
+    found: dict[int, list[CertifiedRadius]] = {}
+    truth: dict[int, tuple[int, int | None]] = {}
+    for job in plan.jobs:
+        if job.refusal is not None:
+            continue
+        rows = store.rows(job.kind, (plan.key(job, shard) for shard in range(job.shards)))
+        for row in rows:
+            if job.kind == "clean":
+                truth[row[0]] = row[1], row[2]
+            elif job.kind == "certificate":
+                radius = CertifiedRadius(row[1], norm, Kind(row[2]), job.name, row[3])
+                found.setdefault(row[0], []).append(radius)
+    nothing = CertifiedRadius(0.0, norm, Kind.CERTIFIED, "none", "no certificate applies")
+    results = []
+    for index in plan.order[: plan.samples]:
+        radii = found.get(index, [])
+        claims = [r for r in radii if r.kind is Kind.CERTIFIED and r.radius > 0] or radii
+        chosen = max(claims, key=lambda r: r.radius, default=nothing)
+        label, prediction = truth[index]
+        results.append(
+            CertifiedSample(
+                index,
+                label,
+                -1 if prediction is None else prediction,
+                chosen.radius,
+                chosen.kind if radii else None,
+                chosen.certificate,
+                chosen.reason,
+            )
+        )
+    return results
+
+
+def _single(model: str, data: str | None, samples: int | None, seed: int, **parts: Any) -> Suite:
+    """A suite of one model, on the data set it was trained on unless another is named."""
+    name = data or _data_of(model)
+    count: int | Literal["all"] = "all" if samples is None else _positive("samples", samples)
+    return _validated(
+        {
+            "name": "single",
+            "data": name,
+            "samples": count,
+            "seed": seed,
+            "models": [model],
+            "decay": False,
+        }
+        | parts
+    )
+
+
+def _data_of(model: str) -> str:
+    recipe = load_model(model).recipe
+    if recipe is None:
+        raise UsageError(
+            f"expected --data NAME for the user's model {model}, got none; "
+            "name a data set or an .npz file"
+        )
+    return recipe.data.name
+
+
+def _override(
+    suite: Suite, *, samples: int | None, models: Sequence[str] | None, seed: int | None
+) -> Suite:
+    changes: dict[str, Any] = {}
+    if samples is not None:
+        changes["samples"] = _positive("samples", samples)
+    if models is not None:
+        changes["models"] = list(models)
+    if seed is not None:
+        changes["seed"] = seed
+    return _validated(suite.model_dump(mode="json") | changes)
+
+
+def _validated(content: dict[str, Any]) -> Suite:
+    try:
+        return Suite.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(describe_validation(error)) from None
+
+
+def _prepare(suite: Suite, data_dir: Path | None) -> Workbench:
+    models: list[LoadedModel] = [load_model(name) for name in suite.models]
+    images: ImageSet = load_images(suite.data, suite.split, data_dir)
+    return Workbench(make_plan(suite, images, models), images, models)
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"expected a folder that can be written at {folder}, got {error.strerror or error}; "
+            "choose another --out"
+        ) from None
+
+
+def _positive(what: str, value: int) -> int:
+    if value < 1:
+        raise UsageError(f"expected {what} of at least 1, got {value}; correct it")
+    return value
+
+
+def _default_workers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _with_wall_time(leaderboard: Leaderboard, wall: float) -> Leaderboard:
+    timings = leaderboard.timings | {"wall seconds of this run": round(wall, 2)}
+    return leaderboard.model_copy(update={"timings": timings})

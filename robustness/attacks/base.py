@@ -1,0 +1,74 @@
+"""What an attack is: it proposes images and never judges them."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustness.threat import ThreatModel
+
+
+class Attack(Protocol):
+    """A way to propose images within a threat model."""
+
+    @property
+    def name(self) -> str:
+        """Name in suites, tables and the store."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Library, release and settings: what a reader needs to repeat it."""
+        ...
+
+    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
+        """Why the attack cannot be run at `threat`; None where it can."""
+        ...
+
+    def propose(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        threat: ThreatModel,
+        seed: int,
+    ) -> Float[Tensor, "k n c h w"]:
+        """Candidates for each image.
+
+        Args:
+            model: pixels to logits, shape (n, classes).
+            images: originals in [0, 1], shape (n, c, h, w).
+            labels: true classes, shape (n,).
+            threat: the ball that candidates should stay in; the harness checks.
+            seed: decides every random draw.
+
+        Returns:
+            k candidates per image, shape (k, n, c, h, w), not necessarily inside the ball.
+        """
+        ...
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Run third-party code under its own seed; restore every global state it may disturb.
+
+    pyautoattack's check for dynamic defences removes the process's trace function, and both
+    attack libraries draw from torch's global generator.
+    """
+    python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        sys.settrace(trace)

@@ -1,0 +1,135 @@
+"""The harness: every proposed image is judged here, on the model as deployed.
+
+An image counts as adversarial only if it is finite, lies in the box and the ball by a float64
+measurement, and the deployed model, alone in its batch, gives it another class.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustness.threat import Norm, ThreatModel
+
+# A proposal may overshoot its ball by float32 rounding and is then projected; one that
+# overshoots by more is rejected, since an attack that cannot measure is not to be helped.
+_OVERSHOOT = 1e-4
+
+
+class Status(StrEnum):
+    """Outcome of one sample."""
+
+    ROBUST = "robust"
+    ADVERSARIAL = "adversarial"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The harness's judgement of one sample under one attack.
+
+    Attributes:
+        status: `adversarial` if some candidate fooled the deployed model, `error` if the model
+            failed on one (a non-finite logit) or the attack did, `robust` otherwise.
+        prediction: class of the adversarial image; None unless adversarial.
+        linf: l-infinity distance of the nearest adversarial image found, in pixel units.
+        l2: l2 distance of the same image.
+        rejected: candidates that were not finite or lay outside the ball.
+        detail: what failed, for an error.
+    """
+
+    status: Status
+    prediction: int | None = None
+    linf: float | None = None
+    l2: float | None = None
+    rejected: int = 0
+    detail: str = ""
+
+
+@torch.no_grad()
+def predict_alone(
+    model: nn.Module, images: Float[Tensor, "n c h w"]
+) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Predict each image alone in its batch, as the definition of adversarial asks.
+
+    Returns:
+        Predicted classes, shape (n,), and whether all logits were finite, shape (n,).
+    """
+    if len(images) == 0:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
+    logits = torch.cat([model(images[i : i + 1]) for i in range(len(images))])
+    return logits.argmax(dim=1), logits.isfinite().all(dim=1)
+
+
+@torch.no_grad()
+def judge(
+    model: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    candidates: Float[Tensor, "k n c h w"],
+    threat: ThreatModel,
+) -> list[Verdict]:
+    """Judge all candidates of each image and keep the nearest adversarial one.
+
+    Candidates that a batched prediction already calls right are taken at its word, unless the
+    model's predictions depend on the batch; all others are predicted again alone.
+
+    Args:
+        model: the deployed model.
+        images: originals in [0, 1], shape (n, c, h, w).
+        labels: true classes, shape (n,).
+        candidates: proposals, shape (k, n, c, h, w).
+        threat: the ball.
+
+    Returns:
+        One verdict per image.
+    """
+    verdicts = [Verdict(Status.ROBUST) for _ in labels]
+    couples = getattr(getattr(model, "solver", None), "couples_batch", False)
+    for proposed in candidates:
+        finite = proposed.flatten(1).isfinite().all(dim=1)
+        boxed = torch.where(_wide(finite), proposed, images).clamp(0, 1)
+        inside = finite & (threat.norm.distance(boxed, images) <= threat.eps * (1 + _OVERSHOOT))
+        held = torch.where(_wide(inside), threat.norm.project(boxed, images, threat.eps), images)
+        inside &= threat.norm.distance(held, images) <= threat.eps
+        logits = model(held)
+        suspect = ~logits.isfinite().all(dim=1) | (logits.argmax(dim=1) != labels)
+        again = torch.nonzero((suspect | couples) & inside).squeeze(1)
+        predictions, sane = predict_alone(model, held[again])
+        linf = Norm.LINF.distance(held[again], images[again])
+        l2 = Norm.L2.distance(held[again], images[again])
+        for row, i in enumerate(again.tolist()):
+            if not sane[row]:
+                found = Verdict(Status.ERROR, detail="non-finite logits inside the ball")
+            elif predictions[row] == labels[i]:
+                continue
+            else:
+                found = Verdict(
+                    Status.ADVERSARIAL,
+                    int(predictions[row]),
+                    float(linf[row]),
+                    float(l2[row]),
+                )
+            verdicts[i] = _worse(verdicts[i], found, threat.norm)
+        for i in torch.nonzero(~inside).squeeze(1).tolist():
+            verdicts[i] = replace(verdicts[i], rejected=verdicts[i].rejected + 1)
+    return verdicts
+
+
+def _wide(mask: Tensor) -> Tensor:
+    return mask.view(-1, 1, 1, 1)
+
+
+def _worse(known: Verdict, found: Verdict, norm: Norm) -> Verdict:
+    """A nearer adversarial image replaces a farther one; either outranks an error."""
+    found = replace(found, rejected=known.rejected)
+    if known.status is Status.ADVERSARIAL:
+        if found.status is not Status.ADVERSARIAL:
+            return known
+        near, far = (v.linf if norm is Norm.LINF else v.l2 for v in (found, known))
+        assert near is not None
+        assert far is not None
+        return found if near < far else known
+    return found

@@ -1,0 +1,301 @@
+"""The command line: parses, calls, prints.
+
+Exit codes: 0 done; 1 the answer is no (regression, soundness failure); 2 bad input or usage,
+said in one line on standard error; 130 interrupted.
+"""
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robustness import api
+from robustness.certificates import Kind
+from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
+from robustness.recipe import read_recipe
+from robustness.reporting.compare import compare
+from robustness.reporting.regression import check
+from robustness.reporting.tables import summary_table
+from robustness.threat import Norm, ThreatModel
+from robustness.training.loop import train
+from robustness.zoo import WEIGHTS_FILE, find_entry, zoo_folder, zoo_names
+
+app = typer.Typer(
+    name="robustness",
+    help="Adversarial robustness of neural ODEs: attack, certify, and report the bracket.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True, soft_wrap=True)
+
+_INTERRUPTED = 130
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Folder with the official files (mnist/, fashion-mnist/, cifar-10-batches-bin/, "
+        "cifar-100-binary/). Downloaded to the user's cache by default.",
+    ),
+]
+Samples = Annotated[int | None, typer.Option("--samples", help="Number of images.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of image order and attacks.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes; one per core by default.")
+]
+ModelName = Annotated[
+    str, typer.Argument(help="Zoo name, recipe folder or package.module:factory.")
+]
+
+
+@app.command()
+def evaluate(
+    suite: Annotated[str, typer.Argument(help="TOML file or bundled suite.")] = "digits",
+    samples: Samples = None,
+    models: Annotated[
+        str | None, typer.Option("--models", help="Models instead of the suite's, A,B,...")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Report folder; reports/<suite> by default.")
+    ] = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", help="Images per task of a worker; changes no result."),
+    ] = 64,
+    data_dir: DataDir = None,
+) -> None:
+    """Attack and certify every model of a suite, and write its reports."""
+    leaderboard = api.evaluate(
+        suite,
+        samples=samples,
+        models=[m.strip() for m in models.split(",") if m.strip()] if models else None,
+        out=out,
+        workers=workers,
+        seed=seed,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        quiet=False,
+    )
+    _show(leaderboard, out or Path("reports") / leaderboard.suite.name)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Report folder of a run, or its store.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+) -> None:
+    """Render the reports of a run again from its store."""
+    _show(api.render(results, out), out)
+
+
+@app.command()
+def attack(
+    model: ModelName,
+    eps: Annotated[str, typer.Option("--eps", help="Radius in pixel units: 0.1 or 8/255.")],
+    norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
+    attack: Annotated[str, typer.Option("--attack", help="fgsm, pgd or autoattack.")] = "pgd",
+    samples: Samples = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data set; the model's own by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of image order and attack.")] = 0,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Attack one model at one threat and print its robust accuracy."""
+    row = api.attack(
+        model,
+        norm,
+        eps,
+        attack,
+        samples=samples,
+        data=data,
+        seed=seed,
+        workers=workers,
+        data_dir=data_dir,
+        quiet=False,
+    )
+    table = Table(title=escape(f"{model} under {ThreatModel(row.norm, row.eps)}"))
+    for column in ("attack", "images", "robust accuracy", "95% interval", "errors", "rejected"):
+        table.add_column(column)
+    table.add_row(
+        row.version,
+        str(row.subset),
+        f"{row.robust.value:.1%}",
+        f"{row.robust.low:.1%} to {row.robust.high:.1%}",
+        str(row.errors),
+        str(row.rejected),
+    )
+    console.print(table)
+
+
+@app.command()
+def certify(
+    model: ModelName,
+    norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "L2",
+    samples: Samples = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write index,label,prediction,radius,kind,certificate."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data set; the model's own by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the image order.")] = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Certify one model; print its certified accuracy, write a radius for every image."""
+    if csv_file is not None:
+        _require_file_writable(csv_file)
+    rows = api.certify(model, norm, samples=samples, data=data, seed=seed, data_dir=data_dir)
+    if csv_file is not None:
+        with csv_file.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "label", "prediction", "radius", "kind", "certificate"])
+            for row in rows:
+                kind = row.kind.value if row.kind else ""
+                writer.writerow(
+                    [row.index, row.label, row.prediction, repr(row.radius), kind, row.certificate]
+                )
+    table = Table(title=escape(f"{model}, {Norm.parse(norm)}, {len(rows)} images"))
+    for column in ("eps", "certified accuracy", "95% interval"):
+        table.add_column(column)
+    proved = sorted(row.radius for row in rows if row.kind is Kind.CERTIFIED and row.radius > 0)
+    grid = [proved[int(q * (len(proved) - 1))] for q in (0.1, 0.25, 0.5, 0.75, 0.9)]
+    for eps in [0.0, *(float(f"{value:.2g}") for value in grid)] if proved else [0.0]:
+        share = api.certified_accuracy(rows, eps)
+        table.add_row(f"{eps:g}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
+    console.print(table)
+    estimates = sum(row.kind is Kind.ESTIMATE for row in rows)
+    if estimates:
+        console.print(f"{estimates} images have an estimated radius only, which proves nothing.")
+    if not proved:
+        console.print(escape(f"No image is certified: {rows[0].reason}."))
+
+
+@app.command("train")
+def train_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe's folder or zoo name.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last epoch of an interrupted run.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Train a recipe; write its weights and their SHA-256."""
+    folder = find_entry(recipe)
+    _require_file_writable(folder / WEIGHTS_FILE)
+    measured = train(folder, resume, data_dir)
+    console.print(
+        f"{folder / WEIGHTS_FILE}: validation accuracy {measured.validation_accuracy:.1%} "
+        f"(epoch {measured.epoch}), {measured.seconds:.0f} s"
+    )
+
+
+@app.command()
+def models(
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Only this data set's models.")
+    ] = None,
+) -> None:
+    """List what the zoo holds."""
+    names = zoo_names(dataset)
+    if not names:
+        sets = sorted({name.split("/")[0] for name in zoo_names()})
+        raise UsageError(
+            f"expected a data set with models, one of {', '.join(sets)}, got {dataset!r}; "
+            "correct --dataset"
+        )
+    table = Table(show_lines=False)
+    for column in ("model", "weights", "description"):
+        table.add_column(column, overflow="fold")
+    for name in names:
+        recipe = read_recipe(zoo_folder() / name)
+        table.add_row(name, "yes" if recipe.weights else "none yet", recipe.description)
+    console.print(table)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Leaderboard or its folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Leaderboard or its folder.")],
+) -> None:
+    """Put two leaderboards side by side."""
+    console.print(compare(read_leaderboard(first), read_leaderboard(second)))
+
+
+@app.command("check")
+def check_command(
+    results: Annotated[Path, typer.Argument(help="Leaderboard of the run, or its folder.")],
+    baseline: Annotated[Path, typer.Option("--baseline", help="Leaderboard to hold it to.")],
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Largest harmless fall, as a proportion.")
+    ] = 0.01,
+) -> None:
+    """Regression gate: exit code 0 pass, 1 regression, 2 cannot tell."""
+    verdict = check(read_leaderboard(results), read_leaderboard(baseline), tolerance)
+    for finding in verdict.findings:
+        console.print(escape(finding), soft_wrap=True)
+    console.print(verdict.outcome.name.lower().replace("_", " "))
+    raise typer.Exit(int(verdict.outcome.value))
+
+
+def _show(leaderboard: Leaderboard, folder: Path) -> None:
+    console.print(summary_table(leaderboard))
+    console.print(escape(f"reports: {folder / 'index.html'}"))
+    if leaderboard.soundness.violations:
+        for violation in leaderboard.soundness.violations:
+            errors.print(escape(f"soundness failure: {violation}"))
+        raise typer.Exit(1)
+
+
+def _require_file_writable(file: Path) -> None:
+    try:
+        existed = file.exists()
+        with file.open("ab"):
+            pass
+        if not existed:
+            file.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"expected a file that can be written at {file}, got {error.strerror or error}; "
+            "choose another place"
+        ) from None
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run a command line and turn every outcome into an exit code and at most one line."""
+    try:
+        result = command()
+    except typer.TyperException as error:
+        message = error.format_message()
+        if "\n" in message:  # the help text, where no command was named
+            console.print(escape(message))
+        else:
+            context = getattr(error, "ctx", None)
+            hint = f"; see `{context.command_path} --help`" if context else ""
+            errors.print(escape(f"error: {message}{hint}"), highlight=False)
+        return 2
+    except UsageError as error:
+        errors.print(escape(f"error: {' '.join(str(error).split())}"), highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        result = _INTERRUPTED
+    if result == _INTERRUPTED:
+        errors.print("interrupted; the same command continues from what is stored")
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `robustness` command."""
+    sys.exit(run(lambda: app(standalone_mode=False)))

@@ -1,0 +1,161 @@
+"""Suites: what to evaluate, as a strict TOML file or a bundled name."""
+
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from robustness.attacks import FGSM, PGD, Attack, AutoAttack
+from robustness.certificates import CERTIFICATES
+from robustness.errors import UsageError
+from robustness.nets.config import Config
+from robustness.recipe import read_toml
+from robustness.threat import Norm, ThreatModel, parse_eps
+
+Samples = PositiveInt | Literal["all"]
+
+
+class ThreatsConfig(Config):
+    """A norm and the radii at which it is attacked and certified."""
+
+    norm: Norm
+    eps: list[float] = Field(min_length=1)
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _norm(cls, value: object) -> Norm:
+        return Norm.parse(str(value))
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _eps(cls, values: object) -> list[float]:
+        if not isinstance(values, list):
+            raise UsageError(f"expected a list of radii, got {values!r}")
+        return sorted({parse_eps(value) for value in values})
+
+    @property
+    def threats(self) -> list[ThreatModel]:
+        """One threat model per radius, smallest first."""
+        return [ThreatModel(self.norm, eps) for eps in self.eps]
+
+
+class _AttackConfig(Config):
+    """What every attack can be restricted to.
+
+    `samples` takes the first of the suite's order; `threats` replaces the suite's.
+    """
+
+    samples: Samples = "all"
+    threats: list[ThreatsConfig] | None = None
+
+
+class FGSMConfig(_AttackConfig):
+    """FGSM, l-infinity only."""
+
+    kind: Literal["fgsm"]
+
+    def build(self) -> Attack:
+        """The attack."""
+        return FGSM()
+
+
+class PGDConfig(_AttackConfig):
+    """PGD with cross-entropy from random starts."""
+
+    kind: Literal["pgd"]
+    steps: PositiveInt = 20
+    restarts: PositiveInt = 1
+    relative_step: PositiveFloat | None = None
+
+    def build(self) -> Attack:
+        """The attack."""
+        return PGD(self.steps, self.restarts, self.relative_step)
+
+
+class AutoAttackConfig(_AttackConfig):
+    """AutoAttack standard."""
+
+    kind: Literal["autoattack"]
+
+    def build(self) -> Attack:
+        """The attack."""
+        return AutoAttack()
+
+
+AttackConfig = Annotated[FGSMConfig | PGDConfig | AutoAttackConfig, Field(discriminator="kind")]
+
+
+class Suite(Config):
+    """What one run evaluates.
+
+    Attributes:
+        name: names the report folder.
+        data: a data set's name or an `.npz` file.
+        split: which split.
+        samples: how many images, the first of a fixed order drawn with `seed`.
+        seed: decides that order and every random draw of the attacks.
+        models: zoo names, folders or factories.
+        threats: norms and radii.
+        attacks: run on every model.
+        certificates: names of certificates, run on every model they apply to.
+        decay: whether to record V(t) along the trajectories of neural ODEs.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    data: str
+    split: Literal["test", "train"] = "test"
+    samples: Samples = "all"
+    seed: int = Field(default=0, ge=0)
+    models: list[str] = Field(min_length=1)
+    threats: list[ThreatsConfig] = Field(min_length=1)
+    attacks: list[AttackConfig] = Field(default_factory=list)
+    certificates: list[str] = Field(default_factory=list)
+    decay: bool = True
+
+    @field_validator("certificates")
+    @classmethod
+    def _certificates(cls, values: list[str]) -> list[str]:
+        for value in values:
+            if value not in CERTIFICATES:
+                raise ValueError(f"expected certificates among {', '.join(CERTIFICATES)}")
+        return values
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Suite":
+        for what, names in (
+            ("models", self.models),
+            ("norms in threats", [t.norm for t in self.threats]),
+            ("certificates", self.certificates),
+            ("kinds of attacks", [a.kind for a in self.attacks]),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"expected distinct {what}")
+        return self
+
+
+def bundled_suites() -> list[str]:
+    """Names of the suites that come with the package."""
+    folder = resources.files("robustness") / "suites"
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """Read a suite from a TOML file, or a bundled one by name.
+
+    Raises:
+        UsageError: there is no such suite, or the file does not fit; one line says where.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        return read_toml(path, Suite)
+    names = bundled_suites()
+    if name not in names:
+        near = get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "correct it"
+        raise UsageError(
+            f"expected a suite, a .toml file or one of {', '.join(names)}, got {name!r}; {hint}"
+        )
+    with resources.as_file(resources.files("robustness") / "suites" / f"{name}.toml") as file:
+        return read_toml(file, Suite)
