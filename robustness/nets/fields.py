@@ -77,9 +77,9 @@ class LyaNetField(nn.Module):
             target = raw.softmax(dim=1) @ corners
             return (self.rate * self.gain / self.classes) * (target - state)
         direction = functional.normalize(raw, dim=1, eps=self.softening)
-        to_corners = corners - state.unsqueeze(1)
-        distances = torch.linalg.vector_norm(to_corners, dim=2)
-        weights = (to_corners @ direction.unsqueeze(2)).squeeze(2).softmax(dim=1)
+        distances = torch.linalg.vector_norm(corners - state.unsqueeze(1), dim=2)
+        # (c_i - eta).d = 30 d_i + a term without i, which a softmax over i does not see.
+        weights = (2 * CORNER * direction).softmax(dim=1)
         speed = (distances * weights).mean(dim=1, keepdim=True)
         return self.rate * self.gain * speed * direction
 
