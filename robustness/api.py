@@ -62,10 +62,11 @@ def evaluate(
     """
     parsed = load_suite(suite) if isinstance(suite, str) else suite
     parsed = _override(parsed, samples=samples, models=models, seed=seed)
-    bench, data_dir = _prepare(parsed, data_dir), data_dir
+    workers = _default_workers() if workers is None else _positive("workers", workers)
+    batch_size = _positive("batch size", batch_size)
+    bench = _prepare(parsed, data_dir)
     folder = out or Path("reports") / parsed.name
     _require_writable(folder)
-    workers = _default_workers() if workers is None else _positive("workers", workers)
     with Store(folder / STORE_FILE) as store:
         started = time.perf_counter()
         versions = environment()
@@ -75,7 +76,7 @@ def evaluate(
             store,
             bench,
             workers,
-            _positive("batch size", batch_size),
+            batch_size,
             data_dir,
             quiet,
         )

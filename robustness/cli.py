@@ -20,7 +20,7 @@ from robustness.certificates import Kind
 from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
 from robustness.recipe import read_recipe
-from robustness.reporting.compare import compare
+from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
 from robustness.reporting.tables import summary_table
 from robustness.threat import Norm, ThreatModel
@@ -231,7 +231,8 @@ def compare_command(
     second: Annotated[Path, typer.Argument(metavar="B", help="Leaderboard or its folder.")],
 ) -> None:
     """Put two leaderboards side by side."""
-    console.print(compare(read_leaderboard(first), read_leaderboard(second)))
+    comparison = compare(read_leaderboard(first), read_leaderboard(second))
+    console.print(render(comparison, str(first), str(second)))
 
 
 @app.command("check")
@@ -247,7 +248,7 @@ def check_command(
     for finding in verdict.findings:
         console.print(escape(finding), soft_wrap=True)
     console.print(verdict.outcome.name.lower().replace("_", " "))
-    raise typer.Exit(int(verdict.outcome.value))
+    raise typer.Exit(verdict.exit_code)
 
 
 def _show(leaderboard: Leaderboard, folder: Path) -> None:

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tomlkit
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from robustness.errors import UsageError
 from robustness.nets.config import Config, ModelConfig
+from robustness.threat import Norm
 
 RECIPE_FILE = "recipe.toml"
 WEIGHTS_FILE = "weights.safetensors"
@@ -32,10 +41,11 @@ class CrossEntropyConfig(Config):
 
 
 class MonteCarloLyapunovConfig(Config):
-    """LyaNet's Lyapunov loss over sampled states."""
+    """LyaNet's Lyapunov loss over sampled states, `extent` of the authors' ball of radii."""
 
     kind: Literal["lyapunov-monte-carlo"]
     states: PositiveInt = 512
+    extent: PositiveFloat = 1.0
 
 
 class CertifiedLyapunovConfig(Config):
@@ -46,17 +56,80 @@ class CertifiedLyapunovConfig(Config):
     temperature: PositiveFloat
 
 
+class PathIntegralLyapunovConfig(Config):
+    """LyaNet's Lyapunov loss over the states of solved trajectories.
+
+    `through_solver` says whether gradients go through the solved states as well; without, they
+    reach the velocities at these states only. `rate` is kappa, the field's own by default.
+    """
+
+    kind: Literal["lyapunov-path-integral"]
+    through_solver: bool = True
+    rate: PositiveFloat | None = None
+
+
+class InvarianceConfig(Config):
+    """FI-ODE's loss for a field on the simplex: the margin potential falls at sampled states."""
+
+    kind: Literal["invariance-monte-carlo"]
+    states: PositiveInt = 64
+    rate: PositiveFloat
+    leak: NonNegativeFloat = 0.0
+
+
+class AdversarialConfig(Config):
+    """Cross-entropy at images found by projected gradient descent, eps in pixel units.
+
+    `step_size` is 2.5 eps / steps by default, which reaches the edge from every start.
+    """
+
+    kind: Literal["adversarial"]
+    norm: Norm = Norm.LINF
+    eps: PositiveFloat
+    steps: PositiveInt
+    step_size: PositiveFloat | None = None
+
+
+class SteadyStateConfig(Config):
+    """TisODE's loss: cross-entropy and the distance still travelled after the horizon."""
+
+    kind: Literal["steady-state"]
+    weight: PositiveFloat
+
+
+class StableEquilibriumConfig(Config):
+    """SODEF's loss: cross-entropy and a stable equilibrium where the solution ends."""
+
+    kind: Literal["stable-equilibrium"]
+    equilibrium: NonNegativeFloat
+    diagonal: NonNegativeFloat
+    dominance: NonNegativeFloat
+
+
 class AugmentationConfig(Config):
-    """Random affine distortion of each training image."""
+    """Random affine distortion of each training image, then a random crop and mirroring.
+
+    `crop` is the number of black pixels on each side out of which an image of the same size is
+    cut; `flip` mirrors every other image.
+    """
 
     rotate: NonNegativeFloat = 0.0
     shift: NonNegativeFloat = 0.0
     scale: NonNegativeFloat = 0.0
     shear: NonNegativeFloat = 0.0
+    crop: NonNegativeInt = 0
+    flip: bool = False
 
 
 LossConfig = Annotated[
-    CrossEntropyConfig | MonteCarloLyapunovConfig | CertifiedLyapunovConfig,
+    CrossEntropyConfig
+    | MonteCarloLyapunovConfig
+    | PathIntegralLyapunovConfig
+    | CertifiedLyapunovConfig
+    | InvarianceConfig
+    | AdversarialConfig
+    | SteadyStateConfig
+    | StableEquilibriumConfig,
     Field(discriminator="kind"),
 ]
 
@@ -66,7 +139,8 @@ class TrainingConfig(Config):
 
     `validation` is the fraction of the training split held out to choose the checkpoint;
     `averaging` is the decay per step of an exponential moving average of the weights, 0 for
-    none; `threads` is fixed because the number of threads changes the last bits of a sum.
+    none; schedule `step` divides the learning rate by 10 halfway, as LyaNet's authors do;
+    `threads` is fixed because the number of threads changes the last bits of a sum.
     """
 
     loss: LossConfig
@@ -75,7 +149,7 @@ class TrainingConfig(Config):
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
-    schedule: Literal["constant", "one-cycle", "cosine"] = "one-cycle"
+    schedule: Literal["constant", "one-cycle", "cosine", "step"] = "one-cycle"
     averaging: float = Field(default=0.0, ge=0.0, lt=1.0)
     augmentation: AugmentationConfig = AugmentationConfig()
     validation: float = Field(default=0.1, gt=0.0, lt=1.0)
@@ -151,14 +225,19 @@ def read_toml(path: Path, model: type[Validated]) -> Validated:
 
 def describe_validation(error: ValidationError) -> str:
     """The first fault of a failed validation, in one line."""
-    first = error.errors()[0]
+    # A misspelt key is both unknown and missing; its own spelling says more.
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"]) or "file"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key {place!r}; remove it or correct its spelling{more}"
     if first["type"] == "missing":
         return f"missing key {place!r}; add it{more}"
-    return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if "got " not in message:
+        message += f", got {first['input']!r}"
+    return f"{place}: {message}{more}"
 
 
 def read_recipe(folder: Path) -> Recipe:

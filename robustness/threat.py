@@ -47,26 +47,23 @@ class Norm(StrEnum):
         centres: Float[Tensor, "n *shape"],
         eps: float,
     ) -> Float[Tensor, "n *shape"]:
-        """Nearest float32 images whose float64 distance to `centres` is at most `eps`.
+        """The candidates, moved to within `eps` of `centres` by a float64 measurement.
 
-        Used to remove the rounding by which an attack overshoots its ball; the result
-        is shrunk by one float32 unit where rounding back would leave the ball again.
+        Removes the rounding by which an attack overshoots its ball. A pixel that rounding to
+        float32 would put beyond its place in the ball is set one float32 unit nearer to its
+        centre; what becomes of one image does not depend on the others.
         """
         centre, delta = centres.double(), candidates.double() - centres.double()
-        shape = (-1,) + (1,) * (delta.dim() - 1)
-        shrink = 1.0
-        projected = candidates
-        for _ in range(4):
-            if self is Norm.LINF:
-                inside = delta.clamp(-eps * shrink, eps * shrink)
-            else:
-                length = torch.linalg.vector_norm(delta.flatten(1), dim=1).view(shape)
-                inside = delta * (eps * shrink / length.clamp_min(1e-300)).clamp(max=1.0)
-            projected = (centre + inside).to(candidates.dtype)
-            if bool((self.distance(projected, centres) <= eps).all()):
-                break
-            shrink -= 3e-7 / max(eps, 1e-6)
-        return projected
+        if self is Norm.LINF:
+            inside = delta.clamp(-eps, eps)
+        else:
+            length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+            # The float64 norm of what is scaled must not round to more than eps again.
+            scale = torch.where(length <= eps, 1.0, eps * (1 - 1e-12) / length)
+            inside = delta * scale.view((-1,) + (1,) * (delta.dim() - 1))
+        rounded = (centre + inside).to(candidates.dtype)
+        beyond = (rounded.double() - centre).abs() > inside.abs()
+        return torch.where(beyond, torch.nextafter(rounded, centres.to(rounded.dtype)), rounded)
 
 
 def parse_eps(value: str | float | int) -> float:
@@ -77,12 +74,14 @@ def parse_eps(value: str | float | int) -> float:
     """
     expectation = "expected a radius above 0 in pixel units, such as 0.1 or 8/255"
     try:
+        if isinstance(value, bool):
+            raise TypeError
         if isinstance(value, str) and "/" in value:
             numerator, denominator = value.split("/")
             eps = float(numerator) / float(denominator)
         else:
             eps = float(value)
-    except (ValueError, ZeroDivisionError, TypeError):
+    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
         raise UsageError(f"{expectation}, got {value!r}; correct eps") from None
     if not math.isfinite(eps) or eps <= 0:
         raise UsageError(f"{expectation}, got {value!r}; correct eps")
@@ -90,11 +89,12 @@ def parse_eps(value: str | float | int) -> float:
 
 
 def format_eps(eps: float) -> str:
-    """Write a radius as people in the field do: `8/255` where it is one, else decimal."""
-    in_255ths = eps * 255
-    if 1 <= round(in_255ths) <= 255 and abs(in_255ths - round(in_255ths)) < 1e-9:
-        return f"{round(in_255ths)}/255" if round(in_255ths) < 255 else "1"
-    return f"{eps:g}"
+    """Write a radius as people in the field do: a short decimal where exact, else `8/255`."""
+    # 0.2 is also 51/255, but nobody who wrote 0.2 would look for it there.
+    decimal, in_255ths = f"{eps:.4g}", round(eps * 255)
+    if float(decimal) != eps and in_255ths >= 1 and abs(eps * 255 - in_255ths) < 1e-9:
+        return f"{in_255ths}/255"
+    return decimal if float(decimal) == eps else f"{eps:g}"
 
 
 @dataclass(frozen=True, order=True)
@@ -113,7 +113,7 @@ class ThreatModel:
         parse_eps(self.eps)
 
     @classmethod
-    def parse(cls, norm: str, eps: str | float) -> "ThreatModel":
+    def parse(cls, norm: str, eps: str | float | int) -> "ThreatModel":
         """Build from the words of a command line or a suite file.
 
         Raises:

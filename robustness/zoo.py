@@ -67,13 +67,14 @@ def find_entry(name: str) -> Path:
     Raises:
         UsageError: there is no such entry; near names are suggested.
     """
+    # os.path answers False, where pathlib raises, for what no file can be called.
     path = Path(name)
-    if path.name == RECIPE_FILE and path.is_file():
+    if path.name == RECIPE_FILE and os.path.isfile(path):
         return path.parent
-    if (path / RECIPE_FILE).is_file():
+    if os.path.isfile(path / RECIPE_FILE):
         return path
     entry = zoo_folder() / name
-    if name and not path.is_absolute() and (entry / RECIPE_FILE).is_file():
+    if name and not path.is_absolute() and os.path.isfile(entry / RECIPE_FILE):
         return entry
     names = zoo_names()
     near = get_close_matches(name, names, n=1, cutoff=0.5)
@@ -96,11 +97,14 @@ def load_model(name: str) -> LoadedModel:
         UsageError: the model is unknown, its weights are missing, truncated, do not fit the
             architecture or do not have the recipe's SHA-256, or the factory fails.
     """
-    if ":" in name and not Path(name).exists():
+    if ":" in name and not os.path.exists(name):
         return _load_factory(name)
     folder = find_entry(name)
     recipe = read_recipe(folder)
-    module = recipe.model.build(recipe.data.shape, recipe.data.classes)
+    try:
+        module = recipe.model.build(recipe.data.shape, recipe.data.classes)
+    except ValueError as error:
+        raise UsageError(f"{folder / RECIPE_FILE}: {error}; correct [model]") from None
     weights = folder / WEIGHTS_FILE
     content = _verified_bytes(weights, recipe)
     try:
@@ -144,7 +148,7 @@ def _load_factory(name: str) -> LoadedModel:
     try:
         factory: Callable[[], nn.Module] = getattr(importlib.import_module(module_name), attribute)
         module = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
             f"expected a factory package.module:callable, got {name!r}, which raised {reason}; "
@@ -162,7 +166,11 @@ def _load_factory(name: str) -> LoadedModel:
         sha.update(b"no source")
     for key, value in sorted(module.state_dict().items()):
         sha.update(key.encode())
-        sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if isinstance(value, torch.Tensor):
+            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            sha.update(repr(value).encode())
     return LoadedModel(name, _frozen(module), sha.hexdigest(), None)
 
 

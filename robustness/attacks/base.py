@@ -4,7 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustness.threat import ThreatModel
 
 
+@runtime_checkable
 class Attack(Protocol):
     """A way to propose images within a threat model."""
 

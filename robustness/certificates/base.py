@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class CertifiedRadius:
     reason: str
 
 
+@runtime_checkable
 class Certificate(Protocol):
     """A method that turns a model, an image and its label into a radius."""
 

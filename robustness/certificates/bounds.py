@@ -5,7 +5,8 @@ exact arithmetic. A norm estimated from below (power iteration, sampling) stays 
 the certificates take no floats where they need a bound.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -26,8 +27,10 @@ UNIT = 2.0**-24
 # Relative error of a float64 SVD and of float64 sums of at most a million terms is far below
 # this; every bound is raised by it.
 _FLOAT64_ROOM = 1e-9
-# Flushed denormals change a result by less than this per operation.
-_TINY = 1e-30
+# Smallest normal float32: what flushing a denormal operand or result to zero can take away.
+_TINY = 2.0**-126
+# No bound is given for activations beyond this, far below where float32 overflows.
+LARGEST = 1e30
 
 _SEAL = object()
 
@@ -43,10 +46,10 @@ class UpperBound:
 
     value: float
     how: str
-    _seal: Any = None
+    seal: InitVar[Any] = None
 
-    def __post_init__(self) -> None:
-        if self._seal is not _SEAL:
+    def __post_init__(self, seal: Any) -> None:
+        if seal is not _SEAL:
             raise TypeError(
                 "expected an UpperBound from robustness.certificates.bounds, which proves it; "
                 "a number of another origin cannot enter a proof"
@@ -82,42 +85,64 @@ def pairwise_slopes(weight: Float[Tensor, "k f"]) -> Float[Tensor, "k k"]:
     return slopes * (1 + _FLOAT64_ROOM)
 
 
-@singledispatch
+def unaltered(module: object, known: type[nn.Module], methods: Sequence[str]) -> bool:
+    """Whether `module` runs the `methods` of the class that a proof is about.
+
+    A subclass, an instance or a hook that replaces them makes it another function.
+    """
+    return (
+        isinstance(module, known)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not any(name in vars(module) for name in methods)
+        and all(getattr(type(module), name) is getattr(known, name) for name in methods)
+    )
+
+
 def lipschitz(module: nn.Module) -> UpperBound | None:
     """A proven l2 Lipschitz constant of `module`, or None where no proof is known for it."""
-    del module
-    return None
+    return _lipschitz(module) if _follows_a_rule(module, _lipschitz.registry) else None
 
 
-@lipschitz.register(nn.Flatten)
-@lipschitz.register(nn.ReLU)
+def _follows_a_rule(module: nn.Module, rules: Mapping[Any, Any]) -> bool:
+    described = next(known for known in type(module).__mro__ if known in rules)
+    return described is not object and unaltered(module, described, ["forward"])
+
+
+@singledispatch
+def _lipschitz(module: nn.Module) -> UpperBound | None:
+    raise NotImplementedError(f"no rule is registered for {type(module).__name__}")
+
+
+@_lipschitz.register(nn.Flatten)
+@_lipschitz.register(nn.ReLU)
 def _(module: nn.Module) -> UpperBound | None:
     del module
     return _bound(1.0, "1-Lipschitz layer")
 
 
-@lipschitz.register
+@_lipschitz.register
 def _(module: Normalise) -> UpperBound | None:
     # The weights' own rounding to float32 is part of the deployed function: exact here.
-    least = float(module.std.double().min())
-    return _bound((1 + _FLOAT64_ROOM) / least, "1/std of the normalising layer")
+    steepest = float(module.std.double().reciprocal().max())
+    return _bound(steepest * (1 + _FLOAT64_ROOM), "1/std of the normalising layer")
 
 
-@lipschitz.register
+@_lipschitz.register
 def _(module: nn.Linear) -> UpperBound | None:
     return spectral_norm(module.weight)
 
 
-@lipschitz.register
+@_lipschitz.register
 def _(module: ContractiveStep) -> UpperBound | None:
     # The Jacobian I - W^T D W, 0 <= D <= I, is symmetric with eigenvalues in [1 - |W|^2, 1].
     norm = spectral_norm(module.weight).value
     return _bound(max(1.0, norm**2 * (1 + _FLOAT64_ROOM) - 1), "contractive Euler steps (SVD)")
 
 
-@lipschitz.register(nn.Sequential)
-@lipschitz.register(MLPEncoder)
-@lipschitz.register(ContractiveFlowEncoder)
+@_lipschitz.register(nn.Sequential)
+@_lipschitz.register(MLPEncoder)
+@_lipschitz.register(ContractiveFlowEncoder)
 def _(module: nn.Sequential) -> UpperBound | None:
     product = _bound(1.0, "identity")
     for layer in module:
@@ -163,64 +188,92 @@ def gamma(terms: int) -> float:
     return terms * UNIT / (1 - terms * UNIT)
 
 
-@singledispatch
+def rounding(size: Tensor, shape: tuple[int, int], operands: Tensor | float) -> Tensor:
+    """l2 error of a vector of float32 sums of products.
+
+    Args:
+        size: l2 length of the vector if all terms were positive, shape (n,).
+        shape: number of sums, and of terms in each.
+        operands: a bound on every factor that enters them, shape (n,). A denormal factor or
+            result that is flushed to zero takes away 2^-126 times the other factor.
+
+    Returns:
+        A bound of shape (n,); infinite where a sum might leave the range of float32.
+    """
+    sums, terms = shape
+    flushed = sums * terms * (2 + operands + torch.zeros_like(size))
+    error = gamma(terms) * size + _TINY * flushed
+    return torch.where(torch.maximum(size, flushed) <= LARGEST, error, torch.inf)
+
+
 def propagate(module: nn.Module, tube: Tube) -> Tube:
     """The tube behind `module`, given the tube in front of it.
 
     Raises:
         NotImplementedError: no bound is known for this kind of module.
     """
-    raise NotImplementedError(f"no rounding bound is known for {type(module).__name__}")
+    if not _follows_a_rule(module, _propagate.registry):
+        raise NotImplementedError(f"no rounding bound is known for {type(module).__name__}")
+    return _propagate(module, tube)
 
 
-@propagate.register(nn.Flatten)
-@propagate.register(nn.ReLU)
+@singledispatch
+def _propagate(module: nn.Module, tube: Tube) -> Tube:
+    raise NotImplementedError(f"no rule is registered for {type(module).__name__}")
+
+
+@_propagate.register(nn.Flatten)
+@_propagate.register(nn.ReLU)
 def _(module: nn.Module, tube: Tube) -> Tube:
     return Tube(module(tube.centre), tube.reach, tube.error)
 
 
-@propagate.register
+@_propagate.register
 def _(module: Normalise, tube: Tube) -> Tube:
-    least = float(module.std.double().min())
+    steepest = float(module.std.double().reciprocal().max()) * (1 + _FLOAT64_ROOM)
     centre = (tube.centre - module.mean.double()) / module.std.double()
-    size = _length(centre) + tube.spread / least
-    return Tube(centre, tube.reach / least, tube.error / least + gamma(3) * size + _TINY)
+    size = _length(centre) + steepest * tube.spread
+    local = rounding(size, (centre[0].numel(), 4), steepest)
+    return Tube(centre, steepest * tube.reach, steepest * tube.error + local)
 
 
-@propagate.register
+@_propagate.register
 def _(module: nn.Linear, tube: Tube) -> Tube:
     weight = module.weight.detach().double()
     offset = torch.zeros(len(weight)).double() if module.bias is None else module.bias.double()
     centre = tube.centre @ weight.T + offset
-    size = _length(tube.centre.abs() @ weight.abs().T + offset.abs())
     norm, entries = spectral_norm(module.weight).value, float(weight.norm())
-    terms = weight.shape[1] + 1
-    local = gamma(terms) * (size + entries * tube.spread) + terms * _TINY
+    size = _length(tube.centre.abs() @ weight.abs().T + offset.abs()) + entries * tube.spread
+    shape = (len(weight), weight.shape[1] + 1)
+    local = rounding(size, shape, entries + _length(tube.centre) + tube.spread)
     return Tube(centre, norm * tube.reach, norm * tube.error + local)
 
 
-@propagate.register
+@_propagate.register
 def _(module: ContractiveStep, tube: Tube) -> Tube:
     # u = W z + b, then v = W^T relu(u), then z - v: each rounds; relu does not.
     weight, offset = module.weight.detach().double(), module.bias.detach().double()
     norm, entries = spectral_norm(module.weight).value, float(weight.norm())
     hidden, width = weight.shape
     u = (tube.centre @ weight.T + offset).clamp_min(0)
-    u_size = _length(tube.centre.abs() @ weight.abs().T + offset.abs())
-    u_error = gamma(width + 1) * (u_size + entries * tube.spread)
-    v_size = _length(u @ weight.abs()) + entries * (norm * tube.spread + u_error)
-    v_error = norm * u_error + gamma(hidden) * v_size
+    u_size = _length(tube.centre.abs() @ weight.abs().T + offset.abs()) + entries * tube.spread
+    u_operands = entries + _length(tube.centre) + tube.spread
+    u_error = rounding(u_size, (hidden, width + 1), u_operands)
+    u_spread = norm * tube.spread + u_error
+    v_size = _length(u @ weight.abs()) + entries * u_spread
+    v_rounding = rounding(v_size, (width, hidden), entries + _length(u) + u_spread)
+    v_error = norm * u_error + v_rounding
     centre = tube.centre - u @ weight
     step = lipschitz(module)
     assert step is not None
-    difference = UNIT * (_length(centre) + step.value * tube.spread + v_error)
-    local = v_error + difference + (hidden + width) * _TINY
+    size = _length(centre) + step.value * tube.spread + v_error
+    local = v_error + rounding(size, (width, 1), 0.0)
     return Tube(centre, step.value * tube.reach, step.value * tube.error + local)
 
 
-@propagate.register(nn.Sequential)
-@propagate.register(MLPEncoder)
-@propagate.register(ContractiveFlowEncoder)
+@_propagate.register(nn.Sequential)
+@_propagate.register(MLPEncoder)
+@_propagate.register(ContractiveFlowEncoder)
 def _(module: nn.Sequential, tube: Tube) -> Tube:
     for layer in module:
         tube = propagate(layer, tube)

@@ -5,6 +5,12 @@
     v' = -kappa v + s + sqrt(2) L eps (1 - exp(-v)),   v(0) = V(0),
 
 which is never worse than equation (2). The radius is a bisection over eps.
+
+The steps of a target-seeking field stay below the same curve. Let F(v) be s / kappa plus
+sqrt(2) (L / kappa) eps (1 - exp(-v)), and w the largest v with v <= F(v). On the segment from the
+target g to the perturbed g', V is largest at an end, so V(g') <= max(V(g), F(V(g'))), and so
+V(g') <= w. A step then gives V <= rho V + (1 - rho) w, that is u' = kappa (w - u) at the grid; and
+u <= v, since F increases and v' = kappa (F(v) - v) >= kappa (w - v) as long as v >= w.
 """
 
 import math

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustness.certificates import bounds
 from robustness.certificates.base import Kind
@@ -22,8 +22,10 @@ from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.threat import Norm
 
-# Room that keeps h * kappa <= 1 true in float32 arithmetic as well.
+# Room that keeps 0 < h * kappa <= 1 true in float32 arithmetic as well.
 _STEP_ROOM = 1e-4
+# Share of the allowance that covers the float64 rounding of its own evaluation.
+_FLOAT64_ROOM = 1e-6
 # Float32 roundings of one Runge-Kutta step of at most four stages, per unit of state size:
 # each stage subtracts, scales twice and adds (under 10 u), and the stages are combined.
 _STEP_ROUNDINGS = 200
@@ -62,6 +64,32 @@ def refusal_of_proof(model: object) -> str | None:
         return "the model is not a neural ODE on the class state"
     if not isinstance(model.field, TargetSeekingField):
         return "the vector field is not target-seeking, so no slack is proved for it"
+    return _refusal_of_arithmetic(model) or _refusal_of_program(model)
+
+
+def _refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
+    tensors = [*model.parameters(), *model.buffers()]
+    if not all(t.dtype is torch.float32 and bool(t.isfinite().all()) for t in tensors):
+        return "the weights are not all finite float32 numbers, which the rounding bounds are for"
+    assert isinstance(model.field, TargetSeekingField)
+    if not 1 / bounds.LARGEST <= model.field.gain <= bounds.LARGEST:
+        return f"a gain of {model.field.gain:g} leaves the range of float32"
+    backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
+    if any(backend.fp32_precision not in ("none", "ieee") for backend in backends):
+        return "float32 products are set to a lower precision; set it to the highest"
+    return None
+
+
+def _refusal_of_program(model: NeuralODEClassifier) -> str | None:
+    assert isinstance(model.field, TargetSeekingField)
+    parts = (
+        (model, NeuralODEClassifier, ("forward", "features", "initial_state", "solve")),
+        (model.field, TargetSeekingField, ("forward", "target")),
+        (model.field.head, nn.Linear, ("forward",)),
+    )
+    for part, known, methods in parts:
+        if not bounds.unaltered(part, known, methods):
+            return f"{type(part).__name__} alters what a {known.__name__} computes"
     try:
         retained_per_step(model)
         pixel_slope(model)
@@ -90,11 +118,21 @@ def retained_per_step(model: NeuralODEClassifier) -> float:
         raise ValueError(
             f"{solver.method} chooses its own steps, which are not convex combinations"
         )
-    a = solver.step_size * field.rate
-    if a > 1 - _STEP_ROOM:
+    if type(solver) is not FixedStepSolver:
+        raise ValueError(f"nothing is known of the steps of a {type(solver).__name__}")
+    # The grid that is solved on is float32, where the steps are not all alike.
+    grid = torch.linspace(0.0, solver.horizon, solver.steps + 1, dtype=torch.float32)
+    steps = grid.diff().double() * field.rate
+    a, most = float(steps.min()), float(steps.max())
+    if not most <= 1 - _STEP_ROOM:
         raise ValueError(
-            f"a step of h*kappa = {a:.4g} overshoots the target; h*kappa <= {1 - _STEP_ROOM} "
+            f"a step of h*kappa = {most:.4g} overshoots the target; h*kappa <= {1 - _STEP_ROOM} "
             "is needed, so use more steps"
+        )
+    if a < _STEP_ROOM:
+        raise ValueError(
+            f"a step of h*kappa = {a:.4g} is lost in rounding; h*kappa >= {_STEP_ROOM} is "
+            "needed, so use fewer steps or a longer horizon"
         )
     polynomials = {
         "euler": 1 - a,
@@ -107,6 +145,7 @@ def retained_per_step(model: NeuralODEClassifier) -> float:
             f"{solver.method} steps are not convex combinations of states and targets when the "
             "target depends on the state; use euler or heun2"
         )
+    # All four decrease on [0, 1], so that the shortest step retains the most.
     return polynomials[solver.method] * (1 + 1e-6)
 
 
@@ -152,18 +191,23 @@ def target_margins(
     scores = field.gain * (features @ weight.T + bias)
     label = torch.nn.functional.one_hot(labels, model.classes).bool()
     exact = (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(label, torch.inf)
+    # No image of the pixel box is farther than sqrt(d).
     reach = (exact / slopes.clamp_min(1e-300)).amin(dim=1).clamp(0, math.sqrt(images[0].numel()))
 
     ball = bounds.Tube.around(images, reach)
     tube = bounds.propagate(model.encoder, bounds.propagate(model.normalise, ball))
     row, offset = float(weight.norm(dim=1).max()), float(bias.abs().max())
-    score = row * (torch.linalg.vector_norm(tube.centre, dim=1) + tube.spread) + offset
-    head_error = 2 * bounds.gamma(weight.shape[1] + 4) * score
-    state_size = (field.gain * score + field.coupling).clamp_min(abs(model.initial)) * 1.001
+    length = torch.linalg.vector_norm(tube.centre, dim=1) + tube.spread
+    score = row * length + offset
+    head_error = 2 * bounds.rounding(score, (1, weight.shape[1] + 4), row + length)
+    floor = max(abs(model.initial), 1 / bounds.LARGEST)
+    state_size = (field.gain * score + field.coupling).clamp_min(floor) * 1.001
     step_error = _STEP_ROUNDINGS * bounds.UNIT * state_size / (1 - retained_per_step(model))
+    step_error = torch.where(state_size <= bounds.LARGEST, step_error, torch.inf)
     softmax_error = _SOFTMAX_ROUNDINGS * bounds.UNIT * field.coupling
     per_image = (field.gain * head_error + step_error + softmax_error).unsqueeze(1)
     allowance = field.gain * rival_slopes * tube.error.unsqueeze(1) + per_image
+    allowance = allowance * (1 + _FLOAT64_ROOM)
     return TargetMargins(exact - allowance, slopes, allowance, reach)
 
 
@@ -230,16 +274,21 @@ def sampled_constants(
     decreases, values, slopes = [], [], []
     for index in chosen.tolist():
         state, time = solution.states[index].detach(), solution.times[index]
-        pixels = images.clone().requires_grad_()
-        velocity = model.field(time, state, model.features(pixels))
+        with torch.enable_grad():
+            pixels = images.clone().requires_grad_()
+            velocity = model.field(time, state, model.features(pixels))
+            rows = [
+                torch.autograd.grad(entry, pixels, retain_graph=True)[0].flatten(1)
+                for entry in velocity.sum(dim=0)
+            ]
+        velocity = velocity.detach()
         gradient = state.softmax(dim=1) - torch.nn.functional.one_hot(labels, state.shape[1])
-        decreases.append((gradient * velocity).sum(dim=1).detach().double())
+        decreases.append((gradient * velocity).sum(dim=1).double())
         values.append(potential(state, labels).double())
-        rows = [
-            torch.autograd.grad(velocity[:, k].sum(), pixels, retain_graph=True)[0].flatten(1)
-            for k in range(velocity.shape[1])
-        ]
-        slopes.append(torch.linalg.matrix_norm(torch.stack(rows, dim=1), 2).double())
+        jacobian = torch.stack(rows, dim=1)
+        sane = jacobian.flatten(1).isfinite().all(dim=1)
+        norms = torch.linalg.matrix_norm(jacobian.nan_to_num(0.0, 0.0, 0.0), 2).double()
+        slopes.append(torch.where(sane, norms, torch.inf))
     decrease, value = torch.stack(decreases), torch.stack(values)
     slacks = (decrease.unsqueeze(2) + rates * value.unsqueeze(2)).clamp_min(0).amax(dim=0)
     pick = (slacks / rates).nan_to_num(torch.inf).argmin(dim=1)
@@ -253,6 +302,19 @@ def sampled_constants(
         kind=Kind.ESTIMATE,
         how=f"kappa, slack and Lipschitz constant sampled at {states_per_image} states per image",
     )
+
+
+@torch.no_grad()
+def failure(
+    model: nn.Module, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+) -> list[str]:
+    """Why each image has no radius at all, by the deployed model's word; empty where it may."""
+    logits = model(images)
+    sane, right = logits.isfinite().all(dim=1), logits.argmax(dim=1) == labels
+    return [
+        ("" if correct else "the prediction is wrong") if finite else "the logits are not finite"
+        for finite, correct in zip(sane.tolist(), right.tolist(), strict=True)
+    ]
 
 
 def to_norm(radii: Float[Tensor, " n"], pixels: int, norm: Norm) -> Float[Tensor, " n"]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.constants import (
     LyapunovConstants,
+    failure,
     proved_constants,
     refusal_of_proof,
     sampled_constants,
@@ -48,26 +49,25 @@ def certify_by_constants(
 ) -> list[CertifiedRadius]:
     """Radii of a certificate that is a function of the Lyapunov constants alone."""
     assert isinstance(model, NeuralODEClassifier)
+    if model.solver.couples_batch and len(images) > 1:
+        # Alone in its batch, as everywhere: nothing that is said may depend on the neighbours.
+        singles = zip(images.split(1), labels.split(1), strict=True)
+        return [certify_by_constants(name, radius_of, model, x, y, norm)[0] for x, y in singles]
     unproved = refusal_of_proof(model)
     find = proved_constants if unproved is None else sampled_constants
     constants = find(model, images, labels)
     radii = torch.minimum(radius_of(constants), constants.reach) * SHRINK
     radii = to_norm(radii, images[0].numel(), norm)
-    with torch.no_grad():
-        right = model(images).argmax(dim=1) == labels
     how = constants.how if unproved is None else f"{constants.how}, since {unproved}"
-    return [
-        CertifiedRadius(
-            radius if correct and math.isfinite(radius) else 0.0,
-            norm,
-            constants.kind if correct else Kind.CERTIFIED,
-            name,
-            ("the slack alone exceeds the threshold; " if radius == 0 else "") + how
-            if correct
-            else "the prediction is wrong",
-        )
-        for radius, correct in zip(radii.tolist(), right.tolist(), strict=True)
-    ]
+    results = []
+    for radius, failed in zip(radii.tolist(), failure(model, images, labels), strict=True):
+        kind, reason = constants.kind, how
+        if failed:
+            radius, kind, reason = 0.0, Kind.CERTIFIED, failed
+        elif radius <= 0 or not math.isfinite(radius):
+            radius, reason = 0.0, f"the slack alone exceeds the threshold; {how}"
+        results.append(CertifiedRadius(radius, norm, kind, name, reason))
+    return results
 
 
 @dataclass(frozen=True)

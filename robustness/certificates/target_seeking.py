@@ -20,7 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates.base import CertifiedRadius, Kind
-from robustness.certificates.constants import refusal_of_proof, target_margins, to_norm
+from robustness.certificates.constants import (
+    failure,
+    refusal_of_proof,
+    target_margins,
+    to_norm,
+)
 from robustness.certificates.lyapunov import SHRINK
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm
@@ -57,15 +62,14 @@ class TargetSeekingCertificate:
         target = target_margins(model, images, labels)
         per_class = target.margins / target.slopes.clamp_min(1e-300)
         radii, rivals = per_class.min(dim=1)
-        radii = to_norm(radii * SHRINK, images[0].numel(), norm)
-        right = model(images).argmax(dim=1) == labels
+        radii = torch.minimum(radii, target.reach) * SHRINK
+        radii = to_norm(radii, images[0].numel(), norm)
+        failures = failure(model, images, labels)
         detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
         results = []
-        for radius, rival, correct in zip(
-            radii.tolist(), rivals.tolist(), right.tolist(), strict=True
-        ):
-            if not correct:
-                radius, reason = 0.0, "the prediction is wrong"
+        for radius, rival, failed in zip(radii.tolist(), rivals.tolist(), failures, strict=True):
+            if failed:
+                radius, reason = 0.0, failed
             elif radius <= 0 or not math.isfinite(radius):
                 radius, reason = 0.0, f"margin over class {rival} is within float32 rounding"
             else:

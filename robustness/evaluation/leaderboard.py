@@ -5,7 +5,7 @@ was made except the fields under `timings` and `created`.
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import binomtest
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 class Summary(BaseModel):
     """Strict base of everything in a leaderboard."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Proportion(Summary):
@@ -33,7 +33,7 @@ class Proportion(Summary):
     high: float
 
     @classmethod
-    def of(cls, count: int, total: int) -> Self:
+    def of(cls, count: int, total: int) -> "Proportion":
         """The proportion `count / total`; `total` is at least 1."""
         interval = binomtest(count, total).proportion_ci(0.95, method="exact")
         return cls(count=count, total=total, low=float(interval.low), high=float(interval.high))

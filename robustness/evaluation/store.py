@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from robustness.errors import UsageError
 from robustness.evaluation.plan import Job, Plan
@@ -79,7 +78,7 @@ class Store:
                 "delete the file"
             ) from None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Store":
         return self
 
     def __exit__(
@@ -131,10 +130,8 @@ class Store:
 
     def seconds(self, keys: Iterable[str]) -> float:
         """Compute time of some shards."""
-        return sum(
-            self._db.execute("SELECT seconds FROM shards WHERE key = ?", (key,)).fetchone()[0]
-            for key in keys
-        )
+        query = "SELECT seconds FROM shards WHERE key = ?"
+        return float(sum(self._db.execute(query, (key,)).fetchone()[0] for key in keys))
 
     def begin_run(self, plan: Plan, environment: dict[str, str]) -> int:
         """Note that a run was started; its report can be rendered again from this note."""

@@ -100,11 +100,9 @@ class _Reader:
         return [row for row in self.store.rows(job.kind, keys) if row[0] in counted]
 
     def seconds(self, kind: JobKind) -> float:
-        return sum(
-            self.store.seconds(self.plan.key(job, shard) for shard in range(job.shards))
-            for job in self.plan.jobs
-            if job.kind == kind and job.refusal is None
-        )
+        jobs = [job for job in self.plan.jobs if job.kind == kind and job.refusal is None]
+        keys = [self.plan.key(job, shard) for job in jobs for shard in range(job.shards)]
+        return self.store.seconds(keys)
 
 
 def sample_records(plan: Plan, store: Store, model: int) -> list[SampleRecord]:
@@ -133,9 +131,7 @@ def sample_records(plan: Plan, store: Store, model: int) -> list[SampleRecord]:
     return [records[index] for index in plan.order[: plan.samples]]
 
 
-def _note_attack(
-    job: Job, rows: list[Row], records: dict[int, SampleRecord]
-) -> None:
+def _note_attack(job: Job, rows: list[Row], records: dict[int, SampleRecord]) -> None:
     assert job.norm is not None
     assert job.eps is not None
     for index, status, _, linf, l2, _, _ in rows:
@@ -248,10 +244,7 @@ def _attack_row(reader: _Reader, job: Job, records: dict[int, SampleRecord]) -> 
     assert job.norm is not None
     assert job.eps is not None
     rows = reader.rows(job)
-    stands = sum(
-        row[1] == "robust" and records[row[0]].correct
-        for row in rows
-    )
+    stands = sum(row[1] == "robust" and records[row[0]].correct for row in rows)
     return AttackRow(
         attack=job.name,
         version=job.version,
@@ -323,7 +316,7 @@ def _decay(reader: _Reader, model: int) -> Decay | None:
     times = sorted(by_step)
     values = [np.array([v for v, _ in by_step[t]]) for t in times]
     low, median, high = (
-        [float(np.nanpercentile(v, q)) if np.isfinite(v).any() else -1.0 for v in values]
+        [float(np.nanpercentile(v, q)) if np.isfinite(v).any() else math.nan for v in values]
         for q in (10, 50, 90)
     )
     return Decay(

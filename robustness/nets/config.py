@@ -2,12 +2,29 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from torch import nn
 
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
-from robustness.nets.encoders import ContractiveFlowEncoder, MLPEncoder, Normalise
+from robustness.nets.continuous import ContinuousNet
+from robustness.nets.convolutions import ConvEncoder, ConvResidualClassifier
+from robustness.nets.encoders import (
+    ContractiveFlowEncoder,
+    ConvContractiveFlowEncoder,
+    FlowStage,
+    MLPEncoder,
+    Normalise,
+)
 from robustness.nets.fields import LyaNetField, TargetSeekingField
+from robustness.nets.orthogonal import OrthogonalEncoder
+from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
 
 ImageShape = tuple[int, int, int]
@@ -66,6 +83,69 @@ class ContractiveFlowConfig(Config):
         return ContractiveFlowEncoder(pixels, self.steps, self.hidden), pixels
 
 
+class ConvEncoderConfig(Config):
+    """3x3 convolutions with batch norm and ReLU, then a linear layer onto the features."""
+
+    kind: Literal["conv"]
+    widths: list[PositiveInt] = Field(min_length=1)
+    strides: list[PositiveInt] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _as_many_strides_as_widths(self) -> "ConvEncoderConfig":
+        _require_equal_lengths(self.widths, self.strides)
+        return self
+
+    def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
+        """The encoder and its number of features (as many as the field asks for)."""
+        if features is None:
+            raise ValueError("a conv encoder goes with a field that fixes its number of features")
+        return ConvEncoder(shape, list(self.widths), list(self.strides), features), features
+
+
+class FlowStageConfig(Config):
+    """One resolution of a convolutional contractive flow."""
+
+    unshuffle: PositiveInt = 2
+    channels: PositiveInt
+    steps: PositiveInt
+    hidden: PositiveInt
+    kernel: PositiveInt = 3
+
+
+class ConvContractiveFlowConfig(Config):
+    """Convolutional contractive Euler steps, coarser from stage to stage: 1-Lipschitz in l2."""
+
+    kind: Literal["conv-contractive-flow"]
+    stages: list[FlowStageConfig] = Field(min_length=1)
+
+    def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
+        """The encoder and its number of features (as many as the last stage's state has)."""
+        stages = [FlowStage(**stage.model_dump()) for stage in self.stages]
+        encoder = ConvContractiveFlowEncoder(shape, stages)
+        if features is not None and features != encoder.outputs:
+            raise ValueError(
+                f"this conv-contractive-flow encoder gives {encoder.outputs} features, "
+                f"the field asks for {features}"
+            )
+        return encoder, encoder.outputs
+
+
+class OrthogonalEncoderConfig(Config):
+    """Orthogonal convolutions on ever coarser images, then orthonormal features."""
+
+    kind: Literal["orthogonal"]
+    widths: list[PositiveInt] = Field(min_length=1)
+    layers: PositiveInt = 1
+
+    def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
+        """The encoder and its number of features (as many as the field asks for)."""
+        if features is None:
+            raise ValueError(
+                "an orthogonal encoder goes with a field that fixes its number of features"
+            )
+        return OrthogonalEncoder(shape, list(self.widths), self.layers, features), features
+
+
 class LyaNetFieldConfig(Config):
     """LyaNet's data-controlled field."""
 
@@ -102,6 +182,24 @@ class TargetSeekingFieldConfig(Config):
         return TargetSeekingField(classes, features, self.gain, self.coupling)
 
 
+class SimplexFieldConfig(Config):
+    """FI-ODE's field: its projection keeps the state on the probability simplex."""
+
+    kind: Literal["simplex"]
+    width: PositiveInt
+    gain: PositiveFloat = 1.0
+
+    @property
+    def features(self) -> int | None:
+        """Number of features the field asks its encoder for."""
+        return self.width
+
+    def build(self, classes: int, features: int) -> nn.Module:
+        """The field."""
+        del features
+        return SimplexField(classes, self.width, self.gain)
+
+
 class FixedStepConfig(Config):
     """A fixed-step Runge-Kutta method."""
 
@@ -133,8 +231,17 @@ class AdaptiveConfig(Config):
         return AdaptiveSolver(**self.model_dump(exclude={"kind"}))
 
 
-EncoderConfig = Annotated[MLPEncoderConfig | ContractiveFlowConfig, Field(discriminator="kind")]
-FieldConfig = Annotated[LyaNetFieldConfig | TargetSeekingFieldConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[
+    MLPEncoderConfig
+    | ContractiveFlowConfig
+    | ConvEncoderConfig
+    | ConvContractiveFlowConfig
+    | OrthogonalEncoderConfig,
+    Field(discriminator="kind"),
+]
+FieldConfig = Annotated[
+    LyaNetFieldConfig | TargetSeekingFieldConfig | SimplexFieldConfig, Field(discriminator="kind")
+]
 SolverConfig = Annotated[FixedStepConfig | AdaptiveConfig, Field(discriminator="kind")]
 
 
@@ -177,4 +284,63 @@ class ResidualConfig(Config):
         )
 
 
-ModelConfig = Annotated[NeuralODEConfig | ResidualConfig, Field(discriminator="kind")]
+class ConvResidualConfig(Config):
+    """A small residual network of 3x3 convolutions, the discrete baseline for images."""
+
+    kind: Literal["residual-conv"]
+    normalise: NormaliseConfig = NormaliseConfig()
+    widths: list[PositiveInt] = Field(min_length=1)
+    blocks: PositiveInt = 1
+    stem_stride: PositiveInt = 1
+
+    def build(self, shape: ImageShape, classes: int) -> nn.Module:
+        """The classifier, with fresh weights."""
+        return ConvResidualClassifier(
+            self.normalise.build(shape[0]),
+            shape[0],
+            list(self.widths),
+            self.blocks,
+            self.stem_stride,
+            classes,
+        )
+
+
+class ContinuousNetConfig(Config):
+    """Stages of convolutional ODE blocks."""
+
+    kind: Literal["continuous-net"]
+    normalise: NormaliseConfig = NormaliseConfig()
+    widths: list[PositiveInt] = Field(min_length=1)
+    strides: list[PositiveInt] = Field(min_length=1)
+    stem: list[PositiveInt] = []
+    solver: SolverConfig
+
+    @model_validator(mode="after")
+    def _as_many_strides_as_widths(self) -> "ContinuousNetConfig":
+        _require_equal_lengths(self.widths, self.strides)
+        return self
+
+    def build(self, shape: ImageShape, classes: int) -> nn.Module:
+        """The classifier, with fresh weights."""
+        return ContinuousNet(
+            self.normalise.build(shape[0]),
+            shape[0],
+            list(self.widths),
+            list(self.strides),
+            list(self.stem),
+            self.solver.build(),
+            classes,
+        )
+
+
+def _require_equal_lengths(widths: list[int], strides: list[int]) -> None:
+    if len(widths) != len(strides):
+        raise ValueError(
+            f"expected as many strides as widths, got {len(strides)} for {len(widths)}"
+        )
+
+
+ModelConfig = Annotated[
+    NeuralODEConfig | ResidualConfig | ConvResidualConfig | ContinuousNetConfig,
+    Field(discriminator="kind"),
+]

@@ -195,7 +195,7 @@ class _Counted(nn.Module):
 Solver = FixedStepSolver | AdaptiveSolver
 
 
-def _require_positive(name: str, value: float) -> None:
+def _require_positive(name: str, value: float | int) -> None:
     if not value > 0:
         raise UsageError(f"solver: expected {name} above 0, got {value!r}; correct it")
 

@@ -24,22 +24,30 @@ from torch import Tensor, nn
 from robustness.data import ImageSet, load_images
 from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import constrain, release
-from robustness.nets.fields import TargetSeekingField
+from robustness.nets.fields import TargetSeekingField, lyapunov_rate
+from robustness.nets.simplex import SimplexField
 from robustness.recipe import (
     WEIGHTS_FILE,
+    AdversarialConfig,
     CertifiedLyapunovConfig,
     CrossEntropyConfig,
+    InvarianceConfig,
     MeasuredConfig,
     MonteCarloLyapunovConfig,
+    PathIntegralLyapunovConfig,
     Recipe,
+    StableEquilibriumConfig,
+    SteadyStateConfig,
     TrainingConfig,
     read_recipe,
     record_training,
     replace_file,
 )
-from robustness.training import losses
-from robustness.training.augmentation import distort
+from robustness.training import losses, stability
+from robustness.training.adversarial import adversarial
+from robustness.training.augmentation import augment
 
 # Validation batches; a fixed size keeps the chosen checkpoint independent of batch_size.
 _VALIDATION_BATCH = 256
@@ -151,7 +159,7 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = recipe.model.build(recipe.data.shape, recipe.data.classes)
-    constrain(model)
+        constrain(model)
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     optimiser: torch.optim.Optimizer
     if config.optimiser == "sgd":
@@ -168,6 +176,8 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
         )
     elif config.schedule == "cosine":
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    elif config.schedule == "step":
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, math.ceil(steps / 2), gamma=0.1)
     else:
         schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
     average = {k: v.clone() for k, v in model.state_dict().items()} if config.averaging else {}
@@ -181,14 +191,45 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
     choice = config.loss
     if isinstance(choice, CrossEntropyConfig):
         return lambda x, y, _: losses.cross_entropy(model, x, y)
+    if isinstance(choice, AdversarialConfig):
+        return lambda x, y, generator: adversarial(
+            model, x, y, choice.norm, choice.eps, choice.steps, generator, choice.step_size
+        )
+    if isinstance(choice, PathIntegralLyapunovConfig) and isinstance(model, ContinuousNet):
+        rate = choice.rate or lyapunov_rate(classes)
+        return lambda x, y, _: losses.continuous_lyapunov(model, x, y, choice.through_solver, rate)
     if not isinstance(model, NeuralODEClassifier):
         raise UsageError(
             f"expected a neural-ode model for the {choice.kind} loss, got another kind; "
             "use loss kind cross-entropy"
         )
+    if isinstance(choice, InvarianceConfig):
+        if not isinstance(model.field, SimplexField):
+            raise UsageError(
+                "expected a simplex field for the invariance-monte-carlo loss, got another; "
+                "set [model.field] kind to simplex"
+            )
+        return lambda x, y, generator: losses.invariance_monte_carlo(
+            model,
+            x,
+            y,
+            losses.sample_simplex(choice.states, classes, generator),
+            choice.rate,
+            choice.leak,
+        )
+    if isinstance(choice, SteadyStateConfig):
+        return lambda x, y, _: stability.steady_state(model, x, y, choice.weight)
+    if isinstance(choice, StableEquilibriumConfig):
+        return lambda x, y, _: stability.stable_equilibrium(
+            model, x, y, choice.equilibrium, choice.diagonal, choice.dominance
+        )
+    if isinstance(choice, PathIntegralLyapunovConfig):
+        return lambda x, y, _: losses.path_integral_lyapunov(
+            model, x, y, choice.through_solver, choice.rate
+        )
     if isinstance(choice, MonteCarloLyapunovConfig):
         return lambda x, y, generator: losses.monte_carlo_lyapunov(
-            model, x, y, losses.sample_states(choice.states, classes, generator)
+            model, x, y, losses.sample_states(choice.states, classes, generator, choice.extent)
         )
     if not isinstance(model.field, TargetSeekingField):
         raise UsageError(
@@ -204,7 +245,7 @@ def _train_epoch(state: _State, config: TrainingConfig, fit: ImageSet, loss: Los
     state.model.train()
     total = 0.0
     for batch in torch.randperm(len(fit), generator=generator).split(config.batch_size):
-        pixels = distort(fit.images[batch], config.augmentation, generator)
+        pixels = augment(fit.images[batch], config.augmentation, generator)
         value = loss(pixels, fit.labels[batch], generator)
         state.optimiser.zero_grad()
         value.backward()

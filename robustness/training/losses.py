@@ -1,6 +1,7 @@
-"""Training losses: the Lyapunov condition by Monte Carlo, cross-entropy, certified Lyapunov."""
+"""Training losses: the Lyapunov condition by Monte Carlo, along paths and certified; others."""
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -8,23 +9,34 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier, potential
+from robustness.nets.continuous import ContinuousNet
 from robustness.nets.fields import CORNER, LyaNetField, TargetSeekingField
+from robustness.nets.simplex import SimplexField, project_to_simplex
+from robustness.nets.solvers import FixedStepSolver
 
 
 def sample_states(
-    count: int, classes: int, generator: torch.Generator
+    count: int, classes: int, generator: torch.Generator, extent: float = 1.0
 ) -> Float[Tensor, "count classes"]:
     """States as LyaNet draws them: uniform direction, radius uniform in [0, 15 sqrt(n)].
 
     Source: arXiv 2202.02526, published code. The same states serve every image of a batch.
+
+    Args:
+        count: number of states.
+        classes: n, their dimension.
+        generator: source of the draws.
+        extent: share of the authors' largest radius. V, and with it the violation, grows with
+            the state, so a wide ball is dominated by states far from where trajectories start.
 
     Returns:
         States of shape (count, classes).
     """
     directions = functional.normalize(torch.randn(count, classes, generator=generator), dim=1)
     radii = CORNER * math.sqrt(classes) * torch.rand(count, 1, generator=generator)
-    return directions * radii
+    return directions * (extent * radii)
 
 
 def lyapunov_violation(
@@ -32,6 +44,7 @@ def lyapunov_violation(
     velocities: Float[Tensor, "n k"],
     labels: Int[Tensor, " n"],
     rate: float,
+    attached: bool = False,
 ) -> Float[Tensor, " n"]:
     """How far each state is from exponential stability: relu(grad V_y . f + kappa V_y).
 
@@ -44,13 +57,16 @@ def lyapunov_violation(
         velocities: f(eta, z) at those states, shape (n, classes).
         labels: the class y of each state, shape (n,).
         rate: kappa.
+        attached: let kappa V carry a gradient after all, which matters for states that depend
+            on the network.
 
     Returns:
         The violation per state, shape (n,), zero where the condition holds.
     """
     gradient = states.softmax(dim=1) - functional.one_hot(labels, states.shape[1])
     decrease = (gradient * velocities).sum(dim=1)
-    return functional.relu(decrease + rate * potential(states, labels).detach())
+    values = potential(states, labels)
+    return functional.relu(decrease + rate * (values if attached else values.detach()))
 
 
 def monte_carlo_lyapunov(
@@ -80,6 +96,182 @@ def monte_carlo_lyapunov(
     velocities = field(states.new_zeros(()), every_state, every_feature)
     every_label = labels.repeat_interleave(count)
     return lyapunov_violation(every_state, velocities, every_label, field.rate).mean()
+
+
+def path_integral_lyapunov(
+    model: NeuralODEClassifier,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    through_solver: bool,
+    rate: float | None = None,
+) -> Float[Tensor, ""]:
+    """LyaNet's path integral loss: the mean violation over the states of solved trajectories.
+
+    Source: arXiv 2202.02526, the second of its two training algorithms. Where the Monte Carlo
+    loss covers the state space, this one covers the states that the classifier really visits.
+
+    Args:
+        model: the classifier; its field carries kappa as `rate`.
+        images: pixels, shape (n, c, h, w).
+        labels: classes, shape (n,).
+        through_solver: whether the gradient also flows through the solved states. Without it
+            the states are data, as the Monte Carlo loss's are, and the encoder and the field
+            learn from the velocities at these states alone. With it kappa V carries a gradient
+            too: |grad V| is largest at wrong states, and a loss that felt the states through
+            grad V . f alone would lead trajectories there to have more to decrease.
+        rate: kappa; None takes the field's.
+
+    Returns:
+        The loss, a scalar.
+    """
+    field = cast("LyaNetField | TargetSeekingField", model.field)
+    features = model.features(images)
+    with torch.set_grad_enabled(through_solver and torch.is_grad_enabled()):
+        solution = model.solve(features)
+    velocities = torch.stack(
+        [
+            field(time, state, features)
+            for time, state in zip(solution.times, solution.states, strict=True)
+        ]
+    )
+    violation = lyapunov_violation(
+        solution.states.flatten(0, 1),
+        velocities.flatten(0, 1),
+        labels.repeat(len(solution.times)),
+        field.rate if rate is None else rate,
+        attached=through_solver,
+    )
+    return violation.mean()
+
+
+def continuous_lyapunov(
+    model: ContinuousNet,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    through_solver: bool,
+    rate: float,
+) -> Float[Tensor, ""]:
+    """The path integral Lyapunov loss of a ContinuousNet, in discrete time.
+
+    A state of a block has no class coordinates, so its potential V_y is the cross-entropy of
+    what the remaining network makes of it: the logits if the block ended there. Between two
+    states of the solved block that are h apart, V' <= -kappa V asks for
+
+        V(z_{k+1}) <= exp(-kappa h) V(z_k),
+
+    and the loss is the mean of relu((V(z_{k+1}) - exp(-kappa h) V(z_k)) / h) over the steps and
+    blocks. As in the loss on class states, V(z_k) carries no gradient: the condition is met by
+    lowering the later potential, not by raising the earlier. The last state's potential is the
+    network's own cross-entropy in every block. Source: arXiv 2202.02526 for the condition; the
+    discrete form and this choice of potential are this package's.
+
+    Args:
+        model: the classifier.
+        images: pixels, shape (n, c, h, w).
+        labels: classes, shape (n,).
+        through_solver: whether gradients flow through the states before z_k. Without it each
+            step is trained from its own initial state, the first from the network before it.
+        rate: kappa, per unit of a block's time.
+
+    Returns:
+        The loss, a scalar.
+    """
+    state = model.transitions[0](model.normalise(images))
+    violations = []
+    for stage in range(model.stages):
+        if stage > 0:
+            state = model.transitions[stage](state)
+        nothing = state.new_zeros((len(state), 0))
+        solution = model.solver.solve(model.fields[stage], state, nothing)
+        states = solution.states if through_solver else _one_step_each(model, stage, state)
+        count = len(states)
+        logits = model.remaining(stage, states.flatten(0, 1))
+        values = potential(logits, labels.repeat(count)).view(count, -1)
+        spans = solution.times.diff().unsqueeze(1)
+        allowed = torch.exp(-rate * spans) * values[:-1].detach()
+        violations.append((functional.relu(values[1:] - allowed) / spans).mean())
+        state = states[-1]
+    return torch.stack(violations).mean()
+
+
+def _one_step_each(model: ContinuousNet, stage: int, state: Tensor) -> Tensor:
+    """The trajectory with every step taken from a detached state, but for the first."""
+    solver = model.solver
+    if not isinstance(solver, FixedStepSolver):
+        raise UsageError(
+            "expected a fixed-step solver for through_solver = false, got an adaptive one; "
+            'set [model] solver kind to "fixed"'
+        )
+    step = replace(solver, steps=1, horizon=solver.step_size)
+    nothing = state.new_zeros((len(state), 0))
+    states = [state]
+    for index in range(solver.steps):
+        start = states[-1] if index == 0 else states[-1].detach()
+        states.append(step.solve(model.fields[stage], start, nothing).final)
+    return torch.stack(states)
+
+
+def sample_simplex(
+    count: int, classes: int, generator: torch.Generator
+) -> Float[Tensor, "count classes"]:
+    """States drawn uniformly from the probability simplex: exponential draws over their sum.
+
+    Returns:
+        States of shape (count, classes).
+    """
+    draws = -torch.log1p(-torch.rand(count, classes, generator=generator))
+    return draws / draws.sum(dim=1, keepdim=True)
+
+
+def margin_potential(state: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """FI-ODE's W_y(eta) = max over j != y of eta_j, less eta_y; negative where y leads."""
+    label = functional.one_hot(labels, state.shape[1]).bool()
+    rival = state.masked_fill(label, -torch.inf).amax(dim=1)
+    return rival - state.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def invariance_monte_carlo(
+    model: NeuralODEClassifier,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    states: Float[Tensor, "s k"],
+    rate: float,
+    leak: float,
+) -> Float[Tensor, ""]:
+    """The mean violation of W' <= -rate (W + 1) for a field on the simplex, at sampled states.
+
+    W is FI-ODE's margin potential; W + 1 is non-negative on the simplex and zero at the label's
+    corner alone, so the condition is exponential stability of that corner. On the boundary
+    {W = 0} it asks for W' <= -rate, which makes the set of right answers forward invariant
+    (arXiv 2210.16940), with room against a perturbation. A field f = kappa (g - eta) meets it
+    for rate <= kappa where the target g is the corner, since W is convex.
+
+    Where the projection ends in a wrong corner, its derivative is zero and the violation has no
+    gradient. `leak` adds that share of the cross-entropy of the unprojected proposal, which has.
+
+    Args:
+        model: a classifier with a `SimplexField`.
+        images: pixels, shape (n, c, h, w).
+        labels: classes, shape (n,).
+        states: sampled states of the simplex, shape (s, classes).
+        rate: of the decrease, at most the field's kappa.
+        leak: weight of the cross-entropy of the unprojected target.
+
+    Returns:
+        The loss, a scalar.
+    """
+    field = cast(SimplexField, model.field)
+    features = model.features(images)
+    count, per_image = len(states), len(images)
+    state = states.repeat(per_image, 1)
+    label = labels.repeat_interleave(count)
+    unprojected = state + field.proposal(state, features.repeat_interleave(count, dim=0))
+    velocity = field.rate * (project_to_simplex(unprojected) - state)
+    label_mask = functional.one_hot(label, state.shape[1]).bool()
+    rival = state.masked_fill(label_mask, -torch.inf).argmax(dim=1, keepdim=True)
+    decrease = (velocity.gather(1, rival) - velocity.gather(1, label.unsqueeze(1))).squeeze(1)
+    violation = functional.relu(decrease + rate * (margin_potential(state, label) + 1)).mean()
+    return violation + leak * functional.cross_entropy(unprojected, label)
 
 
 def cross_entropy(

@@ -1,0 +1,107 @@
+"""Convolutional encoders and the convolutional residual network.
+
+All of them are small enough to be trained on one core of an ordinary computer.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustness.nets.encoders import Normalise
+
+_KERNEL, _PADDING = 3, 1
+
+
+def after_stride(size: int, stride: int) -> int:
+    """Height or width behind a 3x3 convolution of padding 1 and the given stride."""
+    return (size + 2 * _PADDING - _KERNEL) // stride + 1
+
+
+def normalised_convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    """A 3x3 convolution of padding 1 and its batch norm."""
+    # The batch norm's shift replaces the convolution's bias.
+    convolution = nn.Conv2d(inputs, outputs, _KERNEL, stride, _PADDING, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs)]
+
+
+class ConvEncoder(nn.Sequential):
+    """3x3 convolutions with batch norm and ReLU, then one linear layer onto the features.
+
+    Args:
+        shape: channels, height and width of an image.
+        widths: channels behind each convolution.
+        strides: stride of each convolution.
+        outputs: number of features.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], widths: list[int], strides: list[int], outputs: int
+    ) -> None:
+        channels, height, width = shape
+        layers: list[nn.Module] = []
+        for outs, stride in zip(widths, strides, strict=True):
+            layers += [*normalised_convolution(channels, outs, stride), nn.ReLU()]
+            channels = outs
+            height, width = after_stride(height, stride), after_stride(width, stride)
+        super().__init__(*layers, nn.Flatten(), nn.Linear(channels * height * width, outputs))
+
+
+class ConvResidualBlock(nn.Module):
+    """relu(shortcut(z) + two normalised 3x3 convolutions of z) (He et al., arXiv 1512.03385).
+
+    The shortcut is the identity, or a normalised 1x1 convolution where the shape changes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            *normalised_convolution(inputs, outputs, stride),
+            nn.ReLU(),
+            *normalised_convolution(outputs, outputs, 1),
+        )
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut.append(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(outputs))
+
+    def forward(self, z: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
+        """The block's output, with `outputs` channels and 1/stride of the height and width."""
+        return functional.relu(self.shortcut(z) + self.residual(z))
+
+
+class ConvResidualClassifier(nn.Module):
+    """The discrete baseline for images: a small residual network of 3x3 convolutions.
+
+    Args:
+        normalise: the first layer, from pixels to normalised pixels.
+        channels: channels of an image.
+        widths: channels of each stage; each stage but the first halves height and width.
+        blocks: residual blocks per stage.
+        stem_stride: stride of the first convolution.
+        classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        normalise: Normalise,
+        channels: int,
+        widths: list[int],
+        blocks: int,
+        stem_stride: int,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.normalise = normalise
+        layers = [*normalised_convolution(channels, widths[0], stem_stride), nn.ReLU()]
+        inputs = widths[0]
+        for stage, outputs in enumerate(widths):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(ConvResidualBlock(inputs, outputs, stride))
+                inputs = outputs
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
+        self.body = nn.Sequential(*layers, *head)
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits, shape (n, classes)."""
+        return self.body(self.normalise(images))

@@ -1,0 +1,355 @@
+"""The report's figures as SVG: brackets over radii, decay of V, accuracy along the horizon.
+
+Figures are drawn without pyplot, so nothing is left behind in the process, and their bytes
+depend on the leaderboard alone.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle, pairwise
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from robustness.evaluation.leaderboard import Curve, Decay, Leaderboard, ModelEntry
+from robustness.reporting import selection, words
+from robustness.threat import Norm
+
+# Okabe and Ito's palette without its yellow, which is too light for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+INK, FAINT = "#333333", "#8a8a8a"
+
+# A potential below this is 0 for every purpose, and a logarithm has to end somewhere; the
+# caption says where.
+FLOOR = 1e-6
+
+# Distance of two labels, as a fraction of the height of the axes.
+LABEL_GAP = 0.075
+
+# matplotlib types the keys as a union of literals, which no dictionary of ours can have.
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "robustness",
+    "svg.fonttype": "path",  # looks the same whatever fonts the reader has
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+}
+
+
+def colours(leaderboard: Leaderboard) -> dict[str, str]:
+    """Each model's colour, the same in every figure and table."""
+    return {e.name: c for e, c in zip(leaderboard.models, cycle(PALETTE), strict=False)}
+
+
+def dashes(leaderboard: Leaderboard) -> dict[str, str]:
+    """Each model's line style, which tells models apart once colours repeat or are not seen."""
+    return {
+        entry.name: DASHES[sum(divmod(place, len(PALETTE))) % len(DASHES)]
+        for place, entry in enumerate(leaderboard.models)
+    }
+
+
+def text_colour(colour: str) -> str:
+    """A darker shade of a palette colour: as thin as letters are, the light ones fade."""
+    red, green, blue = to_rgb(colour)
+    return to_hex((0.72 * red, 0.72 * green, 0.72 * blue))
+
+
+def figures(leaderboard: Leaderboard) -> dict[str, bytes]:
+    """Every figure that the leaderboard has data for: name to SVG."""
+    drawn = {name: draw(leaderboard) for name, draw in FIGURES.items()}
+    return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG without date or creator."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # A model's name may hold letters the font lacks; boxes in their place are enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+# --- certified and attacked accuracy against the radius ---------------------------------
+
+
+def bracket_figure(leaderboard: Leaderboard) -> Figure | None:
+    """Small multiples: a row per model, a column per norm; None without any curve."""
+    norms = list(dict.fromkeys(c.norm for m in leaderboard.models for c in m.curves))
+    if not norms:
+        return None
+    rows = len(leaderboard.models)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 0.9 + 1.75 * rows), layout="constrained")
+        axes = figure.subplots(rows, len(norms), sharex="col", sharey=True, squeeze=False)
+        for entry, line in zip(leaderboard.models, axes, strict=True):
+            for norm, ax in zip(norms, line, strict=True):
+                _draw_panel(ax, entry, norm, colours(leaderboard)[entry.name])
+        for norm, ax in zip(norms, axes[-1], strict=True):
+            ax.set_xlabel(f"radius ε in {words.SYMBOLS[norm]}, pixel units")
+            ax.set_xlim(0, _furthest(leaderboard, norm))
+            ax.xaxis.set_major_locator(MaxNLocator(6))
+        _name_rows(axes[:, 0], leaderboard)
+        axes[0, 0].set_ylim(0, 1.02)
+        axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        figure.legend(handles=_bracket_legend(leaderboard), loc="outside upper center", ncols=4)
+    return figure
+
+
+def _draw_panel(ax: Axes, entry: ModelEntry, norm: Norm, colour: str) -> None:
+    curve = next((c for c in entry.curves if c.norm is norm), None)
+    if curve is None:
+        ax.text(0.5, 0.5, "not evaluated", transform=ax.transAxes, ha="center", color=FAINT)
+        return
+    grid, lower, upper = bounds(curve, entry.clean.value)
+    ax.fill_between(grid, lower, upper, color=colour, alpha=0.16, linewidth=0)
+    ax.plot(grid, upper, color=colour, linewidth=1.3, linestyle="--")
+    ax.plot(grid, lower, color=colour, linewidth=1.8)
+    ax.plot(curve.attacked_eps, curve.attacked, "o", color=colour, markersize=3.5, clip_on=False)
+    for row in selection.autoattack_rows(entry, norm):
+        value = row.robust
+        reach = [[max(value.value - value.low, 0.0)], [max(value.high - value.value, 0.0)]]
+        ax.errorbar(
+            [row.eps],
+            [value.value],
+            yerr=reach,
+            fmt="D",
+            markersize=5,
+            markerfacecolor="white",
+            markeredgecolor=INK,
+            ecolor=INK,
+            elinewidth=0.9,
+            capsize=2.5,
+            zorder=4,
+        )
+
+
+def bounds(curve: Curve, clean: float) -> tuple[list[float], list[float], list[float]]:
+    """Radii, and what is proved below and found above robust accuracy on each stretch.
+
+    Robust accuracy never rises with the radius. An attacked accuracy therefore bounds it at
+    every larger radius, up to the next attacked one, and a certified accuracy at every smaller
+    radius, down to the previous grid point. Each jump is given as two points at one radius.
+    """
+    certified = dict(zip(curve.certified_eps, curve.certified, strict=True))
+    attacked = {0.0: clean} | dict(zip(curve.attacked_eps, curve.attacked, strict=True))
+    radii = sorted({0.0, *certified, *attacked})
+    grid: list[float] = []
+    lower: list[float] = []
+    upper: list[float] = []
+    # The last stretch has no length: it only brings the lines down to their last values.
+    for left, right in pairwise([*radii, radii[-1]]):
+        above = min(value for eps, value in attacked.items() if eps <= left)
+        below = max((value for eps, value in certified.items() if eps >= right), default=0.0)
+        grid += [left, right]
+        lower += [below, below]
+        upper += [above, above]
+    return grid, lower, upper
+
+
+def _furthest(leaderboard: Leaderboard, norm: Norm) -> float:
+    """Where the axis ends: past the last attack and the last certified image."""
+    ends = []
+    for curve in (c for m in leaderboard.models for c in m.curves if c.norm is norm):
+        ends += curve.attacked_eps
+        positive = zip(curve.certified_eps, curve.certified, strict=True)
+        ends += [eps for eps, value in positive if value > 0]
+    return 1.03 * max(ends, default=0.0) or 1.0
+
+
+def _name_rows(first_column: Iterable[Axes], leaderboard: Leaderboard) -> None:
+    for entry, ax in zip(leaderboard.models, first_column, strict=True):
+        ax.set_title(
+            entry.name,
+            loc="left",
+            fontsize=9.5,
+            fontweight="bold",
+            color=text_colour(colours(leaderboard)[entry.name]),
+            parse_math=False,
+            pad=4,
+        )
+
+
+def _bracket_legend(leaderboard: Leaderboard) -> list[Line2D | Patch]:
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=INK, linestyle="--", marker="o", markersize=3.5, label="attacked"),
+        Patch(facecolor=INK, alpha=0.16, label="bracket: not known"),
+        Line2D([], [], color=INK, linewidth=1.8, label="certified"),
+    ]
+    rows = [
+        row
+        for entry in leaderboard.models
+        for norm in Norm
+        for row in selection.autoattack_rows(entry, norm)
+    ]
+    if rows:
+        some = any(row.subset < leaderboard.suite.samples for row in rows)
+        where = f", first {words.extent(row.subset for row in rows)} samples" if some else ""
+        label = f"AutoAttack alone{where} (95%)"
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=INK,
+                linewidth=0.9,
+                marker="D",
+                markersize=5,
+                markerfacecolor="white",
+                markeredgecolor=INK,
+                label=label,
+            )
+        )
+    return handles
+
+
+# --- along the horizon ------------------------------------------------------------------
+
+
+def decay_figure(leaderboard: Leaderboard) -> Figure | None:
+    """V(t) of all neural ODEs on one logarithmic axis; None if there are none."""
+    decays = _decays(leaderboard)
+    if not decays:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, ax = _horizon_axes()
+        ax.set_yscale("log")
+        for name, decay in decays.items():
+            colour, dash = colours(leaderboard)[name], dashes(leaderboard)[name]
+            low, median, high = map(_positive, (decay.low, decay.median, decay.high))
+            ax.fill_between(decay.time, low, high, color=colour, alpha=0.13, linewidth=0)
+            ax.plot(decay.time, median, color=colour, linestyle=dash, linewidth=1.8)
+        ax.axhline(math.log(2), color=INK, linewidth=1.0, linestyle=(0, (1, 1.5)))
+        ax.annotate(
+            "ln 2: below it the prediction is right",
+            (0.99, math.log(2)),
+            xytext=(0, 4),
+            textcoords="offset points",
+            fontsize=8,
+            ha="right",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
+        )
+        ax.set_ylabel("potential V(t)")
+        _label_ends(ax, {n: _positive(d.median) for n, d in decays.items()}, leaderboard)
+    return figure
+
+
+def horizon_figure(leaderboard: Leaderboard) -> Figure | None:
+    """Accuracy of the state at each time, of all neural ODEs; None if there are none."""
+    decays = _decays(leaderboard)
+    if not decays:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, ax = _horizon_axes()
+        for name, decay in decays.items():
+            colour, dash = colours(leaderboard)[name], dashes(leaderboard)[name]
+            ax.plot(decay.time, decay.accuracy, color=colour, linestyle=dash, linewidth=1.8)
+        ax.set_ylim(0, 1.02)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.set_ylabel("accuracy of the state at time t")
+        _label_ends(ax, {n: np.array(d.accuracy) for n, d in decays.items()}, leaderboard)
+    return figure
+
+
+def _decays(leaderboard: Leaderboard) -> dict[str, Decay]:
+    return {m.name: m.decay for m in leaderboard.models if m.decay is not None and m.decay.time}
+
+
+def _horizon_axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(9.0, 3.9), layout="constrained")
+    ax = figure.subplots()
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("time t / T")
+    return figure, ax
+
+
+def _positive(values: Sequence[float]) -> np.ndarray:
+    """Values for a logarithmic axis: tiny ones at the floor, failed ones left out."""
+    array = np.asarray(values, dtype=float)
+    failed = ~np.isfinite(array) | (array < 0)
+    return np.where(failed, np.nan, np.maximum(array, FLOOR))
+
+
+def _label_ends(ax: Axes, lines: dict[str, np.ndarray], leaderboard: Leaderboard) -> None:
+    """Name each line beside its end, moved apart where two lines end close together."""
+    ax.set_ylim(ax.get_ylim())  # labels are placed in fractions of limits that no longer move
+    heights = {name: _end_height(ax, line) for name, line in lines.items()}
+    for name, height in spread(heights, LABEL_GAP).items():
+        colour = colours(leaderboard)[name]
+        connector = {"arrowstyle": "-", "color": colour, "linewidth": 0.9}
+        ax.annotate(
+            name,
+            (1.0, heights[name]),
+            xycoords="axes fraction",
+            xytext=(1.04, height),
+            textcoords="axes fraction",
+            color=text_colour(colour),
+            fontweight="bold",
+            va="center",
+            annotation_clip=False,
+            parse_math=False,
+            arrowprops=connector | {"shrinkA": 2, "shrinkB": 1, "relpos": (0, 0.5)},
+        )
+
+
+def _end_height(ax: Axes, line: np.ndarray) -> float:
+    """Where a line ends, as a fraction of the height of the axes."""
+    known = line[np.isfinite(line)]
+    if not len(known):
+        return 0.5
+    to_fraction = ax.transData + ax.transAxes.inverted()
+    return float(np.clip(to_fraction.transform((1.0, known[-1]))[1], 0.0, 1.0))
+
+
+def spread(heights: dict[str, float], gap: float) -> dict[str, float]:
+    """Move heights apart until neighbours are at least `gap` from each other.
+
+    Labels keep their order; a group that collides is centred on the mean of its heights.
+    """
+    groups: list[tuple[list[str], float]] = []
+    for name in sorted(heights, key=lambda n: heights[n]):
+        names, centre = [name], heights[name]
+        while groups and _top(groups[-1], gap) + gap > centre - gap * (len(names) - 1) / 2:
+            names = groups.pop()[0] + names
+            centre = sum(heights[n] for n in names) / len(names)
+        groups.append((names, centre))
+    return dict(_places(groups, gap))
+
+
+def _top(group: tuple[list[str], float], gap: float) -> float:
+    names, centre = group
+    return centre + gap * (len(names) - 1) / 2
+
+
+def _places(groups: list[tuple[list[str], float]], gap: float) -> Iterator[tuple[str, float]]:
+    for names, centre in groups:
+        bottom = centre - gap * (len(names) - 1) / 2
+        yield from ((name, bottom + gap * place) for place, name in enumerate(names))
+
+
+FIGURES: dict[str, Callable[[Leaderboard], Figure | None]] = {
+    "brackets": bracket_figure,
+    "decay": decay_figure,
+    "horizon": horizon_figure,
+}

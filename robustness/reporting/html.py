@@ -1,0 +1,95 @@
+"""The report as one page that needs nothing else: no network, no script, no other file."""
+
+import base64
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from robustness.evaluation.leaderboard import CertificateRow, Leaderboard
+from robustness.reporting import prose, selection, tables, words
+from robustness.reporting.figures import colours
+from robustness.threat import format_eps
+
+LIMITS_SHOWN = 4
+
+
+def html_text(leaderboard: Leaderboard, figures: dict[str, bytes]) -> str:
+    """The whole page.
+
+    Args:
+        leaderboard: what to report.
+        figures: SVG by name, embedded in the page.
+    """
+    return _environment().get_template("report.html.j2").render(_context(leaderboard, figures))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("robustness.reporting", "templates"),
+        autoescape=True,  # names and reasons come from users' files
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": words.percent,
+        "interval": words.interval,
+        "radius": format_eps,
+        "extent": words.extent,
+        "sentence": prose.sentence,
+        "duration": words.duration,
+        "moment": words.moment,
+        "setting": words.setting,
+        "index_list": words.index_list,
+        "data_uri": data_uri,
+    }
+    environment.globals |= {
+        "threat": words.threat_symbol,
+        "plural": words.plural,
+        "symbols": words.SYMBOLS,
+        "radii": selection.radii,
+        "find_bracket": selection.find_bracket,
+        "autoattack_row": selection.autoattack_row,
+        "autoattack_sizes": selection.autoattack_sizes,
+        "attack_lines": selection.attack_lines,
+        "certificate_rows": selection.certificate_rows,
+        "limits": limits,
+        "subset_line": prose.subset_line,
+    }
+    return environment
+
+
+def _context(leaderboard: Leaderboard, figures: dict[str, bytes]) -> dict[str, Any]:
+    return {
+        "board": leaderboard,
+        "suite": leaderboard.suite,
+        "title": prose.title(leaderboard),
+        "ran_on": prose.ran_on(leaderboard),
+        "colours": colours(leaderboard),
+        "headline": selection.headline(leaderboard),
+        "norms": selection.norms(leaderboard),
+        "threats": selection.threats(leaderboard),
+        "figures": [
+            (name, prose.TITLES[name], prose.CAPTIONS[name], svg) for name, svg in figures.items()
+        ],
+        "glossary": prose.GLOSSARY,
+        "soundness_rule": prose.SOUNDNESS,
+        "soundness_line": tables.soundness_line(leaderboard.soundness),
+        "partial": selection.partial_attacks(leaderboard),
+    }
+
+
+def data_uri(svg: bytes) -> str:
+    """An SVG as the source of an image: inline, its element ids would clash between figures."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def limits(row: CertificateRow) -> list[tuple[str, int]]:
+    """The most frequent reasons that limit a certificate's radii, the rest in one line."""
+    reasons = list(row.limits.items())
+    shown, rest = reasons[:LIMITS_SHOWN], reasons[LIMITS_SHOWN:]
+    if len(rest) == 1:  # naming it takes no more room than counting it
+        return reasons
+    if rest:
+        shown.append((words.plural(len(rest), "other reason"), sum(n for _, n in rest)))
+    return shown

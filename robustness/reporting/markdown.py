@@ -1,0 +1,200 @@
+"""The report as Markdown, for a repository or a pull request."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from robustness.evaluation.leaderboard import CertificateRow, Leaderboard, ModelEntry
+from robustness.reporting import prose, selection, tables, words
+from robustness.threat import Norm
+
+
+def markdown_text(leaderboard: Leaderboard, figures: Sequence[str]) -> str:
+    """The whole file.
+
+    Args:
+        leaderboard: what to report.
+        figures: names of the figures in `figures/` to show.
+    """
+    blocks = [
+        f"# {text(prose.title(leaderboard))}",
+        f"Suite {code(leaderboard.suite.name)}: {text(prose.ran_on(leaderboard))}.",
+        f"**Soundness**: {tables.soundness_line(leaderboard.soundness)}.",
+        *(f"- {text(violation)}" for violation in leaderboard.soundness.violations),
+        *_brackets(leaderboard),
+        *_figures(figures),
+        *(block for entry in leaderboard.models for block in _model(leaderboard, entry)),
+        *_certificates(leaderboard),
+        *_attacks(leaderboard),
+        *_suite(leaderboard),
+        "## Environment",
+        _environment(leaderboard),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def text(value: str) -> str:
+    """Foreign words with every character escaped that Markdown or HTML would act on."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#~$" else c for c in value)
+    return " ".join(escaped.replace("&", "&amp;").split())
+
+
+def code(value: str) -> str:
+    """A name in code style; plain escaped text where code style cannot hold it."""
+    return text(value) if set(value) & set("`|\\\n") else f"`{value}`"
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A table whose first `texts` columns are text and whose other columns are numbers."""
+    alignment = ["---"] * texts + ["---:"] * (len(heading) - texts)
+    lines = [heading, alignment, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _brackets(leaderboard: Leaderboard) -> Iterator[str]:
+    yield "## Brackets"
+    yield (
+        "Robust accuracy lies between certified, which is proved, and attacked, which is only as "
+        "low as the attacks are good. Accuracies in percent, widths in percentage points, radii "
+        "in pixel units."
+    )
+    yield _headline(leaderboard)
+    yield "Every radius:"
+    columns = selection.threats(leaderboard)
+    for norm in selection.norms(leaderboard):
+        here = [(n, eps) for n, eps in columns if n is norm]
+        heading = ["model", "clean"]
+        for _, eps in here:
+            heading += [words.threat_symbol(norm, eps), "width"]
+        yield table(heading, [_bracket_cells(entry, here) for entry in leaderboard.models])
+
+
+def _headline(leaderboard: Leaderboard) -> str:
+    columns = selection.headline(leaderboard)
+    heading = ["model", "clean"]
+    for norm, eps in columns:
+        heading += [f"**{words.threat_symbol(norm, eps)}**", "width"]
+        if sizes := selection.autoattack_sizes(leaderboard, norm, eps):
+            heading.append(f"AutoAttack, first {words.extent(sizes)}")
+    rows = []
+    for entry in leaderboard.models:
+        cells = [code(entry.name), words.percent(entry.clean.value)]
+        for norm, eps in columns:
+            cells += _bracket_cells(entry, [(norm, eps)])[2:]
+            if selection.autoattack_sizes(leaderboard, norm, eps):
+                row = selection.autoattack_row(entry, norm, eps)
+                cells.append(words.percent(row.robust.value) if row else words.ABSENT)
+        rows.append(cells)
+    return table(heading, rows)
+
+
+def _bracket_cells(entry: ModelEntry, columns: Iterable[tuple[Norm, float]]) -> list[str]:
+    cells = [code(entry.name), words.percent(entry.clean.value)]
+    for norm, eps in columns:
+        bracket = selection.find_bracket(entry, norm, eps)
+        width = words.ABSENT if bracket is None else words.percent(bracket.width)
+        cells += [words.bracket(bracket, "–"), width]
+    return cells
+
+
+def _figures(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        yield f"![{prose.TITLES[name]}](figures/{name}.svg)"
+        yield f"*{prose.CAPTIONS[name]}*"
+
+
+def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
+    yield f"## {code(entry.name)}"
+    nfe = "no ODE" if entry.nfe is None else f"{entry.nfe} evaluations of the field per prediction"
+    errors = words.plural(entry.errors, "sample")
+    yield (
+        f"{text(prose.sentence(entry.description))} {entry.parameters:,} parameters, {nfe}; "
+        f"{errors} failed; weights {code(entry.digest[:12])}."
+    )
+    headline = dict(selection.headline(leaderboard))
+    heading = ["threat", "certified", "95%", "attacked", "95%", "width"]
+    rows = []
+    for b in entry.brackets:
+        name = words.threat_symbol(b.norm, b.eps)
+        rows.append(
+            [
+                f"**{name}**" if headline.get(b.norm) == b.eps else name,
+                words.percent(b.certified.value),
+                words.interval(b.certified),
+                words.percent(b.attacked.value),
+                words.interval(b.attacked),
+                words.percent(b.width),
+            ]
+        )
+    yield table(heading, rows)
+
+
+def _certificates(leaderboard: Leaderboard) -> Iterator[str]:
+    yield "## Certificates"
+    yield (
+        "Accuracy in percent that each certificate alone gives. Only the kind `certified` is a "
+        "proof and enters the brackets."
+    )
+    for norm in selection.norms(leaderboard):
+        rows = [(m, c) for m in leaderboard.models for c in selection.certificate_rows(m, norm)]
+        eps = sorted({e for _, row in rows for e in row.eps})
+        if rows:
+            names = [words.threat_symbol(norm, e) for e in eps]
+            heading = ["model", "certificate", "kind", *names, "median radius", "mostly limited by"]
+            yield table(heading, [_certificate_cells(m, row, eps) for m, row in rows], texts=3)
+
+
+def _certificate_cells(entry: ModelEntry, row: CertificateRow, eps: list[float]) -> list[str]:
+    names = [code(entry.name), code(row.certificate)]
+    if row.kind is None:
+        return [*names, "refuses", *[words.ABSENT] * (len(eps) + 1), text(row.refusal or "")]
+    at = dict(zip(row.eps, row.accuracy, strict=True))
+    values = [words.percent(at[e].value) if e in at else words.ABSENT for e in eps]
+    limit = next(iter(row.limits), words.ABSENT)
+    return [*names, row.kind.value, *values, f"{row.median_radius:.3g}", text(limit)]
+
+
+def _attacks(leaderboard: Leaderboard) -> Iterator[str]:
+    yield "## Attacks"
+    yield "Accuracy in percent that each attack alone leaves, on the samples that it was run on."
+    columns = selection.threats(leaderboard)
+    names = [words.threat_symbol(norm, eps) for norm, eps in columns]
+    heading = ["model", "attack", "samples", *names, "errors", "rejected"]
+    rows = []
+    versions: dict[str, None] = {}
+    for entry in leaderboard.models:
+        for line in selection.attack_lines(entry, columns):
+            versions |= dict.fromkeys(f"{code(line.attack)}: {text(v)}" for v in line.versions)
+            rows.append([code(entry.name), *_attack_cells(line)])
+    yield table(heading, rows, texts=2)
+    yield "\n".join(f"- {version}" for version in versions)
+    for attack, sizes in selection.partial_attacks(leaderboard).items():
+        yield prose.subset_line(code(attack), leaderboard, words.extent(sizes))
+
+
+def _attack_cells(line: selection.AttackLine) -> list[str]:
+    sizes = words.extent(row.subset for row in line.run)
+    values = [words.ABSENT if r is None else words.percent(r.robust.value) for r in line.rows]
+    return [code(line.attack), sizes, *values, f"{line.errors:,}", f"{line.rejected:,}"]
+
+
+def _suite(leaderboard: Leaderboard) -> Iterator[str]:
+    suite = leaderboard.suite
+    yield "## Suite"
+    fixed = {
+        "name": suite.name,
+        "data": suite.data,
+        "split": suite.split,
+        "samples": suite.samples,
+        "seed": suite.seed,
+        "data digest": suite.data_digest,
+    }
+    settings = {key: value for key, value in suite.settings.items() if key not in fixed}
+    rows = [[text(k), text(words.setting(v))] for k, v in (fixed | settings).items()]
+    yield table(["setting", "value"], rows, texts=2)
+    for name, indices in suite.subsets.items():
+        listing = text(words.index_list(indices))
+        yield f"Subset {code(name)}, {len(indices)} indices into the split: {listing}."
+
+
+def _environment(leaderboard: Leaderboard) -> str:
+    rows = [[text(k), text(v)] for k, v in sorted(leaderboard.environment.items())]
+    return table(["component", "version"], rows, texts=2)

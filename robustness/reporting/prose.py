@@ -1,0 +1,114 @@
+"""The report's fixed sentences, shared by the page and the Markdown file."""
+
+from robustness.evaluation.leaderboard import Leaderboard
+from robustness.reporting import words
+
+CAPTIONS = {
+    "brackets": (
+        "Robust accuracy against the radius of the perturbation. The true value lies in the "
+        "shaded bracket: at least the solid line, which is proved, and at most the dashed line, "
+        "where attacks succeeded. Dots mark the radii that were attacked; between two of them "
+        "the dashed line is held at the smaller one's value, since robust accuracy never rises "
+        "with the radius. A wide band means that neither proof nor attack settles the matter, "
+        "not that the model is weak. A diamond, if any, is AutoAttack alone with its 95% "
+        "interval; on fewer samples than the dashed line, it may lie on either side of it."
+    ),
+    "decay": (
+        "The potential V(t) = −log p(t), with p(t) the probability that the state at time t "
+        "gives the true class, on unperturbed samples. Lines are medians, bands hold the middle "
+        "80% of the samples. A straight fall on this logarithmic scale is exponential decay, "
+        "which is what a Lyapunov condition asks for. Below ln 2 the true class has more than "
+        "half of the probability, so the prediction is right; above, it need not be wrong. "
+        "Values under 10⁻⁶ are drawn there; those that overflowed are left out."
+    ),
+    "horizon": (
+        "Accuracy if the state were read at time t instead of at the horizon T, on unperturbed "
+        "samples. A curve that is flat well before the end has converged; one that still moves "
+        "at the end owes its accuracy to where integration happens to stop."
+    ),
+}
+
+TITLES = {
+    "brackets": "Brackets over the radius",
+    "decay": "Decay of the potential",
+    "horizon": "Accuracy along the horizon",
+}
+
+GLOSSARY = {
+    "Threat model": (
+        "All images within a radius ε of the original, in the norm ℓ∞ (no pixel changes by more "
+        "than ε) or ℓ2 (the Euclidean length of the change is at most ε), and inside the pixel "
+        "box [0, 1]. The attacker knows the model."
+    ),
+    "Pixel units": (
+        "Every ε and every radius is measured on pixels that run from 0, black, to 1, white, "
+        "before any normalisation. 8/255 is eight grey levels of an 8-bit image."
+    ),
+    "Clean accuracy": "Accuracy on unperturbed images; the ceiling of everything else.",
+    "Certified": (
+        "The share of samples for which it is proved that no image within ε changes the right "
+        "prediction, for the solver and steps that really run. A lower bound on robust accuracy."
+    ),
+    "Attacked": (
+        "The share of samples that no attack of this run could break within ε, counting the "
+        "worst case per sample over all attacks. An upper bound on robust accuracy, and only as "
+        "good as the attacks: a stronger attack can lower it, and nothing can raise it."
+    ),
+    "Bracket": (
+        "From certified to attacked: where the true robust accuracy lies. Its width, in "
+        "percentage points, is what is not known. A narrow bracket is a reliable answer, not "
+        "necessarily a good one: a model that every attack breaks has width 0."
+    ),
+    "Estimate": (
+        "A radius computed from quantities that were sampled rather than bounded. It is not a "
+        "proof and is never counted as certified."
+    ),
+    "Probabilistic": (
+        "A radius that holds except with a stated small probability, as in randomised smoothing. "
+        "It is shown, and not counted as certified either."
+    ),
+    "95% interval": (
+        "The exact interval of Clopper and Pearson for a count out of a total: how far the "
+        "figure could move on other images of the same kind."
+    ),
+    "NFE": "How often the vector field is evaluated for one prediction; none without an ODE.",
+    "Error": (
+        "A sample on which the model or an attack failed numerically. It counts neither as "
+        "robust nor as certified."
+    ),
+    "Rejected": (
+        "Images proposed by an attack that lay outside the ball or the pixel box, or were not "
+        "finite. They do not count."
+    ),
+}
+
+SOUNDNESS = (
+    "Every certified radius is confronted with the attacks of the run. An adversarial image "
+    "closer than the certified radius would refute the certificate."
+)
+
+
+def title(leaderboard: Leaderboard) -> str:
+    """What the report is about."""
+    models = words.plural(len(leaderboard.models), "model")
+    return f"Adversarial robustness of {models} on {leaderboard.suite.data}"
+
+
+def ran_on(leaderboard: Leaderboard) -> str:
+    """Data, split, number of samples and seed."""
+    suite = leaderboard.suite
+    samples = words.plural(suite.samples, "sample")
+    return f"{samples} of the {suite.split} split of {suite.data}, seed {suite.seed}"
+
+
+def subset_line(attack: str, leaderboard: Leaderboard, sizes: str) -> str:
+    """On which samples a costly attack was run."""
+    return (
+        f"{attack} was run on the first {sizes} of the {leaderboard.suite.samples:,} samples, "
+        "in the suite's order."
+    )
+
+
+def sentence(words_given: str) -> str:
+    """A description with one full stop at its end."""
+    return words_given.rstrip(". ") + "."

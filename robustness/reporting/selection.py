@@ -1,0 +1,134 @@
+"""Which of a leaderboard's numbers a table shows, and in which order."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from robustness.evaluation.leaderboard import (
+    AttackRow,
+    Bracket,
+    CertificateRow,
+    Leaderboard,
+    ModelEntry,
+)
+from robustness.threat import Norm
+
+
+@dataclass(frozen=True)
+class AttackLine:
+    """One attack on one model at every threat: a line of a table.
+
+    Attributes:
+        attack: its name.
+        versions: distinct descriptions of library, release and settings.
+        rows: one per threat, None where it was not run.
+    """
+
+    attack: str
+    versions: tuple[str, ...]
+    rows: tuple[AttackRow | None, ...]
+
+    @property
+    def run(self) -> list[AttackRow]:
+        """The rows of threats at which it was run."""
+        return [row for row in self.rows if row is not None]
+
+    @property
+    def errors(self) -> int:
+        """Samples that failed, over all threats."""
+        return sum(row.errors for row in self.run)
+
+    @property
+    def rejected(self) -> int:
+        """Proposed images that did not count, over all threats."""
+        return sum(row.rejected for row in self.run)
+
+
+def norms(leaderboard: Leaderboard) -> list[Norm]:
+    """Norms with a bracket, in the suite's order."""
+    return list(dict.fromkeys(b.norm for m in leaderboard.models for b in m.brackets))
+
+
+def radii(leaderboard: Leaderboard, norm: Norm) -> list[float]:
+    """Radii with a bracket in `norm`, smallest first."""
+    return sorted({b.eps for m in leaderboard.models for b in m.brackets if b.norm is norm})
+
+
+def threats(leaderboard: Leaderboard) -> list[tuple[Norm, float]]:
+    """Every norm and radius with a bracket."""
+    return [(n, e) for n in norms(leaderboard) for e in radii(leaderboard, n)]
+
+
+def find_bracket(entry: ModelEntry, norm: Norm, eps: float) -> Bracket | None:
+    """The model's bracket at a threat, if it has one."""
+    return next((b for b in entry.brackets if b.norm is norm and b.eps == eps), None)
+
+
+def is_autoattack(name: str) -> bool:
+    """Whether an attack's name is AutoAttack's, however it is spelt."""
+    return name.lower().replace("-", "").replace("_", "").startswith("autoattack")
+
+
+def autoattack_rows(entry: ModelEntry, norm: Norm) -> list[AttackRow]:
+    """AutoAttack's rows of one model in one norm, smallest radius first."""
+    rows = [r for r in entry.attacks if r.norm is norm and is_autoattack(r.attack)]
+    return sorted(rows, key=lambda row: row.eps)
+
+
+def autoattack_row(entry: ModelEntry, norm: Norm, eps: float) -> AttackRow | None:
+    """AutoAttack's row of one model at a threat, if it ran."""
+    return next((row for row in autoattack_rows(entry, norm) if row.eps == eps), None)
+
+
+def autoattack_sizes(leaderboard: Leaderboard, norm: Norm, eps: float) -> list[int]:
+    """On how many samples AutoAttack ran at a threat; empty where it ran on no model."""
+    rows = [autoattack_row(entry, norm, eps) for entry in leaderboard.models]
+    return sorted({row.subset for row in rows if row is not None})
+
+
+def headline(leaderboard: Leaderboard) -> list[tuple[Norm, float]]:
+    """One representative threat per norm.
+
+    The middle one of the radii that AutoAttack ran at, the strongest evidence there is; of all
+    radii where it did not run.
+    """
+    return [(norm, _middle(leaderboard, norm)) for norm in norms(leaderboard)]
+
+
+def _middle(leaderboard: Leaderboard, norm: Norm) -> float:
+    every = radii(leaderboard, norm)
+    attacked = {r.eps for m in leaderboard.models for r in autoattack_rows(m, norm)}
+    chosen = [eps for eps in every if eps in attacked] or every
+    return chosen[len(chosen) // 2]
+
+
+def attack_lines(entry: ModelEntry, columns: Sequence[tuple[Norm, float]]) -> list[AttackLine]:
+    """The model's attacks as lines of a table with a column per threat."""
+    names = dict.fromkeys(row.attack for row in entry.attacks)
+    return [_line(name, [r for r in entry.attacks if r.attack == name], columns) for name in names]
+
+
+def _line(
+    name: str, rows: Iterable[AttackRow], columns: Sequence[tuple[Norm, float]]
+) -> AttackLine:
+    at = {(row.norm, row.eps): row for row in rows}
+    versions = tuple(dict.fromkeys(row.version for row in at.values()))
+    return AttackLine(name, versions, tuple(at.get(column) for column in columns))
+
+
+def partial_attacks(leaderboard: Leaderboard) -> dict[str, list[int]]:
+    """Attacks that were run on fewer samples than the suite has, and on how many."""
+    partial: dict[str, list[int]] = {}
+    for row in (row for entry in leaderboard.models for row in entry.attacks):
+        if row.subset < leaderboard.suite.samples:
+            partial.setdefault(row.attack, []).append(row.subset)
+    return partial
+
+
+def certificate_rows(entry: ModelEntry, norm: Norm) -> list[CertificateRow]:
+    """The model's certificates in one norm."""
+    return [row for row in entry.certificates if row.norm is norm]
+
+
+def failures(leaderboard: Leaderboard) -> list[ModelEntry]:
+    """Models on which some samples failed."""
+    return [entry for entry in leaderboard.models if entry.errors]

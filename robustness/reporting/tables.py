@@ -1,0 +1,139 @@
+"""The table a run prints and the tidy table that other programs read."""
+
+import csv
+import io
+from collections.abc import Iterator
+
+from rich.box import Box
+from rich.table import Table
+from rich.text import Text
+
+from robustness.evaluation.leaderboard import Leaderboard, ModelEntry, Proportion, Soundness
+from robustness.reporting import selection, words
+from robustness.threat import Norm
+
+# One rule below the heading and nothing else, in ASCII: it survives any pipe and encoding.
+PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+COLUMNS = (
+    "model",
+    "norm",
+    "eps",
+    "quantity",
+    "method",
+    "kind",
+    "count",
+    "total",
+    "value",
+    "low",
+    "high",
+)
+
+
+def plain_table(title: str, caption: str) -> Table:
+    """An empty table in the style of every table on the terminal."""
+    return Table(
+        title=Text(title, style="bold"),
+        caption=Text(caption),
+        title_justify="left",
+        caption_justify="left",
+        box=PLAIN,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+    )
+
+
+def summary_table(leaderboard: Leaderboard) -> Table:
+    """One row per model: clean accuracy, the bracket and AutoAttack at one radius per norm.
+
+    Plain ASCII apart from what models are called, and narrow enough for 80 columns with the
+    two norms.
+    """
+    headline = selection.headline(leaderboard)
+    table = plain_table(f"Suite {leaderboard.suite.name}", _caption(leaderboard))
+    # Only names may wrap: a number that is cut in two is worse than a tall row.
+    table.add_column("model", overflow="fold", min_width=12)
+    table.add_column("clean", justify="right", no_wrap=True)
+    for norm, eps in headline:
+        table.add_column(words.threat(norm, eps), justify="right", no_wrap=True)
+        if sizes := selection.autoattack_sizes(leaderboard, norm, eps):
+            table.add_column(f"AA n={words.extent(sizes, '-')}", justify="right", no_wrap=True)
+    for entry in leaderboard.models:
+        table.add_row(*_summary_cells(leaderboard, entry, headline))
+    return table
+
+
+def _summary_cells(
+    leaderboard: Leaderboard, entry: ModelEntry, headline: list[tuple[Norm, float]]
+) -> Iterator[Text]:
+    yield Text(entry.name)
+    yield Text(words.percent(entry.clean.value))
+    for norm, eps in headline:
+        yield Text(words.bracket(selection.find_bracket(entry, norm, eps)), style="bold")
+        if selection.autoattack_sizes(leaderboard, norm, eps):
+            row = selection.autoattack_row(entry, norm, eps)
+            yield Text(words.percent(row.robust.value) if row else words.ABSENT)
+
+
+def _caption(leaderboard: Leaderboard) -> str:
+    suite = leaderboard.suite
+    samples = words.plural(suite.samples, f"{suite.split} sample")
+    lines = [f"certified-attacked accuracy in percent, {suite.data}, {samples}"]
+    if any(selection.autoattack_sizes(leaderboard, *at) for at in selection.headline(leaderboard)):
+        lines.append("AA: AutoAttack alone, on the first n samples of the suite's order")
+    lines += [
+        f"{entry.name}: {words.plural(entry.errors, 'sample')} failed, not robust"
+        for entry in selection.failures(leaderboard)
+    ]
+    return "\n".join([*lines, f"soundness: {soundness_line(leaderboard.soundness)}"])
+
+
+def soundness_line(soundness: Soundness) -> str:
+    """How often a certified image was broken, in one line; words that follow `Soundness:`."""
+    violations = len(soundness.violations)
+    if not soundness.pairs and not violations:
+        return "nothing was certified and attacked, so nothing could be refuted"
+    broken = words.plural(violations, "VIOLATION") if violations else "no violation"
+    return (
+        f"{broken} in {words.plural(soundness.pairs, 'pair')} of a certified radius and an "
+        f"attacked image, {soundness.attacked_inside:,} of them attacked inside the radius"
+    )
+
+
+def csv_text(leaderboard: Leaderboard) -> str:
+    """One row per model, threat and quantity.
+
+    `quantity` is `clean` and `errors` (no threat), `certified` and `attacked` (the bracket),
+    `attack` (one attack alone, named by `method`) or `certificate` (one certificate alone; its
+    `kind` says whether it proves anything). Values are proportions and are written so that
+    reading them back gives the same floats.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for entry in leaderboard.models:
+        writer.writerows(_tidy_rows(entry, leaderboard.suite.samples))
+    return buffer.getvalue()
+
+
+def _tidy_rows(entry: ModelEntry, samples: int) -> Iterator[tuple[object, ...]]:
+    def row(
+        quantity: str, value: Proportion, threat: tuple[object, object], method: str, kind: str
+    ) -> tuple[object, ...]:
+        numbers = (value.count, value.total, value.value, value.low, value.high)
+        return (entry.name, *threat, quantity, method, kind, *numbers)
+
+    yield row("clean", entry.clean, ("", ""), "", "")
+    yield row("errors", Proportion.of(entry.errors, samples), ("", ""), "", "")
+    for b in entry.brackets:
+        yield row("certified", b.certified, (b.norm.value, b.eps), "", "")
+        yield row("attacked", b.attacked, (b.norm.value, b.eps), "", "")
+    for a in entry.attacks:
+        yield row("attack", a.robust, (a.norm.value, a.eps), a.attack, "")
+    for c in entry.certificates:
+        if c.kind is None:  # a refusal has no accuracy to speak of
+            continue
+        for eps, accuracy in zip(c.eps, c.accuracy, strict=True):
+            threat = (c.norm.value, eps)
+            yield row("certificate", accuracy, threat, c.certificate, c.kind.value)

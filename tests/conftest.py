@@ -1,0 +1,43 @@
+"""What all tests share: a fixed number of threads, repeatable properties, a tiny recipe."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
+torch.set_num_threads(1)
+
+TINY_RECIPE = """
+description = "A recipe small enough to train within a test"
+
+[data]
+name = "digits"
+shape = [1, 8, 8]
+classes = 10
+
+[model]
+kind = "neural-ode"
+encoder = { kind = "contractive-flow", steps = 1, hidden = 8 }
+field = { kind = "target-seeking", gain = 10.0, coupling = 1.0 }
+solver = { kind = "fixed", method = "euler", steps = 4, horizon = 1.0 }
+
+[training]
+loss = { kind = "certified-lyapunov", eps = 0.1, temperature = 0.1 }
+epochs = 3
+batch_size = 256
+learning_rate = 3e-3
+averaging = 0.9
+augmentation = { rotate = 5.0, shift = 0.3 }
+"""
+
+
+@pytest.fixture
+def recipe_folder(tmp_path: Path) -> Path:
+    """A folder with a recipe that trains in a moment, and without weights."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(TINY_RECIPE, encoding="utf-8")
+    return folder

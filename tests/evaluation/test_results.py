@@ -1,0 +1,205 @@
+"""A result depends on what its key names and on nothing else."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from suites import SUITE
+
+import robustness.evaluation.runner as runner
+from robustness.api import attack, certify, evaluate, render
+from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
+from robustness.evaluation.store import STORE_FILE, Store
+from robustness.evaluation.suite import Suite, load_suite
+from robustness.threat import Norm
+
+
+def run(suite: Suite, out: Path, **options: object) -> Leaderboard:
+    return evaluate(suite, out=out, **({"workers": 1} | options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "small.toml").write_text(SUITE)
+    run(load_suite(str(folder / "small.toml")), folder)
+    return folder
+
+
+@pytest.fixture
+def reference(reference_folder: Path, tmp_path: Path) -> Leaderboard:
+    """The leaderboard of an uninterrupted run; its folder is copied to tmp_path/reference."""
+    shutil.copytree(reference_folder, tmp_path / "reference")
+    return read_leaderboard(tmp_path / "reference")
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(
+    suite: Suite, reference: Leaderboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a stored shard was computed again")
+
+    monkeypatch.setattr(runner, "run_shard", refuse)
+    again = run(suite, tmp_path / "reference")
+    assert again.comparable() == reference.comparable()
+
+
+@pytest.mark.slow
+def test_workers_and_batch_size_change_nothing(
+    suite: Suite, reference: Leaderboard, tmp_path: Path
+) -> None:
+    for number, options in enumerate(
+        ({"workers": 2, "batch_size": 1}, {"workers": 1, "batch_size": 1000})
+    ):
+        other = run(suite, tmp_path / str(number), **options)
+        assert other.comparable() == reference.comparable()
+        assert rows(tmp_path / str(number)) == rows(tmp_path / "reference")
+
+
+def rows(folder: Path) -> dict[str, list[tuple[object, ...]]]:
+    database = sqlite3.connect(folder / STORE_FILE)
+    tables = ("clean", "attack", "certificate", "decay")
+    found = {t: sorted(database.execute(f"SELECT * FROM {t}"), key=repr) for t in tables}
+    database.close()
+    return found
+
+
+def test_asking_for_fewer_samples_gives_the_same_rows(
+    suite: Suite, reference: Leaderboard, tmp_path: Path
+) -> None:
+    few = run(suite, tmp_path / "few", samples=33)
+    assert few.models[0].clean.total == 33
+    everything, part = rows(tmp_path / "reference"), rows(tmp_path / "few")
+    for table, content in part.items():
+        assert content, table
+        assert set(content) <= set(everything[table])
+
+
+def test_another_seed_gives_other_rows(
+    suite: Suite, reference: Leaderboard, tmp_path: Path
+) -> None:
+    other = run(suite, tmp_path / "other", seed=1)
+    assert other.comparable() != reference.comparable()
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(
+    suite_file: Path, reference: Leaderboard, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "robustness", "evaluate", str(suite_file), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--batch-size", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    stored = 0
+    deadline = time.monotonic() + 120
+    while stored < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+        if (out / STORE_FILE).exists():
+            database = sqlite3.connect(out / STORE_FILE)
+            try:
+                stored = database.execute("SELECT count(*) FROM shards").fetchone()[0]
+            except sqlite3.OperationalError:
+                stored = 0  # the table is not there yet
+            finally:
+                database.close()
+    children = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert stored >= 5
+    assert not (out / "leaderboard.json").exists()
+    deadline = time.monotonic() + 30
+    while any(alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(child) for child in children), "a worker outlived its parent"
+
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    text = (out / "leaderboard.json").read_text()
+    assert Leaderboard.model_validate_json(text).comparable() == reference.comparable()
+
+
+def children_of(pid: int) -> list[int]:
+    listing = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in listing.read_text().split()] if listing.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z" and os.path.exists(f"/proc/{pid}")
+
+
+def test_bad_input_leaves_the_store_untouched(
+    suite: Suite, reference: Leaderboard, tmp_path: Path
+) -> None:
+    store = tmp_path / "reference" / STORE_FILE
+    before = store.read_bytes()
+    for options in (
+        {"models": ["digits/lyanett"]},
+        {"samples": 0},
+        {"workers": 0},
+        {"batch_size": 0},
+        {"seed": -1},
+    ):
+        with pytest.raises(UsageError) as caught:
+            run(suite, tmp_path / "reference", **options)
+        assert "\n" not in str(caught.value)
+    assert store.read_bytes() == before
+
+
+def test_a_report_is_rendered_again_from_the_store_alone(
+    reference: Leaderboard, tmp_path: Path
+) -> None:
+    again = render(tmp_path / "reference", tmp_path / "again")
+    assert again.comparable() == reference.comparable()
+    written = json.loads((tmp_path / "again" / "leaderboard.json").read_text())
+    assert written["suite"]["name"] == "small"
+
+
+def test_a_file_that_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / STORE_FILE).write_text("this is not a database, " * 100)
+    with pytest.raises(UsageError, match="expected a results store"):
+        Store(tmp_path / STORE_FILE)
+    with pytest.raises(UsageError, match="no such file"):
+        render(tmp_path / "nothing", tmp_path)
+
+
+def test_the_bracket_never_closes_the_wrong_way_and_attacks_fall_with_eps(
+    reference: Leaderboard,
+) -> None:
+    for model in reference.models:
+        for bracket in model.brackets:
+            assert bracket.certified.count <= bracket.attacked.count <= model.clean.count
+        for norm in Norm:
+            counts = [b.attacked.count for b in model.brackets if b.norm is norm]
+            assert counts == sorted(counts, reverse=True)
+    assert not reference.soundness.violations
+    assert reference.soundness.attacked_inside > 0
+
+
+def test_the_subset_of_an_attack_is_named(reference: Leaderboard) -> None:
+    assert len(reference.suite.subsets["pgd"]) == 40
+    assert all(a.subset == (40 if a.attack == "pgd" else 80) for a in reference.models[0].attacks)
+
+
+def test_attack_and_certify_agree_with_the_suite(suite: Suite, reference: Leaderboard) -> None:
+    row = attack("digits/resnet", "Linf", "0.05", "fgsm", samples=80, workers=1)
+    stored = next(a for a in reference.models[0].attacks if a.attack == "fgsm" and a.eps == 0.05)
+    assert row == stored
+    radii = certify("digits/lyanet-certified", "L2", samples=80)
+    certified = next(b for b in reference.models[1].brackets if (b.norm, b.eps) == ("L2", 0.25))
+    assert sum(r.radius > 0.25 for r in radii) == certified.certified.count

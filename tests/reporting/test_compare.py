@@ -1,0 +1,88 @@
+import io
+
+import boards
+import pytest
+from rich.console import Console
+
+from robustness.evaluation.leaderboard import Proportion
+from robustness.reporting.compare import Change, compare, render
+
+
+def printed(comparison, **names):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render(comparison, **names))
+    return console.file.getvalue()
+
+
+def test_a_board_compared_with_itself_differs_nowhere(board):
+    comparison = compare(board, board)
+    assert comparison.obstacles == []
+    for model in comparison.models:
+        changes = [model.clean, *(t.certified for t in model.threats)]
+        changes += [t.attacked for t in model.threats]
+        assert all(change.difference == 0 and change.overlap for change in changes)
+
+
+def test_a_large_change_is_marked_and_a_small_one_is_not(board):
+    worse = boards.shift(board, "digits/node", "attacked", -60)
+    slightly = boards.shift(worse, "digits/lyanet", "attacked", -3)
+    text = printed(compare(board, slightly))
+    assert "-10.0*" in text
+    assert "-0.5 " in text
+    assert "-0.5*" not in text
+
+
+def test_intervals_that_touch_overlap():
+    a = Proportion(count=1, total=4, low=0.1, high=0.4)
+    b = Proportion(count=2, total=4, low=0.4, high=0.7)
+    c = Proportion(count=3, total=4, low=0.41, high=0.9)
+    assert Change(a, b).overlap
+    assert not Change(a, c).overlap
+    assert Change(a, None).overlap is None
+
+
+def test_a_model_of_one_side_only_is_listed_with_dashes(board):
+    fewer = board.model_copy(update={"models": board.models[1:]})
+    names = [model.name for model in compare(fewer, board).models]
+    assert names == [m.name for m in board.models[1:]] + ["digits/resnet"]
+    assert compare(fewer, board).models[-1].clean.difference is None
+    assert "digits/resnet" in printed(compare(fewer, board))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data_digest": "00" * 32}, "other images (digits 9f9f9f9f against digits 00000000)"),
+        ({"split": "train"}, "other split (test against train)"),
+        ({"samples": 64}, "other samples (599 against 64)"),
+        ({"seed": 3}, "other seed (0 against 3)"),
+        ({"settings": {"attacks": []}}, "other settings (attacks, certificates)"),
+        ({"subsets": {"autoattack": [1, 2]}}, "other subsets of the samples"),
+    ],
+)
+def test_what_makes_two_runs_incomparable_is_said(board, change, named):
+    comparison = compare(board, boards.leaderboard(**change))
+    assert comparison.obstacles == [named]
+    assert f"not comparable: {named}" in " ".join(printed(comparison).split())
+
+
+def test_other_models_and_another_name_do_not_make_runs_incomparable(board):
+    settings = board.suite.settings | {"models": ["mine"]}
+    other = boards.leaderboard(name="nightly", settings=settings)
+    assert compare(board, other).verdict == "comparable: same images, seed and settings"
+
+
+def test_a_missing_setting_differs_from_one_that_is_null(board):
+    other = boards.leaderboard(settings=board.suite.settings | {"views": None})
+    assert compare(board, other).obstacles == ["other settings (views)"]
+
+
+def test_the_comparison_survives_a_plain_pipe(board):
+    text = printed(compare(board, boards.leaderboard(seed=1)), a="old.json", b="new.json")
+    assert text.isascii()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    for entry in board.models:
+        assert any(line.split() == [entry.name] for line in lines)
+    assert "A: old.json" in text
+    assert "B: new.json" in text

@@ -1,0 +1,53 @@
+import csv
+import io
+
+import boards
+
+from robustness.certificates.base import Kind
+from robustness.reporting.tables import csv_text
+
+
+def rows_of(board):
+    return list(csv.DictReader(io.StringIO(csv_text(board))))
+
+
+def test_values_survive_the_round_trip_to_the_last_bit(board):
+    found = {
+        (r["model"], r["norm"], float(r["eps"]), r["quantity"]): r
+        for r in rows_of(board)
+        if r["quantity"] in ("certified", "attacked")
+    }
+    for entry in board.models:
+        for bracket in entry.brackets:
+            for side in ("certified", "attacked"):
+                row = found[entry.name, bracket.norm.value, bracket.eps, side]
+                value = getattr(bracket, side)
+                assert (int(row["count"]), int(row["total"])) == (value.count, value.total)
+                numbers = (float(row["value"]), float(row["low"]), float(row["high"]))
+                assert numbers == (value.value, value.low, value.high)
+
+
+def test_every_model_has_one_clean_and_one_errors_row(board):
+    rows = rows_of(board)
+    for quantity in ("clean", "errors"):
+        names = [row["model"] for row in rows if row["quantity"] == quantity]
+        assert names == [entry.name for entry in board.models]
+    failed = next(r for r in rows if r["quantity"] == "errors" and r["model"] == "digits/node")
+    assert failed["count"] == "3"
+
+
+def test_certificates_carry_their_kind_and_refusals_have_no_row(board):
+    rows = [row for row in rows_of(board) if row["quantity"] == "certificate"]
+    assert {row["kind"] for row in rows} == {Kind.CERTIFIED.value, Kind.ESTIMATE.value}
+    assert "digits/resnet" not in {row["model"] for row in rows}
+
+
+def test_attack_rows_name_the_attack_and_its_own_total(board):
+    rows = [row for row in rows_of(board) if row["method"] == "autoattack"]
+    assert len(rows) == 8
+    assert {row["total"] for row in rows} == {str(boards.SUBSET)}
+
+
+def test_a_comma_in_a_name_stays_in_its_cell(board):
+    odd = boards.edit(board, "digits/node", name='a,"b"')
+    assert 'a,"b"' in {row["model"] for row in rows_of(odd)}

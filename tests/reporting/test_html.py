@@ -1,0 +1,159 @@
+import re
+from html.parser import HTMLParser
+
+import boards
+import pytest
+
+from robustness.certificates.base import Kind
+from robustness.reporting.figures import figures
+from robustness.reporting.html import html_text, limits
+
+VOID = {"meta", "br", "img", "rect", "col", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, links and visible text, and checks that elements nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.ids, self.words = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [v for k, v in attributes if k in ("src", "href", "srcset", "action")]
+        self.ids += [v for k, v in attributes if k == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def source():
+    board = boards.leaderboard()
+    return html_text(board, figures(board))
+
+
+def render(board):
+    return html_text(board, {})
+
+
+def test_the_page_asks_for_nothing_outside_itself(source):
+    assert "http://" not in source
+    assert "https://" not in source
+    assert "@import" not in source
+    assert "url(" not in source
+    page = Page(source)
+    assert {"script", "link", "iframe"}.isdisjoint(page.tags)
+    assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in page.links)
+    assert sum(link.startswith("data:") for link in page.links) == 3
+
+
+def test_links_inside_the_page_lead_somewhere_and_ids_are_unique(source):
+    page = Page(source)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_says_what_it_was_run_on(source):
+    text = Page(source).text
+    assert "599 samples of the test split of digits, seed 0" in text
+    assert "no violation in 9,584 pairs" in text
+    assert "2.13.0" in text
+    assert "11 min 42 s" in text
+
+
+def test_every_model_has_its_bracket_width_in_the_headline(source, board):
+    text = Page(source).text
+    for entry in board.models:
+        assert entry.description in text
+        bracket = next(b for b in entry.brackets if b.eps == 0.5)
+        assert re.search(rf"{entry.name} {100 * bracket.width:.1f} ", text)
+
+
+def test_each_certificate_wears_its_kind_and_a_refusal_its_reason(source, board):
+    text = Page(source).text
+    for kind in (Kind.CERTIFIED, Kind.ESTIMATE):
+        assert f'<span class="badge {kind.value}">{kind.value}</span>' in source
+    assert "refuses" in text
+    assert board.models[0].certificates[0].refusal in text
+
+
+def test_the_subset_of_a_costly_attack_is_listed(source, board):
+    text = Page(source).text
+    assert "autoattack was run on the first 64 of the 599 samples" in text
+    assert ", ".join(map(str, board.suite.subsets["autoattack"][:4])) in text
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=y>'])
+def test_foreign_words_are_shown_and_never_obeyed(board, hostile):
+    entry = board.models[1]
+    attack = entry.attacks[0].model_copy(update={"attack": hostile, "version": hostile})
+    certificate = entry.certificates[1].model_copy(update={"limits": {hostile: 3}})
+    odd = boards.edit(
+        board,
+        "digits/node",
+        name=hostile,
+        description=hostile,
+        attacks=[attack],
+        certificates=[certificate],
+    )
+    suite = odd.suite.model_copy(update={"data": hostile, "settings": {hostile: [hostile]}})
+    svg = b"<svg/>"
+    page = Page(html_text(odd.model_copy(update={"suite": suite}), {"decay": svg}))
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 1
+    assert hostile in page.text
+
+
+def test_a_violation_turns_the_verdict_red_and_is_spelt_out(board):
+    soundness = board.soundness.model_copy(update={"violations": ["image 7 broke"]})
+    source = render(board.model_copy(update={"soundness": soundness}))
+    assert 'class="verdict unsound"' in source
+    assert "image 7 broke" in Page(source).text
+    assert 'class="verdict unsound"' not in render(board)
+
+
+def test_a_board_with_gaps_is_still_a_page(board):
+    bare = boards.edit(
+        board,
+        "digits/node",
+        brackets=[],
+        attacks=[],
+        certificates=[],
+        curves=[],
+        decay=None,
+        nfe=None,
+    )
+    suite = bare.suite.model_copy(update={"subsets": {}, "settings": {}})
+    gaps = bare.model_copy(update={"suite": suite, "timings": {}, "environment": {}})
+    text = Page(render(gaps.model_copy(update={"created": ""}))).text
+    assert "not evaluated" in text
+    Page(render(board.model_copy(update={"models": []})))
+
+
+def test_rare_limits_are_summed_in_one_line(board):
+    row = board.models[1].certificates[1]
+    many = {f"reason {i}": 10 - i for i in range(8)}
+    shown = limits(row.model_copy(update={"limits": many}))
+    assert shown[:2] == [("reason 0", 10), ("reason 1", 9)]
+    assert shown[-1] == ("4 other reasons", 6 + 5 + 4 + 3)
+    assert sum(n for _, n in shown) == sum(many.values())
+
+
+def test_one_more_limit_is_named_rather_than_counted(board):
+    row = board.models[1].certificates[1]
+    assert limits(row) == list(row.limits.items())

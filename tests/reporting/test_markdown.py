@@ -1,0 +1,60 @@
+import boards
+
+from robustness.reporting.markdown import markdown_text
+
+
+def test_the_subset_of_a_costly_attack_is_named_and_listed(board):
+    text = markdown_text(board, [])
+    assert "`autoattack` was run on the first 64 of the 599 samples" in text
+    assert ", ".join(map(str, board.suite.subsets["autoattack"][:4])) in text
+
+
+def test_every_bracket_and_width_is_in_the_file(board):
+    text = markdown_text(board, [])
+    for entry in board.models:
+        for b in entry.brackets:
+            low, high = 100 * b.certified.value, 100 * b.attacked.value
+            assert f"| {low:.1f}–{high:.1f} | {100 * b.width:.1f} |" in text
+
+
+def test_the_soundness_line_stands_near_the_top(board):
+    head = markdown_text(board, []).split("## Brackets")[0]
+    assert "**Soundness**: no violation in 9,584 pairs" in head
+    soundness = board.soundness.model_copy(update={"violations": ["image 7 broke"]})
+    head = markdown_text(board.model_copy(update={"soundness": soundness}), []).split("## B")[0]
+    assert "1 VIOLATION" in head
+    assert "- image 7 broke" in head
+
+
+def test_certificates_attacks_environment_and_settings_have_their_tables(board):
+    text = markdown_text(board, [])
+    for line in (
+        "| `digits/lyanet` | `lyapunov` | estimate |",
+        "| `digits/lyanet` | `target-seeking` | certified |",
+        "| `digits/resnet` | `lyapunov` | refuses |",
+        "| `digits/node` | `autoattack` | 64 |",
+        "- `pgd`: torchattacks 3.5.1 PGD, 20 steps",
+        "| torch | 2.13.0 |",
+        "| seed | 0 |",
+    ):
+        assert line in text
+
+
+def test_figures_are_shown_only_where_they_were_drawn(board):
+    text = markdown_text(board, ["brackets"])
+    assert "](figures/brackets.svg)" in text
+    assert "decay.svg" not in text
+
+
+def test_all_rows_of_a_table_have_as_many_cells_as_its_heading(board):
+    hostile = "a|b\n`c` <script>"
+    odd = boards.edit(board, "digits/node", name=hostile, description=hostile)
+    block: list[str] = []
+    for line in [*markdown_text(odd, []).splitlines(), ""]:
+        if line.startswith("|"):
+            block.append(line)
+        elif block:
+            bars = {row.replace("\\|", "").count("|") for row in block}
+            assert len(bars) == 1
+            block = []
+    assert "<script>" not in markdown_text(odd, []).replace("\\<script\\>", "")

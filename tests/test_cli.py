@@ -1,0 +1,154 @@
+"""The command line: one clear line and exit code 2 for bad input, nothing lost."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from robustness import cli
+from robustness.zoo import find_entry
+
+
+def call(*arguments: str) -> int:
+    return cli.run(lambda: cli.app(list(arguments), standalone_mode=False))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> Path:
+    """A copy of a zoo entry to spoil."""
+    folder = tmp_path / "entry"
+    shutil.copytree(find_entry("digits/resnet"), folder)
+    return folder
+
+
+def test_an_unknown_model_is_named_and_a_near_one_suggested(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refused(
+        capsys,
+        "evaluate",
+        "digits-quick",
+        "--models",
+        "digits/resnte",
+        "--out",
+        str(tmp_path / "o"),
+    )
+    assert "did you mean digits/resnet" in line
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("eps", ["0", "-1", "abc", "nan", "1/0"])
+def test_a_radius_that_makes_no_sense_is_refused(
+    capsys: pytest.CaptureFixture[str], eps: str
+) -> None:
+    line = refused(capsys, "attack", "digits/resnet", f"--eps={eps}", "--samples", "4")
+    assert "expected a radius above 0" in line
+
+
+def test_weights_with_another_hash_are_refused(
+    capsys: pytest.CaptureFixture[str], entry: Path
+) -> None:
+    weights = entry / "weights.safetensors"
+    spoilt = bytearray(weights.read_bytes())
+    spoilt[-1] ^= 1
+    weights.write_bytes(bytes(spoilt))
+    assert "expected SHA-256" in refused(capsys, "certify", str(entry))
+
+
+def test_truncated_weights_are_refused(capsys: pytest.CaptureFixture[str], entry: Path) -> None:
+    weights = entry / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "truncated" in refused(capsys, "certify", str(entry))
+
+
+def test_a_misspelt_suite_key_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "suite.toml"
+    file.write_text('nmae = "x"\n')
+    assert "nmae" in refused(capsys, "evaluate", str(file))
+
+
+def test_images_outside_the_box_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import numpy as np
+
+    file = tmp_path / "mine.npz"
+    np.savez(file, images=np.full((4, 1, 8, 8), 1.5, np.float32), labels=np.zeros(4, np.int64))
+    line = refused(
+        capsys, "attack", "digits/resnet", "--eps", "0.1", "--data", str(file), "--samples", "4"
+    )
+    assert "[0, 1]" in line
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    line = refused(capsys, "evaluate", "digits-quick", "--out", str(blocked / "reports"))
+    assert "can be written" in line
+    assert blocked.read_text() == "not a folder"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "digits", "--wrokers", "2"),
+        ("attack", "digits/resnet"),
+        ("attack", "digits/resnet", "--eps", "0.1", "--attack", "luck", "--samples", "4"),
+        ("attack", "digits/resnet", "--eps", "0.1", "--norm", "L9", "--samples", "4"),
+        ("attack", "digits/resnet", "--eps", "0.1", "--norm", "L2", "--attack", "fgsm"),
+        ("certify", "no.such:factory"),
+        ("report", "/nonexistent", "--out", "/tmp/never"),
+        ("check", "/nonexistent", "--baseline", "/nonexistent"),
+        ("models", "--dataset", "imagenet"),
+        ("train", "digits/nothing"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    refused(capsys, *arguments)
+
+
+def test_certify_writes_a_radius_for_every_image(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "radii.csv"
+    assert call("certify", "digits/lyanet-certified", "--samples", "20", "--csv", str(file)) == 0
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 20
+    assert list(rows[0]) == ["index", "label", "prediction", "radius", "kind", "certificate"]
+    for row in rows:
+        assert row["kind"] == "certified"
+        assert (float(row["radius"]) > 0) <= (row["label"] == row["prediction"])
+    assert "certified accuracy" in capsys.readouterr().out
+
+
+def test_attack_prints_its_version_and_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        call("attack", "digits/resnet", "--eps", "8/255", "--samples", "8", "--workers", "1") == 0
+    )
+    out = capsys.readouterr().out
+    assert "torchattacks" in out
+    assert "95%" in out
+
+
+def test_models_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("models", "--dataset", "digits") == 0
+    out = capsys.readouterr().out
+    for name in ("resnet", "node", "lyanet", "lyanet-certified"):
+        assert f"digits/{name}" in out

@@ -1,0 +1,59 @@
+"""An installed wheel carries the zoo and runs outside the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_recipe_and_weight_file_of_the_zoo(wheel: Path) -> None:
+    carried = set(zipfile.ZipFile(wheel).namelist())
+    entries = [*(ROOT / "models").glob("*/*/recipe.toml"), *(ROOT / "models").glob("*/*/*.safe*")]
+    assert len(entries) >= 8
+    for path in entries:
+        assert f"robustness/_zoo/{path.relative_to(ROOT / 'models').as_posix()}" in carried
+    assert "robustness/suites/digits.toml" in carried
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_evaluates_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    (tmp_path / "work").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    where = "import robustness; print(robustness.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", where],
+        cwd=tmp_path / "work",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.startswith(str(site))
+    command = ["evaluate", "digits-quick", "--models", "digits/resnet", "--workers", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "robustness", *command],
+        cwd=tmp_path / "work",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "work" / "reports" / "digits-quick" / "index.html").is_file()
