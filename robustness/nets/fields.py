@@ -86,7 +86,7 @@ class LyaNetField(nn.Module):
     def _raw(self, state: Tensor, features: Tensor) -> Tensor:
         hidden = functional.relu(self.from_state(state))
         matrix = features.view(-1, self.width, self.width)
-        hidden = functional.relu(torch.einsum("nij,nj->ni", matrix, hidden))
+        hidden = functional.relu((matrix @ hidden.unsqueeze(2)).squeeze(2))
         return self.to_state(hidden)
 
 
