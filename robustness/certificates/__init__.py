@@ -1,5 +1,6 @@
 """Certificates: one file each, behind one interface."""
 
+from robustness.certificates import conv_norms  # noqa: F401  (registers the convolutions' bounds)
 from robustness.certificates.base import Certificate, CertifiedRadius, Kind, best
 from robustness.certificates.comparison import ComparisonCertificate
 from robustness.certificates.lyapunov import LyapunovCertificate

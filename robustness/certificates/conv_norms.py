@@ -13,13 +13,22 @@ Two bounds hold for every convolution of stride 1, and the smaller is given.
   largest eigenvalue found: exact up to rounding, where the torus ignores the border.
 
 Power iteration would approach the norm from below and prove nothing.
+
+Importing this module also registers the rules of `bounds` for convolutional contractive flows.
 """
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from robustness.certificates import bounds
+from robustness.nets.encoders import (
+    ChannelPad,
+    ConvContractiveFlowEncoder,
+    ConvContractiveStep,
+)
 
 # Relative error of float64 transforms, sums and symmetric eigenvalue problems of at most some
 # thousand rows is far below this; every bound is raised by it.
@@ -54,10 +63,15 @@ def conv_spectral_bound(
     kernel = weight.detach().double()
     if not bool(kernel.isfinite().all()):
         raise ValueError("expected a finite kernel, got one with infinite or NaN entries")
-    bound = _torus_bound(kernel, input_hw, padding)
-    if min(inputs * height * width, outputs * out_height * out_width) <= _UNROLLED:
-        bound = min(bound, _unrolled_norm(kernel, input_hw, padding))
-    return bound * (1 + _FLOAT64_ROOM)
+
+    def smaller() -> float:
+        bound = _torus_bound(kernel, input_hw, padding)
+        if min(inputs * height * width, outputs * out_height * out_width) <= _UNROLLED:
+            bound = min(bound, _unrolled_norm(kernel, input_hw, padding))
+        return bound
+
+    question = ("convolution", input_hw, padding)
+    return bounds.remembered(question, kernel.numpy(), smaller) * (1 + _FLOAT64_ROOM)
 
 
 def _torus_bound(kernel: Tensor, input_hw: tuple[int, int], padding: int) -> float:
@@ -83,3 +97,64 @@ def _unrolled_norm(kernel: Tensor, input_hw: tuple[int, int], padding: int) -> f
         images = functional.conv_transpose2d(basis, kernel, padding=padding)
     rows = images.flatten(1).numpy()
     return float(np.sqrt(max(np.linalg.eigvalsh(rows @ rows.T)[-1], 0.0)))
+
+
+@bounds._lipschitz.register(ChannelPad)
+@bounds._lipschitz.register(nn.PixelUnshuffle)
+def _(module: nn.Module) -> bounds.UpperBound | None:
+    del module
+    return bounds._bound(1.0, "1-Lipschitz layer")
+
+
+@bounds._lipschitz.register
+def _(module: ConvContractiveStep) -> bounds.UpperBound | None:
+    # The Jacobian I - W^T D W, 0 <= D <= I, is symmetric with eigenvalues in [1 - |W|^2, 1].
+    norm = conv_spectral_bound(module.weight, module.size, module.padding)
+    factor = max(1.0, norm**2 * (1 + _FLOAT64_ROOM) - 1)
+    return bounds._bound(factor, "contractive Euler steps (norms of convolutions)")
+
+
+@bounds._propagate.register(ChannelPad)
+@bounds._propagate.register(nn.PixelUnshuffle)
+def _(module: nn.Module, tube: bounds.Tube) -> bounds.Tube:
+    return bounds.Tube(module(tube.centre), tube.reach, tube.error)
+
+
+@bounds._propagate.register
+def _(module: ConvContractiveStep, tube: bounds.Tube) -> bounds.Tube:
+    # As for the dense step, with |W| bounded as an operator: |(|W| e)| <= norm(|W|) |e|. The
+    # rounding bound is one for sums of products, which direct and unrolled convolutions are;
+    # PyTorch asks its CPU backends for no other (a Winograd transform would not be covered).
+    weight, padding = module.weight.detach().double(), module.padding
+    offset = module.bias.detach().double().view(-1, 1, 1)
+    norm = conv_spectral_bound(weight, module.size, padding)
+    absolute = conv_spectral_bound(weight.abs(), module.size, padding)
+    hidden, channels, kernel, _ = weight.shape
+    pixels = module.size[0] * module.size[1]
+    u = functional.conv2d(tube.centre, weight, padding=padding) + offset
+    terms = functional.conv2d(tube.centre.abs(), weight.abs(), padding=padding) + offset.abs()
+    u = u.clamp_min(0)
+    u_size = bounds._length(terms) + absolute * tube.spread
+    u_operands = absolute + bounds._length(tube.centre) + tube.spread
+    u_shape = (hidden * pixels, channels * kernel**2 + 1)
+    u_error = bounds.rounding(u_size, u_shape, u_operands)
+    u_spread = norm * tube.spread + u_error
+    v = functional.conv_transpose2d(u, weight, padding=padding)
+    v_terms = functional.conv_transpose2d(u, weight.abs(), padding=padding)
+    v_size = bounds._length(v_terms) + absolute * u_spread
+    v_operands = absolute + bounds._length(u) + u_spread
+    v_rounding = bounds.rounding(v_size, (channels * pixels, hidden * kernel**2), v_operands)
+    v_error = norm * u_error + v_rounding
+    centre = tube.centre - v
+    step = bounds.lipschitz(module)
+    assert step is not None
+    size = bounds._length(centre) + step.value * tube.spread + v_error
+    local = v_error + bounds.rounding(size, (channels * pixels, 1), 0.0)
+    return bounds.Tube(centre, step.value * tube.reach, step.value * tube.error + local)
+
+
+# A flow is the sequence of its layers, for which the rules of a sequence hold.
+_of_sequence = bounds._lipschitz.dispatch(nn.Sequential)
+_through_sequence = bounds._propagate.dispatch(nn.Sequential)
+bounds._lipschitz.register(ConvContractiveFlowEncoder, _of_sequence)
+bounds._propagate.register(ConvContractiveFlowEncoder, _through_sequence)
