@@ -100,8 +100,14 @@ def train(
     torch.set_flush_denormal(True)
     try:
         return _train(folder, recipe, images, resume, quiet)
+    except torch.linalg.LinAlgError as error:
+        raise UsageError(
+            f"{folder}: expected a finite loss, got weights that are not ({error}); "
+            "lower learning_rate"
+        ) from None
     finally:
         torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
 
 
 def _train(
@@ -333,11 +339,16 @@ def _restore(state: _State, checkpoint: Path) -> None:
         with safetensors.safe_open(checkpoint, framework="pt") as file:
             scalars = json.loads(file.metadata()["state"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError) as error:
+        _apply(state, scalars, tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
-            f"{checkpoint}: expected a checkpoint, got {error}; delete it and train again"
+            f"{checkpoint}: expected a checkpoint of this recipe, got {reason}; "
+            "delete it and train again"
         ) from None
 
+
+def _apply(state: _State, scalars: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     def under(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 

@@ -62,7 +62,7 @@ def test_attacks_succeed_just_beyond_the_closed_form_distance_and_never_within_i
 ) -> None:
     model, images, labels = make_problem(classes)
     distance = minimal_distance(model, images, labels, norm)
-    for i in range(3):
+    for i in range(1 if attack.name == "autoattack" else 3):
         one, label = images[i : i + 1], labels[i : i + 1]
         for factor, expected in ((1.02, Status.ADVERSARIAL), (0.999, Status.ROBUST)):
             threat = ThreatModel(norm, float(distance[i]) * factor)

@@ -1,0 +1,77 @@
+"""Recipes are strict: what does not fit is one line that names the place."""
+
+from pathlib import Path
+
+import pytest
+
+from robustness.errors import UsageError
+from robustness.recipe import MeasuredConfig, read_recipe, record_training, replace_file
+
+MEASURED = MeasuredConfig(
+    validation_score=0.5, validation_accuracy=0.75, epoch=2, seconds=1.5, torch="2.13.0"
+)
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    path = folder / "recipe.toml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("batch_size", "bach_size", "unknown key 'training.bach_size'"),
+        ("epochs = 3\n", "", "missing key 'training.epochs'"),
+        ("epochs = 3", "epochs = 0", "training.epochs: input should be greater than 0"),
+        ("epochs = 3", 'epochs = "many"', "training.epochs: input should be a valid integer"),
+        ('method = "euler"', 'method = "eular"', "model.neural-ode.solver.fixed.method"),
+        ('kind = "target-seeking"', 'kind = "target"', "model.neural-ode.field"),
+        ("coupling = 1.0", "coupling = -1.0", "model.neural-ode.field.target-seeking.coupling"),
+        ("classes = 10", "classes = 1", "data.classes"),
+        ("[training]", "[training", "expected TOML"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused_in_one_line(recipe_folder, old, new, expected):
+    edit(recipe_folder, old, new)
+    with pytest.raises(UsageError) as caught:
+        read_recipe(recipe_folder)
+    message = str(caught.value)
+    assert expected in message
+    assert str(recipe_folder) in message
+    assert "\n" not in message
+
+
+def test_a_missing_recipe_is_a_usage_error(tmp_path: Path):
+    with pytest.raises(UsageError, match="expected a TOML file at"):
+        read_recipe(tmp_path)
+
+
+def test_the_training_digest_changes_with_what_decides_the_weights_and_nothing_else(recipe_folder):
+    before = read_recipe(recipe_folder).training_digest
+    edit(recipe_folder, "A recipe small", "A recipe so small")
+    record_training(recipe_folder, "0" * 64, MEASURED)
+    assert read_recipe(recipe_folder).training_digest == before
+    edit(recipe_folder, "epochs = 3", "epochs = 4")
+    assert read_recipe(recipe_folder).training_digest != before
+
+
+def test_what_training_measured_is_read_back_as_it_was_written(recipe_folder):
+    record_training(recipe_folder, "a" * 64, MEASURED)
+    recipe = read_recipe(recipe_folder)
+    assert recipe.measured == MEASURED
+    assert recipe.weights.sha256 == "a" * 64
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+
+    def broken(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(path, b"new and longer")
+    assert path.read_bytes() == b"old"

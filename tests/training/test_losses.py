@@ -1,0 +1,152 @@
+"""Losses against values worked out by hand, and the distribution of sampled states."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.nn import functional
+
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.encoders import Normalise
+from robustness.nets.fields import TargetSeekingField
+from robustness.nets.solvers import FixedStepSolver
+from robustness.training.losses import (
+    certified_lyapunov,
+    certified_margin_radius,
+    cross_entropy,
+    lyapunov_violation,
+    monte_carlo_lyapunov,
+    sample_states,
+)
+
+
+class Push(nn.Module):
+    """Moves every state along its features, with kappa 2."""
+
+    rate = 2.0
+
+    def forward(self, t: torch.Tensor, state: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        del t, state
+        return features
+
+
+def test_the_violation_has_its_hand_computed_value():
+    # softmax(0, ln 3) = (1/4, 3/4), so grad V_0 = (-3/4, 3/4) and V_0 = ln 4.
+    states, velocities = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[2.0, -1.0]])
+    labels = torch.tensor([0])
+    # grad V . f = -1.5 - 0.75 = -2.25.
+    value = lyapunov_violation(states, velocities, labels, rate=2.0)
+    assert value.tolist() == pytest.approx([2 * math.log(4) - 2.25], rel=1e-6)
+    assert lyapunov_violation(states, velocities, labels, rate=1.5).tolist() == [0]
+
+
+def test_the_monte_carlo_loss_is_the_mean_over_every_image_and_every_state():
+    images = torch.tensor([[[[1.0, 0.0]]], [[[0.5, 1.0]]]])
+    states = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])
+    model = NeuralODEClassifier(
+        Normalise([0.5], [0.5]), nn.Flatten(), Push(), FixedStepSolver(), classes=2
+    )
+    # The features, and velocities, are (1, -1) for the first image and (0, 1) for the second.
+    violations = [
+        -0.5 - 0.5 + 2 * math.log(2),  # image 0, state 0: grad V_0 = (-1/2, 1/2)
+        -0.75 - 0.75 + 2 * math.log(4),  # image 0, state 1: grad V_0 = (-3/4, 3/4)
+        -0.5 + 2 * math.log(2),  # image 1, state 0: grad V_1 = (1/2, -1/2)
+        -0.25 + 2 * math.log(4 / 3),  # image 1, state 1: grad V_1 = (1/4, -1/4)
+    ]
+    assert min(violations) > 0
+    loss = monte_carlo_lyapunov(model, images, torch.tensor([0, 1]), states)
+    assert loss.item() == pytest.approx(sum(violations) / 4, rel=1e-6)
+
+
+def test_kappa_v_carries_no_gradient():
+    states = torch.tensor([[0.3, -0.2, 0.1]], requires_grad=True)
+    velocities = torch.tensor([[1.0, 2.0, 0.5]], requires_grad=True)
+    labels = torch.tensor([0])
+    gradients = []
+    for rate in (2.0, 50.0):
+        value = lyapunov_violation(states, velocities, labels, rate)
+        assert value.item() > 0
+        gradients.append(torch.autograd.grad(value.sum(), [states, velocities]))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    # With p = softmax(eta): d(grad V . f)/d eta = p * (f - p . f), and d/d f = p - e_y.
+    p = states.detach().softmax(dim=1)
+    f = velocities.detach()
+    torch.testing.assert_close(gradients[0][0], p * (f - (p * f).sum()))
+    torch.testing.assert_close(gradients[0][1], p - torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_sampled_radii_are_uniform_up_to_the_length_of_a_corner():
+    states = sample_states(4000, 10, torch.Generator().manual_seed(0)).double()
+    radii = torch.linalg.vector_norm(states, dim=1) / (15 * math.sqrt(10))
+    assert stats.kstest(radii.numpy(), "uniform").pvalue > 0.01
+
+
+def test_sampled_directions_are_uniform_and_independent_of_the_radii():
+    count, classes = 4000, 10
+    states = sample_states(count, classes, torch.Generator().manual_seed(1)).double().numpy()
+    radii = np.linalg.norm(states, axis=1)
+    directions = states / radii[:, None]
+    assert np.abs(directions.mean(axis=0)).max() < 4 / math.sqrt(classes * count)
+    covariance = classes * directions.T @ directions / count
+    assert np.abs(covariance - np.eye(classes)).max() < 6 / math.sqrt(count)
+    # An entry of a uniform direction in n dimensions is 2 Beta((n-1)/2, (n-1)/2) - 1.
+    half = (classes - 1) / 2
+    for entry in directions.T:
+        assert stats.kstest((entry + 1) / 2, stats.beta(half, half).cdf).pvalue > 1e-3
+    assert abs(stats.spearmanr(radii, directions[:, 0]).statistic) < 4 / math.sqrt(count)
+
+
+def test_sampled_states_are_repeatable_by_their_generator():
+    first, again, other = (
+        sample_states(5, 3, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def small_target_seeker(std: float) -> NeuralODEClassifier:
+    """Features are the normalised pixels; the head's rows are e_1, e_2 and 0."""
+    field = TargetSeekingField(3, 2, gain=1.0, coupling=0.0)
+    with torch.no_grad():
+        field.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+        field.head.bias.zero_()
+    normalise = Normalise([0.0], [std])
+    return NeuralODEClassifier(normalise, nn.Flatten(), field, FixedStepSolver("euler", 10), 3)
+
+
+def test_the_certified_loss_is_the_cross_entropy_of_the_shrunk_margins():
+    model, images = small_target_seeker(std=0.5), torch.tensor([[[[1.0, 0.25]]]])
+    loss = certified_lyapunov(model, images, torch.tensor([0]), eps=0.1, temperature=0.5)
+    # Scores (2, 0.5, 0). The margins over the rivals shrink by 0.1 / 0.5 times sqrt(2) and 1.
+    margins = [1.5 - 0.2 * math.sqrt(2), 2 - 0.2]
+    by_hand = math.log(1 + sum(math.exp(-m / 0.5) for m in margins))
+    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_certified_loss_at_a_tiny_radius_is_plain_cross_entropy_with_a_finite_gradient():
+    model, images = small_target_seeker(std=1.0), torch.rand(4, 1, 1, 2)
+    labels = torch.tensor([0, 1, 2, 0])
+    loss = certified_lyapunov(model, images, labels, eps=1e-12, temperature=1.0)
+    loss.backward()
+    plain = functional.cross_entropy(model.field.head(images.flatten(1)), labels)
+    torch.testing.assert_close(loss, plain)
+    assert model.field.head.weight.grad.isfinite().all()
+
+
+def test_the_previewed_radius_is_the_distance_to_the_nearest_boundary():
+    model = small_target_seeker(std=0.5)
+    images = torch.tensor([[[[0.75, 0.25]]], [[[0.1, 0.9]]], [[[0.2, 0.1]]]])
+    radii = certified_margin_radius(model, images, torch.tensor([0, 1, 1]))
+    # To the line x_1 = x_2: 0.5 / sqrt(2), and 0.8 / sqrt(2); the last image is misclassified.
+    assert radii.tolist() == pytest.approx([0.5 / math.sqrt(2), 0.8 / math.sqrt(2), 0.0], rel=1e-6)
+
+
+def test_cross_entropy_goes_through_the_solver():
+    model, images = small_target_seeker(std=1.0), torch.tensor([[[[1.0, 0.0]]]])
+    loss = cross_entropy(model, images, torch.tensor([0]))
+    # Ten Euler steps of h kappa = kappa / 10 towards the target (1, 0, 0).
+    share = 1 - (1 - model.field.rate / 10) ** 10
+    assert loss.item() == pytest.approx(math.log(1 + 2 * math.exp(-share)), rel=1e-5)
