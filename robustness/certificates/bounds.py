@@ -57,7 +57,9 @@ class UpperBound:
             )
 
     def __mul__(self, other: "UpperBound") -> "UpperBound":
-        """The product of two bounds of non-negative quantities."""
+        """The product of two bounds of non-negative quantities; of nothing else."""
+        if not isinstance(other, UpperBound):
+            return NotImplemented
         how = " x ".join(dict.fromkeys([self.how, other.how]))
         return _bound(self.value * other.value, how)
 
