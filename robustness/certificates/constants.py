@@ -75,7 +75,8 @@ def _refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
     if not 1 / bounds.LARGEST <= model.field.gain <= bounds.LARGEST:
         return f"a gain of {model.field.gain:g} leaves the range of float32"
     backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
-    if any(backend.fp32_precision not in ("none", "ieee") for backend in backends):
+    lowered = any(backend.fp32_precision not in ("none", "ieee") for backend in backends)
+    if lowered or torch.is_autocast_enabled("cpu"):
         return "float32 products are set to a lower precision; set it to the highest"
     return None
 
@@ -183,7 +184,8 @@ def target_margins(
     field = model.field
     assert isinstance(field, TargetSeekingField)
     slope = pixel_slope(model)
-    weight, bias = field.head.weight.detach().double(), field.head.bias.detach().double()
+    weight = field.head.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if field.head.bias is None else field.head.bias.double()
     rival_slopes = bounds.pairwise_slopes(field.head.weight)[labels]
     slopes = field.gain * rival_slopes * slope.value
 

@@ -149,6 +149,8 @@ def test_products_of_lower_precision_are_refused():
     finally:
         matmul.fp32_precision = before
     assert refusal_of_proof(model) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "lower precision" in refusal_of_proof(model)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,26 @@ def test_a_failed_solve_has_no_radius_and_leaves_the_other_images_alone(name, co
         alone = certificate.certify(model, images[i : i + 1], labels[i : i + 1], Norm.L2)[0]
         assert together[i] == alone
         assert together[i].kind is Kind.ESTIMATE
+
+
+class InfinitelySteep(nn.Module):
+    """Moves as the root of the features does, whose slope at 0 is infinite."""
+
+    rate = 5.0
+
+    def forward(self, _, state, features):
+        return 5 * (torch.tensor([4.0, 0.0, 0.0]) - state) + features[:, :3].sqrt()
+
+
+@pytest.mark.parametrize("name", LYAPUNOV)
+def test_an_infinite_slope_leaves_no_radius_to_estimate(name):
+    model = lyanet(FixedStepSolver("rk4", 10))
+    model.normalise, model.field = Normalise([0.0], [1.0]), InfinitelySteep()
+    model.encoder = nn.Flatten()
+    images = torch.stack([torch.full(SHAPE, 0.5), torch.zeros(SHAPE)])
+    radii = CERTIFICATES[name].certify(model, images, torch.tensor([0, 0]), Norm.L2)
+    assert radii[0].radius > 0
+    assert radii[1].radius == 0
 
 
 @pytest.mark.parametrize("name", CERTIFICATES)

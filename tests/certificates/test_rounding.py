@@ -14,7 +14,12 @@ from torch import nn
 from robustness.certificates import bounds, constants
 from robustness.certificates.bounds import Tube, propagate
 from robustness.certificates.constants import retained_per_step, target_margins
-from robustness.nets.encoders import ContractiveFlowEncoder, ContractiveStep, Normalise
+from robustness.nets.encoders import (
+    ContractiveFlowEncoder,
+    ContractiveStep,
+    ConvContractiveStep,
+    Normalise,
+)
 from robustness.threat import Norm
 
 
@@ -58,15 +63,34 @@ def test_computed_activations_stay_within_the_tube(plan, radius, flushed):
             assert (lengths(tube.centre - centre) <= 1e-9 * lengths(centre)).all()
 
 
+def step_of(weight: float, bias: float, conv: bool = False) -> nn.Module:
+    """A step of one unit, its numbers moved a little by chance."""
+    step = ConvContractiveStep(1, 1, 1, (1, 1)) if conv else ContractiveStep(1, 1)
+    with torch.no_grad():
+        step.weight.fill_(weight).mul_(1 + 0.1 * torch.rand(1))
+        step.bias.copy_(bias * step.weight.flatten())
+    return step
+
+
 @pytest.mark.parametrize(
     "layer",
     [
         lambda: nn.Linear(1, 1),
         lambda: nn.Linear(1, 1, bias=False),
         lambda: ContractiveStep(1, 1),
+        # z - v rounds most; then W z + b, which cancels to almost nothing; then W^T u.
+        lambda: step_of(1e-3, bias=0.0),
+        lambda: step_of(1e3, bias=-0.5),
+        lambda: step_of(1e3, bias=0.0),
+        lambda: step_of(1e-3, bias=0.0, conv=True),
+        lambda: step_of(1e3, bias=-0.5, conv=True),
+        lambda: step_of(1e3, bias=0.0, conv=True),
         lambda: Normalise([0.37], [0.61]),
     ],
-    ids=["linear", "linear without bias", "contractive step", "normalise"],
+    ids=[
+        *("linear", "linear without bias", "step", "idle", "cancelling", "steep"),
+        *("idle convolution", "cancelling convolution", "steep convolution", "normalise"),
+    ],
 )
 def test_the_error_of_the_smallest_layers_comes_near_its_bound(layer):
     """A bound that is a few times too small would be broken here."""
@@ -75,7 +99,8 @@ def test_the_error_of_the_smallest_layers_comes_near_its_bound(layer):
         torch.manual_seed(seed)
         module = layer().requires_grad_(False)
         images = torch.rand(500, 1, 1, 1)
-        points = images if isinstance(module, Normalise) else images.flatten(1)
+        wide = isinstance(module, Normalise | ConvContractiveStep)
+        points = images if wide else images.flatten(1)
         tube = propagate(module, Tube.around(points, torch.zeros(500)))
         error = lengths(module(points).double() - in_double(module)(points.double()))
         assert (error <= tube.error).all()
@@ -161,17 +186,30 @@ def test_computed_logits_keep_at_least_the_share_of_the_reduced_margins(plan, sh
     assert (computed >= promised - 1e-12 * goal.abs().max()).all()
 
 
-def test_a_softmax_rounds_by_less_than_its_allowance_near_a_tie():
+def test_a_softmax_rounds_by_less_than_its_allowance():
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for classes in (2, 3, 7, 10, 17, 100):
-        states = 10 * torch.randn(20_000, classes, generator=generator)
-        # Pairs that are equal, or a few float32 numbers apart.
+        states = 3 * torch.randn(20_000, classes, generator=generator)
+        # Half of the pairs are equal, or a few float32 numbers apart.
         nudged = states[:, 0] * (1 + 2.0**-23 * torch.randint(0, 4, (20_000,), generator=generator))
-        states[:, 1] = torch.minimum(states[:, 0], nudged)
-        shares = states.softmax(dim=1).double()
-        worst = max(worst, float((shares[:, 1] - shares[:, 0]).max()) / bounds.UNIT)
-    assert worst <= constants._SOFTMAX_ROUNDINGS
+        states[::2, 1] = nudged[::2]
+        computed, exact = states.softmax(dim=1).double(), states.double().softmax(dim=1)
+        error = (computed[:, 1] - computed[:, 0]) - (exact[:, 1] - exact[:, 0])
+        worst = max(worst, float(error.abs().max()) / bounds.UNIT)
+    assert 0.5 < worst <= constants._SOFTMAX_ROUNDINGS
+
+
+def test_the_allowance_covers_the_sum_of_a_wide_head():
+    """With thousands of features the head's own sums round more than the steps do."""
+    width = 4000
+    model = Blueprint(steps=1, share=0.9998, coupling=0.0, gain=2.0).build()
+    model.encoder, model.field.head = nn.Sequential(nn.Flatten()), nn.Linear(width, 3)
+    model.requires_grad_(False)
+    images = torch.rand(2, 1, 40, 100)
+    target = target_margins(model, images, model(images).argmax(dim=1))
+    score = model.field.head.weight.norm(dim=1).max() * lengths(model.normalise(images))
+    assert (target.allowance.amin(dim=1) >= 2.0 * 2 * width * bounds.UNIT * score).all()
 
 
 @pytest.mark.parametrize("method", ["euler", "heun2", "midpoint", "rk4"])

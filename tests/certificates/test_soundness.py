@@ -225,6 +225,15 @@ def test_a_radius_that_covers_the_box_ends_at_its_diagonal():
     assert target_margins(model, images, labels).reach.tolist() == [4.0, 4.0]
 
 
+def test_a_head_without_a_bias_is_one_whose_bias_is_zero():
+    model, images = linear_model(), random_images(5, 0)
+    model.field.head.bias.zero_()
+    labels = model(images).argmax(dim=1)
+    expected = values(radii_of("target-seeking", model, images, labels, Norm.L2))
+    model.field.head.bias = None
+    assert torch.equal(values(radii_of("target-seeking", model, images, labels, Norm.L2)), expected)
+
+
 def test_the_coupling_costs_the_exact_certificate_nothing_but_rounding():
     without = linear_model(coupling=0.0)
     coupled = linear_model(coupling=3.0)
