@@ -36,7 +36,7 @@ class LyaNetField(nn.Module):
       grows in proportion to the state, so nothing but the finite horizon bounds the solution:
       |eta| grows at most like exp(kappa * gain * t / n).
     - `simplex`: eta' = (kappa * gain / n) * (sum_i softmax(raw)_i c_i - eta), a relaxation
-      towards a point of the class simplex; the state never leaves the corners' convex hull.
+      towards a point of the class simplex; the state stays in the hull of the corners and eta(0).
 
     Both means run over the n classes, as in the authors' code; gain = n cancels that factor.
 
