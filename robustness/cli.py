@@ -293,7 +293,9 @@ def run(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         result = _INTERRUPTED
     if result == _INTERRUPTED:
-        errors.print("interrupted; the same command continues from what is stored")
+        errors.print(
+            "interrupted; `evaluate` continues with the same command, `train` with --resume"
+        )
     return result if isinstance(result, int) else 0
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from robustness.errors import UsageError
 from robustness.recipe import MeasuredConfig, read_recipe, record_training, replace_file
+from robustness.training.loop import train
 
 MEASURED = MeasuredConfig(
     validation_score=0.5, validation_accuracy=0.75, epoch=2, seconds=1.5, torch="2.13.0"
@@ -41,6 +42,32 @@ def test_a_recipe_that_does_not_fit_is_refused_in_one_line(recipe_folder, old, n
     assert expected in message
     assert str(recipe_folder) in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("horizon = 1.0", "horizon = inf", "horizon"),
+        ("gain = 10.0", "gain = nan", "gain"),
+        ("horizon = 1.0", "horizon = 1e-50", "steps that float32 can tell apart"),
+        (
+            'kind = "target-seeking", gain = 10.0, coupling = 1.0',
+            'kind = "lyanet", variant = "simplex", width = 3',
+            "gives 64 features",
+        ),
+    ],
+)
+def test_training_what_cannot_run_is_one_line_and_leaves_no_weights(
+    recipe_folder, old, new, expected
+):
+    file = recipe_folder / "recipe.toml"
+    content = file.read_text()
+    assert old in content
+    file.write_text(content.replace(old, new))
+    with pytest.raises(UsageError, match=expected) as caught:
+        train(recipe_folder, quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (recipe_folder / "weights.safetensors").exists()
 
 
 def test_a_missing_recipe_is_a_usage_error(tmp_path: Path):

@@ -73,8 +73,9 @@ def judge(
 ) -> list[Verdict]:
     """Judge all candidates of each image and keep the nearest adversarial one.
 
-    Candidates that a batched prediction already calls right are taken at its word, unless the
-    model's predictions depend on the batch; all others are predicted again alone.
+    Where a model is known to predict each image of a batch by itself, candidates that a batched
+    prediction calls right are taken at its word. All others, and every candidate of a model of
+    which that is not known (any user's own), are predicted alone.
 
     Args:
         model: the deployed model.
@@ -87,7 +88,7 @@ def judge(
         One verdict per image.
     """
     verdicts = [Verdict(Status.ROBUST) for _ in labels]
-    couples = getattr(getattr(model, "solver", None), "couples_batch", False)
+    trusted = _predicts_each_by_itself(model)
     for proposed in candidates:
         finite = proposed.flatten(1).isfinite().all(dim=1)
         boxed = torch.where(_wide(finite), proposed, images).clamp(0, 1)
@@ -96,7 +97,7 @@ def judge(
         inside &= threat.norm.distance(held, images) <= threat.eps
         logits = model(held)
         suspect = ~logits.isfinite().all(dim=1) | (logits.argmax(dim=1) != labels)
-        again = torch.nonzero((suspect | couples) & inside).squeeze(1)
+        again = torch.nonzero((suspect | (not trusted)) & inside).squeeze(1)
         predictions, sane = predict_alone(model, held[again])
         linf = Norm.LINF.distance(held[again], images[again])
         l2 = Norm.L2.distance(held[again], images[again])
@@ -116,6 +117,16 @@ def judge(
         for i in torch.nonzero(~inside).squeeze(1).tolist():
             verdicts[i] = replace(verdicts[i], rejected=verdicts[i].rejected + 1)
     return verdicts
+
+
+def _predicts_each_by_itself(model: nn.Module) -> bool:
+    """Whether a batched prediction is known to be that of each image alone.
+
+    So it is for this package's own networks in evaluation mode, unless their solver takes one
+    step size for the whole batch. Nothing is known of a user's module.
+    """
+    own = type(model).__module__.startswith("robustness.nets.") and not model.training
+    return own and not getattr(getattr(model, "solver", None), "couples_batch", False)
 
 
 def _wide(mask: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ ImageShape = tuple[int, int, int]
 class Config(BaseModel):
     """Strict base: a key that is not listed is an error, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NormaliseConfig(Config):

@@ -4,6 +4,7 @@ A solve receives the features it runs on and hands back a `Solution`; nothing is
 remembered between two solves, so interleaved solves cannot disturb each other.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +64,12 @@ class FixedStepSolver:
     def __post_init__(self) -> None:
         _require_positive("steps", self.steps)
         _require_positive("horizon", self.horizon)
+        grid = torch.linspace(0.0, self.horizon, self.steps + 1)
+        if not bool((grid.diff() > 0).all()):
+            raise UsageError(
+                f"solver: expected steps that float32 can tell apart, got {self.steps} steps over "
+                f"a horizon of {self.horizon!r}; use fewer steps or a longer horizon"
+            )
 
     @property
     def couples_batch(self) -> bool:
@@ -196,8 +203,8 @@ Solver = FixedStepSolver | AdaptiveSolver
 
 
 def _require_positive(name: str, value: float | int) -> None:
-    if not value > 0:
-        raise UsageError(f"solver: expected {name} above 0, got {value!r}; correct it")
+    if not 0 < value < math.inf:
+        raise UsageError(f"solver: expected a finite {name} above 0, got {value!r}; correct it")
 
 
 def _odeint(

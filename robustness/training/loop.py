@@ -164,7 +164,10 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
     config = recipe.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = recipe.model.build(recipe.data.shape, recipe.data.classes)
+        try:
+            model = recipe.model.build(recipe.data.shape, recipe.data.classes)
+        except ValueError as error:
+            raise UsageError(f"the recipe's parts do not fit: {error}; correct [model]") from None
         constrain(model)
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     optimiser: torch.optim.Optimizer

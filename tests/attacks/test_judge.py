@@ -25,6 +25,14 @@ class BatchCoupled(nn.Module):
         return torch.stack([torch.full_like(mean, 1e-4), mean - mean.mean()], dim=1)
 
 
+class FoolsAlone(nn.Module):
+    """Right in company, wrong alone: a defence that lives on the batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.tensor([[1.0, 0.0]]) if len(images) > 1 else torch.tensor([[0.0, 1.0]])
+        return logits.expand(len(images), 2)
+
+
 class FailsWhenBright(nn.Module):
     """A model that gives NaN on bright images, as a solver that underflowed would."""
 
@@ -76,6 +84,11 @@ def test_an_image_that_fools_only_in_company_is_not_adversarial() -> None:
     assert logits.argmax(dim=1).tolist() == [1, 0]  # in its batch the first is misclassified
     for verdict in judge(BatchCoupled(), images, LABELS, images.unsqueeze(0), LINF):
         assert verdict.status is Status.ROBUST
+
+
+def test_an_image_that_is_right_in_company_only_is_adversarial() -> None:
+    for verdict in judge(FoolsAlone(), IMAGES, LABELS, IMAGES.unsqueeze(0), LINF):
+        assert verdict.status is Status.ADVERSARIAL
 
 
 def test_a_model_that_fails_inside_the_ball_is_an_error_not_robust() -> None:
