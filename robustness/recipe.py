@@ -140,7 +140,9 @@ class TrainingConfig(Config):
     `validation` is the fraction of the training split held out to choose the checkpoint;
     `averaging` is the decay per step of an exponential moving average of the weights, 0 for
     none; schedule `step` divides the learning rate by 10 halfway, as LyaNet's authors do;
-    `threads` is fixed because the number of threads changes the last bits of a sum.
+    `threads` is fixed because the number of threads changes the last bits of a sum;
+    `precision` is that of the products in forward and backward passes of training (weights,
+    sums, constraints and everything that is deployed stay float32).
     """
 
     loss: LossConfig
@@ -155,6 +157,7 @@ class TrainingConfig(Config):
     validation: float = Field(default=0.1, gt=0.0, lt=1.0)
     seed: int = 0
     threads: PositiveInt = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class WeightsConfig(Config):

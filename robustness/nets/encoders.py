@@ -231,6 +231,7 @@ class _SpectralBall(nn.Module):
         # Room for float32 rounding, so that the deployed matrix passes the float64 check.
         self.bound = bound * (1 - 1e-6)
 
+    @torch.autocast("cpu", enabled=False)
     def forward(self, weight: Tensor) -> Tensor:
         return weight * (self.bound / torch.linalg.matrix_norm(weight, 2).clamp_min(self.bound))
 
@@ -262,6 +263,7 @@ class _ConvSpectralSphere(nn.Module):
             self.vector.copy_(vector)
         return vector
 
+    @torch.autocast("cpu", enabled=False)
     def forward(self, weight: Tensor) -> Tensor:
         # The copy keeps the graph of this pass apart from the next update of the buffer.
         vector = self._iterate(weight, 1 if self.training else 30).clone()

@@ -255,7 +255,8 @@ def _train_epoch(state: _State, config: TrainingConfig, fit: ImageSet, loss: Los
     total = 0.0
     for batch in torch.randperm(len(fit), generator=generator).split(config.batch_size):
         pixels = augment(fit.images[batch], config.augmentation, generator)
-        value = loss(pixels, fit.labels[batch], generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            value = loss(pixels, fit.labels[batch], generator)
         state.optimiser.zero_grad()
         value.backward()
         state.optimiser.step()

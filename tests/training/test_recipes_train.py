@@ -150,3 +150,29 @@ def test_a_recipe_of_the_zoo_builds_a_small_network_for_its_images(name: str) ->
     assert (
         sum(value.numel() * value.element_size() for value in model.state_dict().values()) < 2**22
     )
+
+
+@pytest.mark.parametrize("name", ["residual", "adversarial", "certified", "simplex"])
+def test_training_in_bfloat16_gives_other_weights_of_float32(name: str, tmp_path: Path) -> None:
+    weights = []
+    for precision in ("float32", "bfloat16"):
+        model, training = RECIPES[name]
+        folder = write(tmp_path / precision, model, f'{training}precision = "{precision}"\n')
+        assert train(folder, quiet=True).validation_accuracy > 0.25
+        weights.append(load_model(str(folder)).module.state_dict())
+    exact, lower = weights
+    assert all(lower[key].dtype is value.dtype for key, value in exact.items())
+    assert any(not torch.equal(lower[key], value) for key, value in exact.items())
+
+
+def test_a_flow_trained_in_bfloat16_is_certified(tmp_path: Path) -> None:
+    from robustness.certificates import CERTIFICATES
+    from robustness.threat import Norm
+
+    model, training = RECIPES["certified"]
+    folder = write(tmp_path, model, f'{training}precision = "bfloat16"\n')
+    train(folder, quiet=True)
+    digits = load_images("digits", "test").take(torch.arange(16))
+    module = load_model(str(folder)).module
+    radii = CERTIFICATES["target-seeking"].certify(module, digits.images, digits.labels, Norm.L2)
+    assert max(radius.radius for radius in radii) > 0.05
