@@ -59,7 +59,20 @@ class LyapunovConstants:
 
 
 def refusal_of_proof(model: object) -> str | None:
-    """Why nothing is proved about `model` as a target-seeking flow; None where it is."""
+    """Why nothing is proved about `model` by Lipschitz constants; None where it is."""
+    refusal = refusal_of_flow(model)
+    if refusal is not None:
+        return refusal
+    assert isinstance(model, NeuralODEClassifier)
+    try:
+        pixel_slope(model)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def refusal_of_flow(model: object) -> str | None:
+    """Why nothing is proved about `model` as a target-seeking flow, whatever its encoder."""
     if not isinstance(model, NeuralODEClassifier):
         return "the model is not a neural ODE on the class state"
     if not isinstance(model.field, TargetSeekingField):
@@ -93,7 +106,6 @@ def _refusal_of_program(model: NeuralODEClassifier) -> str | None:
             return f"{type(part).__name__} alters what a {known.__name__} computes"
     try:
         retained_per_step(model)
-        pixel_slope(model)
     except ValueError as error:
         return str(error)
     return None
@@ -202,16 +214,34 @@ def target_margins(
     row, offset = float(weight.norm(dim=1).max()), float(bias.abs().max())
     length = torch.linalg.vector_norm(tube.centre, dim=1) + tube.spread
     score = row * length + offset
-    head_error = 2 * bounds.rounding(score, (1, weight.shape[1] + 4), row + length)
+    per_image = flow_allowance(model, score, row + length).unsqueeze(1)
+    allowance = field.gain * rival_slopes * tube.error.unsqueeze(1) + per_image
+    allowance = allowance * (1 + _FLOAT64_ROOM)
+    return TargetMargins(exact - allowance, slopes, allowance, reach)
+
+
+def flow_allowance(
+    model: NeuralODEClassifier, score: Float[Tensor, " n"], operands: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """What a margin of the target can lose to the rounding of head, softmax and solver.
+
+    Args:
+        model: a target-seeking flow.
+        score: a bound on every score W z + b with all of its terms taken positive, shape (n,).
+        operands: a bound on every weight and feature that enters it, shape (n,).
+
+    Returns:
+        A bound of shape (n,), in logits of the target; infinite where float32 might overflow.
+    """
+    field = model.field
+    assert isinstance(field, TargetSeekingField)
+    head_error = 2 * bounds.rounding(score, (1, field.features + 4), operands)
     floor = max(abs(model.initial), 1 / bounds.LARGEST)
     state_size = (field.gain * score + field.coupling).clamp_min(floor) * 1.001
     step_error = _STEP_ROUNDINGS * bounds.UNIT * state_size / (1 - retained_per_step(model))
     step_error = torch.where(state_size <= bounds.LARGEST, step_error, torch.inf)
     softmax_error = _SOFTMAX_ROUNDINGS * bounds.UNIT * field.coupling
-    per_image = (field.gain * head_error + step_error + softmax_error).unsqueeze(1)
-    allowance = field.gain * rival_slopes * tube.error.unsqueeze(1) + per_image
-    allowance = allowance * (1 + _FLOAT64_ROOM)
-    return TargetMargins(exact - allowance, slopes, allowance, reach)
+    return field.gain * head_error + step_error + softmax_error
 
 
 def pixel_slope(model: NeuralODEClassifier) -> bounds.UpperBound:

@@ -14,7 +14,7 @@ from torch import nn
 
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
 from robustness.nets.continuous import ContinuousNet
-from robustness.nets.convolutions import ConvEncoder, ConvResidualClassifier
+from robustness.nets.convolutions import ConvEncoder, ConvReLUEncoder, ConvResidualClassifier
 from robustness.nets.encoders import (
     ContractiveFlowEncoder,
     ConvContractiveFlowEncoder,
@@ -100,6 +100,30 @@ class ConvEncoderConfig(Config):
         if features is None:
             raise ValueError("a conv encoder goes with a field that fixes its number of features")
         return ConvEncoder(shape, list(self.widths), list(self.strides), features), features
+
+
+class ConvReLUEncoderConfig(Config):
+    """3x3 convolutions and a linear layer with ReLU and without batch norm, for interval bounds."""
+
+    kind: Literal["conv-relu"]
+    widths: list[PositiveInt] = Field(min_length=1)
+    strides: list[PositiveInt] = Field(min_length=1)
+    outputs: PositiveInt
+
+    @model_validator(mode="after")
+    def _as_many_strides_as_widths(self) -> "ConvReLUEncoderConfig":
+        _require_equal_lengths(self.widths, self.strides)
+        return self
+
+    def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
+        """The encoder and its number of features."""
+        if features is not None and features != self.outputs:
+            raise ValueError(
+                f"this conv-relu encoder gives {self.outputs} features, the field asks for "
+                f"{features}"
+            )
+        encoder = ConvReLUEncoder(shape, list(self.widths), list(self.strides), self.outputs)
+        return encoder, self.outputs
 
 
 class FlowStageConfig(Config):
@@ -235,6 +259,7 @@ EncoderConfig = Annotated[
     MLPEncoderConfig
     | ContractiveFlowConfig
     | ConvEncoderConfig
+    | ConvReLUEncoderConfig
     | ConvContractiveFlowConfig
     | OrthogonalEncoderConfig,
     Field(discriminator="kind"),

@@ -46,6 +46,31 @@ class ConvEncoder(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), nn.Linear(channels * height * width, outputs))
 
 
+class ConvReLUEncoder(nn.Sequential):
+    """3x3 convolutions and one linear layer, each with ReLU: what interval bounds pass through.
+
+    Without batch norm the function that is trained on bounds is the one that is certified.
+
+    Args:
+        shape: channels, height and width of an image.
+        widths: channels behind each convolution.
+        strides: stride of each convolution.
+        outputs: number of features.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], widths: list[int], strides: list[int], outputs: int
+    ) -> None:
+        channels, height, width = shape
+        layers: list[nn.Module] = []
+        for outs, stride in zip(widths, strides, strict=True):
+            layers += [nn.Conv2d(channels, outs, _KERNEL, stride, _PADDING), nn.ReLU()]
+            channels = outs
+            height, width = after_stride(height, stride), after_stride(width, stride)
+        dense = nn.Linear(channels * height * width, outputs)
+        super().__init__(*layers, nn.Flatten(), dense, nn.ReLU())
+
+
 class ConvResidualBlock(nn.Module):
     """relu(shortcut(z) + two normalised 3x3 convolutions of z) (He et al., arXiv 1512.03385).
 
