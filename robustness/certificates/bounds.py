@@ -6,7 +6,9 @@ the certificates take no floats where they need a bound.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import InitVar, dataclass
 from functools import singledispatch
 from typing import Any
@@ -23,17 +25,57 @@ from robustness.nets.encoders import (
     Normalise,
 )
 
-# Unit roundoff of the float32 arithmetic that predicts.
-UNIT = 2.0**-24
 # Relative error of a float64 SVD and of float64 sums of at most a million terms is far below
 # this; every bound is raised by it.
 _FLOAT64_ROOM = 1e-9
-# Smallest normal float32: what flushing a denormal operand or result to zero can take away.
-_TINY = 2.0**-126
 # No bound is given for activations beyond this, far below where float32 overflows.
 LARGEST = 1e30
 
 _SEAL = object()
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The floating-point arithmetic of a program, as its rounding bounds see it.
+
+    Attributes:
+        unit: relative error of one operation.
+        tiny: what flushing a denormal operand or result to zero can take away.
+    """
+
+    unit: float
+    tiny: float
+
+
+FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
+# A certificate evaluates its own centres in float64. For a float32 program that error drowns in
+# the room that every bound is given; for a float64 program it is as large as the program's, by
+# the same operations, so both are charged: twice the unit and twice what is flushed.
+FLOAT64 = Arithmetic(2.0**-52, 2.0**-1021)
+
+_arithmetic: ContextVar[Arithmetic] = ContextVar("arithmetic", default=FLOAT32)
+
+
+def current_arithmetic() -> Arithmetic:
+    """The arithmetic that rounding bounds speak of here: float32 unless `computed_in` says so."""
+    return _arithmetic.get()
+
+
+@contextmanager
+def computed_in(dtype: torch.dtype) -> Iterator[None]:
+    """Within this context rounding bounds speak of a program that computes in `dtype`.
+
+    Raises:
+        ValueError: nothing is known of the rounding of `dtype`.
+    """
+    known = {torch.float32: FLOAT32, torch.float64: FLOAT64}
+    if dtype not in known:
+        raise ValueError(f"expected a program in float32 or float64, got one in {dtype}")
+    token = _arithmetic.set(known[dtype])
+    try:
+        yield
+    finally:
+        _arithmetic.reset(token)
 
 
 @dataclass(frozen=True)
@@ -182,7 +224,7 @@ def _(module: nn.Sequential) -> UpperBound | None:
 
 @dataclass(frozen=True)
 class Tube:
-    """All that a layer's float32 activations can be, for images near each of n centres.
+    """All that a layer's computed activations can be, for images near each of n centres.
 
     Attributes:
         centre: the exact activations of the centre, float64, first axis n.
@@ -207,29 +249,30 @@ class Tube:
 
 
 def gamma(terms: int) -> float:
-    """Higham's gamma_n = n u / (1 - n u): relative error of a float32 sum of n products.
+    """Higham's gamma_n = n u / (1 - n u): relative error of a sum of n products.
 
     Holds for every order of summation, blocked or fused (Higham, Accuracy and Stability of
     Numerical Algorithms, 2nd ed., section 3.1).
     """
-    return terms * UNIT / (1 - terms * UNIT)
+    unit = current_arithmetic().unit
+    return terms * unit / (1 - terms * unit)
 
 
 def rounding(size: Tensor, shape: tuple[int, int], operands: Tensor | float) -> Tensor:
-    """l2 error of a vector of float32 sums of products.
+    """l2 error of a vector of floating-point sums of products.
 
     Args:
         size: l2 length of the vector if all terms were positive, shape (n,).
         shape: number of sums, and of terms in each.
         operands: a bound on every factor that enters them, shape (n,). A denormal factor or
-            result that is flushed to zero takes away 2^-126 times the other factor.
+            result that is flushed to zero takes away `Arithmetic.tiny` times the other factor.
 
     Returns:
         A bound of shape (n,); infinite where a sum might leave the range of float32.
     """
     sums, terms = shape
     flushed = sums * terms * (2 + operands + torch.zeros_like(size))
-    error = gamma(terms) * size + _TINY * flushed
+    error = gamma(terms) * size + current_arithmetic().tiny * flushed
     return torch.where(torch.maximum(size, flushed) <= LARGEST, error, torch.inf)
 
 

@@ -67,7 +67,7 @@ def rounding(terms: int, size: Tensor, operands: float) -> Tensor:
     Returns:
         A bound per entry; infinite where a sum might leave the range of float32.
     """
-    flushed = bounds._TINY * terms * (2 + operands)
+    flushed = bounds.current_arithmetic().tiny * terms * (2 + operands)
     error = (bounds.gamma(terms) * size + flushed) * (1 + _FLOAT64_ROOM)
     return torch.where(size + operands <= bounds.LARGEST, error, torch.inf)
 

@@ -22,14 +22,14 @@ from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.threat import Norm
 
-# Room that keeps 0 < h * kappa <= 1 true in float32 arithmetic as well.
+# Room that keeps 0 < h * kappa <= 1 true in the program's arithmetic as well.
 _STEP_ROOM = 1e-4
 # Share of the allowance that covers the float64 rounding of its own evaluation.
 _FLOAT64_ROOM = 1e-6
-# Float32 roundings of one Runge-Kutta step of at most four stages, per unit of state size:
+# Roundings of one Runge-Kutta step of at most four stages, per unit of state size:
 # each stage subtracts, scales twice and adds (under 10 u), and the stages are combined.
 _STEP_ROUNDINGS = 200
-# Float32 error of a difference of two softmax entries whose exact difference is >= 0.
+# Error of a difference of two softmax entries whose exact difference is >= 0.
 _SOFTMAX_ROUNDINGS = 32
 
 
@@ -82,15 +82,19 @@ def refusal_of_flow(model: object) -> str | None:
 
 def _refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
     tensors = [*model.parameters(), *model.buffers()]
-    if not all(t.dtype is torch.float32 and bool(t.isfinite().all()) for t in tensors):
-        return "the weights are not all finite float32 numbers, which the rounding bounds are for"
+    known = all(t.dtype is model.dtype and bool(t.isfinite().all()) for t in tensors)
+    if not known or model.dtype not in (torch.float32, torch.float64):
+        return (
+            "the weights are not all finite numbers of one precision, float32 or float64, "
+            "which the rounding bounds are for"
+        )
     assert isinstance(model.field, TargetSeekingField)
     if not 1 / bounds.LARGEST <= model.field.gain <= bounds.LARGEST:
         return f"a gain of {model.field.gain:g} leaves the range of float32"
     backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
     lowered = any(backend.fp32_precision not in ("none", "ieee") for backend in backends)
     if lowered or torch.is_autocast_enabled("cpu"):
-        return "float32 products are set to a lower precision; set it to the highest"
+        return "products are set to a lower precision; set it to the highest"
     return None
 
 
@@ -120,7 +124,7 @@ def retained_per_step(model: NeuralODEClassifier) -> float:
     polynomial R(-h kappa).
 
     Returns:
-        rho, rounded up for float32 arithmetic.
+        rho, rounded up for the arithmetic of the program.
 
     Raises:
         ValueError: the solver that runs has no such form; the message says why.
@@ -133,8 +137,8 @@ def retained_per_step(model: NeuralODEClassifier) -> float:
         )
     if type(solver) is not FixedStepSolver:
         raise ValueError(f"nothing is known of the steps of a {type(solver).__name__}")
-    # The grid that is solved on is float32, where the steps are not all alike.
-    grid = torch.linspace(0.0, solver.horizon, solver.steps + 1, dtype=torch.float32)
+    # In floating-point arithmetic the steps of the grid that is solved on are not all alike.
+    grid = torch.linspace(0.0, solver.horizon, solver.steps + 1, dtype=model.dtype)
     steps = grid.diff().double() * field.rate
     a, most = float(steps.min()), float(steps.max())
     if not most <= 1 - _STEP_ROOM:
@@ -159,7 +163,7 @@ def retained_per_step(model: NeuralODEClassifier) -> float:
             "target depends on the state; use euler or heun2"
         )
     # All four decrease on [0, 1], with slopes of at most 1 in size: the shortest step retains the
-    # most, and the float32 rounding of h * kappa moves what it retains by less than a millionth.
+    # most, and the rounding of h * kappa moves what it retains by less than a millionth.
     return polynomials[solver.method] + 1e-6
 
 
@@ -169,9 +173,9 @@ class TargetMargins:
 
     Attributes:
         margins: float64 margin of the label over each class, without the coupling and reduced
-            by the float32 allowance; infinite at the label itself; shape (n, classes).
+            by the allowance for rounding; infinite at the label itself; shape (n, classes).
         slopes: l2 Lipschitz constant of each margin in pixels, shape (n, classes).
-        allowance: what the margins gave up to float32 rounding, shape (n, classes).
+        allowance: what the margins gave up to rounding, shape (n, classes).
         reach: l2 radius of the images that the allowance holds for; no certificate of these
             margins exceeds it; shape (n,).
     """
@@ -188,11 +192,16 @@ def target_margins(
 ) -> TargetMargins:
     """Margins of the target network, their proven slopes, and the rounding allowance.
 
-    The allowance bounds how far the float32 program can fall behind exact arithmetic: the
+    The allowance bounds how far the program can fall behind exact arithmetic: the
     encoder's and the head's rounding, the softmax of the coupling, and the solver's own
     rounding, which a step offsets with its share 1 - rho of the margin. It is evaluated for all
     images within `reach`, the radius that the margins would give if nothing were rounded.
     """
+    with bounds.computed_in(model.dtype):
+        return _target_margins(model, images, labels)
+
+
+def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> TargetMargins:
     field = model.field
     assert isinstance(field, TargetSeekingField)
     slope = pixel_slope(model)
@@ -232,15 +241,19 @@ def flow_allowance(
 
     Returns:
         A bound of shape (n,), in logits of the target; infinite where float32 might overflow.
+        Rounding is that of `bounds.computed_in`, the model's own.
     """
     field = model.field
     assert isinstance(field, TargetSeekingField)
-    head_error = 2 * bounds.rounding(score, (1, field.features + 4), operands)
+    head_error = 2 * bounds.rounding(score, (1, field.head.weight.shape[1] + 4), operands)
     floor = max(abs(model.initial), 1 / bounds.LARGEST)
     state_size = (field.gain * score + field.coupling).clamp_min(floor) * 1.001
-    step_error = _STEP_ROUNDINGS * bounds.UNIT * state_size / (1 - retained_per_step(model))
+    unit = bounds.current_arithmetic().unit
+    step_error = _STEP_ROUNDINGS * unit * state_size / (1 - retained_per_step(model))
+    # The logits are handed out in float32, in which two of them may fall together.
+    step_error = step_error + 2 * bounds.FLOAT32.unit * state_size / (1 - retained_per_step(model))
     step_error = torch.where(state_size <= bounds.LARGEST, step_error, torch.inf)
-    softmax_error = _SOFTMAX_ROUNDINGS * bounds.UNIT * field.coupling
+    softmax_error = _SOFTMAX_ROUNDINGS * unit * field.coupling
     return field.gain * head_error + step_error + softmax_error
 
 

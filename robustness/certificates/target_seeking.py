@@ -71,7 +71,7 @@ class TargetSeekingCertificate:
             if failed:
                 radius, reason = 0.0, failed
             elif radius <= 0 or not math.isfinite(radius):
-                radius, reason = 0.0, f"margin over class {rival} is within float32 rounding"
+                radius, reason = 0.0, f"margin over class {rival} is within rounding"
             else:
                 reason = f"Lipschitz bound of the margin over class {rival}{detour}"
             results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason))

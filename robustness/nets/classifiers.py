@@ -22,6 +22,10 @@ class NeuralODEClassifier(nn.Module):
         solver: how the field is solved; the one that predicts is the one in the proofs.
         classes: dimension of the state.
         initial: the value of every entry of eta(0). Equal entries favour no class.
+
+    The precision of the weights is that of the whole computation: images are converted to it on
+    the way in, and logits to that of the images on the way out. A model in float64 (`.double()`)
+    rounds 2^29 times less than one in float32, which its certificates need not allow for.
     """
 
     def __init__(
@@ -37,9 +41,14 @@ class NeuralODEClassifier(nn.Module):
         self.normalise, self.encoder, self.field = normalise, encoder, field
         self.solver, self.classes, self.initial = solver, classes, initial
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights and of the computation."""
+        return self.normalise.mean.dtype
+
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
-        """The features E(x), shape (n, f)."""
-        return self.encoder(self.normalise(images))
+        """The features E(x), shape (n, f), in the model's precision."""
+        return self.encoder(self.normalise(images.to(self.dtype)))
 
     def initial_state(self, features: Float[Tensor, "n f"]) -> Float[Tensor, "n k"]:
         """eta(0), shape (n, classes), the same for every image."""
@@ -51,7 +60,7 @@ class NeuralODEClassifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits, shape (n, classes). A sample whose solve failed has NaN logits."""
-        return self.solve(self.features(images)).final
+        return self.solve(self.features(images)).final.to(images.dtype)
 
 
 class _ResidualBlock(nn.Module):

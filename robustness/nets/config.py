@@ -279,11 +279,12 @@ class NeuralODEConfig(Config):
     field: FieldConfig
     solver: SolverConfig
     initial: float = 0.0
+    precision: Literal["float32", "float64"] = "float32"
 
     def build(self, shape: ImageShape, classes: int) -> nn.Module:
-        """The classifier, with fresh weights."""
+        """The classifier, with fresh weights, in the precision that it predicts with."""
         encoder, features = self.encoder.build(shape, self.field.features)
-        return NeuralODEClassifier(
+        model = NeuralODEClassifier(
             self.normalise.build(shape[0]),
             encoder,
             self.field.build(classes, features),
@@ -291,6 +292,7 @@ class NeuralODEConfig(Config):
             classes,
             self.initial,
         )
+        return model.double() if self.precision == "float64" else model
 
 
 class ResidualConfig(Config):

@@ -165,7 +165,8 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            model = recipe.model.build(recipe.data.shape, recipe.data.classes)
+            # A model that predicts in float64 is trained, and its weights are kept, in float32.
+            model = recipe.model.build(recipe.data.shape, recipe.data.classes).float()
         except ValueError as error:
             raise UsageError(f"the recipe's parts do not fit: {error}; correct [model]") from None
         constrain(model)

@@ -69,6 +69,12 @@ def lyanet(solver: object = None) -> NeuralODEClassifier:
     return model.eval().requires_grad_(False)
 
 
+def two_precisions() -> NeuralODEClassifier:
+    model = Blueprint().build()
+    model.field.double()
+    return model
+
+
 RATE = lyapunov_rate(3)
 UNPROVED = {
     "h kappa above 1": (
@@ -111,8 +117,9 @@ UNPROVED = {
     ),
     "another initial state": (unequal_start, "UnequalStart alters"),
     "a hook on the head": (hooked_head, "Linear alters"),
-    "weights that are not numbers": (with_nan, "not all finite float32"),
-    "weights in float64": (lambda: Blueprint().build().double(), "not all finite float32"),
+    "weights that are not numbers": (with_nan, "not all finite numbers"),
+    "weights in bfloat16": (lambda: Blueprint().build().bfloat16(), "of one precision"),
+    "weights of two precisions": (two_precisions, "of one precision"),
     "a gain beyond float32": (lambda: Blueprint(gain=1e38).build(), "range of float32"),
 }
 

@@ -196,7 +196,7 @@ def test_a_softmax_rounds_by_less_than_its_allowance():
         states[::2, 1] = nudged[::2]
         computed, exact = states.softmax(dim=1).double(), states.double().softmax(dim=1)
         error = (computed[:, 1] - computed[:, 0]) - (exact[:, 1] - exact[:, 0])
-        worst = max(worst, float(error.abs().max()) / bounds.UNIT)
+        worst = max(worst, float(error.abs().max()) / bounds.FLOAT32.unit)
     assert 0.5 < worst <= constants._SOFTMAX_ROUNDINGS
 
 
@@ -209,7 +209,7 @@ def test_the_allowance_covers_the_sum_of_a_wide_head():
     images = torch.rand(2, 1, 40, 100)
     target = target_margins(model, images, model(images).argmax(dim=1))
     score = model.field.head.weight.norm(dim=1).max() * lengths(model.normalise(images))
-    assert (target.allowance.amin(dim=1) >= 2.0 * 2 * width * bounds.UNIT * score).all()
+    assert (target.allowance.amin(dim=1) >= 2.0 * 2 * width * bounds.FLOAT32.unit * score).all()
 
 
 @pytest.mark.parametrize("method", ["euler", "heun2", "midpoint", "rk4"])
@@ -237,8 +237,8 @@ def test_one_step_rounds_by_less_than_its_allowance(method):
             size = target.abs().amax(dim=1).clamp_min(abs(initial)).double()
             error = 2 * (computed - exact).abs().amax(dim=1)
             # The grid in float32 makes h kappa another number, which is no rounding of a step.
-            drift = 4 * bounds.UNIT * share * (target - initial).abs().amax(dim=1)
-            worst = max(worst, float(((error - drift) / (bounds.UNIT * size)).max()))
+            drift = 4 * bounds.FLOAT32.unit * share * (target - initial).abs().amax(dim=1)
+            worst = max(worst, float(((error - drift) / (bounds.FLOAT32.unit * size)).max()))
     assert 0.5 < worst <= constants._STEP_ROUNDINGS
 
 

@@ -1,0 +1,60 @@
+"""A program that computes in float64 is certified for its own, far smaller, rounding."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import PIXELS, Blueprint, random_images
+
+from robustness.certificates import CERTIFICATES, bounds
+from robustness.certificates.bounds import Tube, propagate
+from robustness.nets.encoders import ContractiveFlowEncoder
+from robustness.threat import Norm
+
+
+@given(seed=st.integers(0, 10_000), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_float64_activations_stay_within_their_tube_by_an_extended_precision_reference(seed, scale):
+    torch.manual_seed(seed)
+    flow = ContractiveFlowEncoder(PIXELS, 3, 7).double()
+    images = (scale * torch.rand(4, PIXELS)).double()
+    with bounds.computed_in(torch.float64), torch.no_grad():
+        tube = propagate(flow, Tube.around(images, torch.zeros(4)))
+        computed = flow(images)
+    truth = images.numpy().astype(np.longdouble)
+    for step in list(flow)[1:]:
+        weight = step.weight.detach().numpy().astype(np.longdouble)
+        bias = step.bias.detach().numpy().astype(np.longdouble)
+        truth = truth - np.maximum(truth @ weight.T + bias, 0) @ weight
+    # The charge covers the program's error and the certificate's own centre at once.
+    apart = np.linalg.norm((computed.numpy() - truth).astype(float), axis=1)
+    apart += np.linalg.norm((tube.centre.numpy() - truth).astype(float), axis=1)
+    assert (apart <= tube.error.numpy()).all()
+    assert (tube.error.numpy() < 1e-11 * scale * PIXELS).all()
+
+
+def test_a_float64_program_gives_up_next_to_nothing_to_rounding():
+    images = random_images(8, 3)
+    single = Blueprint(depth=4).build()
+    labels = single(images).argmax(dim=1)
+    double = Blueprint(depth=4).build().double()
+    certify = CERTIFICATES["target-seeking"].certify
+    before = torch.tensor([r.radius for r in certify(single, images, labels, Norm.L2)])
+    after = torch.tensor([r.radius for r in certify(double, images, labels, Norm.L2)])
+    assert (after > before).all()
+    assert bounds.current_arithmetic() is bounds.FLOAT32
+
+
+def test_logits_that_fall_together_in_float32_are_not_certified_in_float64_either():
+    model = Blueprint(depth=1, coupling=0.0).build().double()
+    model.field.head.weight.zero_()
+    model.field.head.bias.copy_(torch.tensor([1.0, 1.0 - 1e-9, 0.0], dtype=torch.float64))
+    images, labels = random_images(2, 0), torch.tensor([0, 0])
+    assert model(images).dtype is torch.float32
+    radii = CERTIFICATES["target-seeking"].certify(model, images, labels, Norm.L2)
+    assert [radius.radius for radius in radii] == [0.0, 0.0]
+
+
+def test_rounding_bounds_of_another_precision_are_refused():
+    with pytest.raises(ValueError, match="float32 or float64"), bounds.computed_in(torch.float16):
+        pass
