@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.convolutions import ConvReLUEncoder
-from robustness.nets.encoders import MLPEncoder, Normalise
+from robustness.nets.encoders import Normalise
 from robustness.nets.fields import TargetSeekingField
 
 # Tolerance of the regularisers of Shi et al. (arXiv 2103.15887, section 3.3).
@@ -96,9 +95,7 @@ def _(module: nn.Conv2d, band: Band) -> tuple[Band, list[Band]]:
     return Band(module(band.centre), radius), []
 
 
-@_propagate.register(nn.Sequential)
-@_propagate.register(MLPEncoder)
-@_propagate.register(ConvReLUEncoder)
+@_propagate.register
 def _(module: nn.Sequential, band: Band) -> tuple[Band, list[Band]]:
     entered = []
     for layer in module:
