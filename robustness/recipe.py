@@ -16,6 +16,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from robustness.errors import UsageError
@@ -54,6 +55,36 @@ class CertifiedLyapunovConfig(Config):
     kind: Literal["certified-lyapunov"]
     eps: PositiveFloat
     temperature: PositiveFloat
+
+
+class CertifiedIntervalConfig(Config):
+    """The Lyapunov loss of a target-seeking field at its worst over an l-infinity box.
+
+    The box grows from nothing to `eps` between the shares `warm_up` and `ramp` of all training
+    steps. `clean` is the share of the plain cross-entropy, `regularisation` the weight of the
+    regularisers that prepare the network for wide boxes; they fade as the box grows. The
+    checkpoint is chosen by what is certified at `test_eps`, which is best smaller than `eps`.
+    """
+
+    kind: Literal["certified-interval"]
+    eps: PositiveFloat
+    test_eps: PositiveFloat
+    warm_up: float = Field(default=0.05, ge=0.0, le=1.0)
+    ramp: float = Field(default=0.4, ge=0.0, le=1.0)
+    clean: float = Field(default=0.0, ge=0.0, le=1.0)
+    regularisation: NonNegativeFloat = 0.5
+
+    @model_validator(mode="after")
+    def _ramp_ends_after_the_warm_up(self) -> "CertifiedIntervalConfig":
+        if self.ramp < self.warm_up:
+            raise ValueError(f"expected ramp >= warm_up, got {self.ramp} and {self.warm_up}")
+        return self
+
+    def grown(self, progress: float) -> float:
+        """Share of `eps` that the box has reached at a share `progress` of the training steps."""
+        if progress >= self.ramp:
+            return 1.0
+        return max(0.0, (progress - self.warm_up) / (self.ramp - self.warm_up))
 
 
 class PathIntegralLyapunovConfig(Config):
@@ -126,6 +157,7 @@ LossConfig = Annotated[
     | MonteCarloLyapunovConfig
     | PathIntegralLyapunovConfig
     | CertifiedLyapunovConfig
+    | CertifiedIntervalConfig
     | InvarianceConfig
     | AdversarialConfig
     | SteadyStateConfig

@@ -3,7 +3,7 @@
 A box is carried in float64 from layer to layer. Behind an affine layer it is the exact image of
 the box in front, widened entry by entry by a bound on the layer's float32 rounding, so that it
 speaks of the arithmetic that predicts (Gowal et al., arXiv 1810.12715, for the bounds; Higham's
-gamma_n for the rounding).
+gamma_n for the rounding). By induction it holds the activations of exact arithmetic too.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustness.certificates import bounds
-from robustness.nets.convolutions import ConvReLUEncoder
 from robustness.nets.encoders import Normalise
 
 # Share by which a float32 rounding bound is raised for the float64 arithmetic that evaluates it.
@@ -29,16 +28,19 @@ class Box:
     Attributes:
         low: lower ends, float64, shape (n, ...).
         high: upper ends, of the same shape.
+        error: how far each computed activation can be from the exact one, of the same shape.
     """
 
     low: Float[Tensor, "n *shape"]
     high: Float[Tensor, "n *shape"]
+    error: Float[Tensor, "n *shape"]
 
     @classmethod
     def around(cls, images: Float[Tensor, "n *shape"], eps: Float[Tensor, " n"]) -> "Box":
         """All images of the pixel box within `eps`, in l-infinity, of `images`."""
-        wide = eps.double().view(-1, *(1,) * (images.dim() - 1))
-        return cls((images.double() - wide).clamp_min(0), (images.double() + wide).clamp_max(1))
+        wide, pixels = eps.double().view(-1, *(1,) * (images.dim() - 1)), images.double()
+        low, high = (pixels - wide).clamp_min(0), (pixels + wide).clamp_max(1)
+        return cls(low, high, torch.zeros_like(low))
 
     @property
     def centre(self) -> Float[Tensor, "n *shape"]:
@@ -56,13 +58,14 @@ class Box:
         return torch.maximum(self.low.abs(), self.high.abs())
 
 
-def rounding(terms: int, size: Tensor, operands: float) -> Tensor:
+def rounding(terms: int, size: Tensor, operands: Tensor | float) -> Tensor:
     """Float32 error of each entry of a layer of sums of products.
 
     Args:
         terms: number of terms of a sum.
         size: each sum with all of its terms taken positive.
-        operands: a bound on every factor that enters; see `bounds.rounding`.
+        operands: a bound on every factor that enters, which broadcasts against `size`; see
+            `bounds.rounding`.
 
     Returns:
         A bound per entry; infinite where a sum might leave the range of float32.
@@ -78,16 +81,63 @@ def propagate(module: nn.Module, box: Box) -> Box:
     Raises:
         NotImplementedError: no interval rule is known for this kind of module.
     """
-    if not bounds._follows_a_rule(module, _propagate.registry):
+    for layer in layers_of(module):
+        box = _propagate(layer, box)
+    return box
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """The layers of `module` in order, sequences taken apart.
+
+    Raises:
+        NotImplementedError: no interval rule is known for one of them.
+    """
+    described = next((kind for kind in type(module).__mro__ if kind in _METHODS), None)
+    if described is None or not bounds.unaltered(module, described, _METHODS[described]):
         raise NotImplementedError(f"no interval rule is known for {type(module).__name__}")
-    return _propagate(module, box)
+    if isinstance(module, nn.Sequential):
+        return [inner for layer in module for inner in layers_of(layer)]
+    settings = ", ".join(_unknown_settings(module))
+    if settings:
+        raise NotImplementedError(
+            f"no interval rule is known for {type(module).__name__} with {settings}"
+        )
+    return [module]
 
 
-def is_bounded(module: nn.Module) -> bool:
-    """Whether every part of `module` has an interval rule."""
-    if not bounds._follows_a_rule(module, _propagate.registry):
-        return False
-    return not isinstance(module, nn.Sequential) or all(is_bounded(layer) for layer in module)
+def refusal(module: nn.Module) -> str | None:
+    """Why no box is known behind `module`; None where there is one."""
+    try:
+        layers_of(module)
+    except NotImplementedError as error:
+        return str(error)
+    return None
+
+
+# The kinds of layer that are known, each with the methods that compute it.
+_METHODS: dict[type, tuple[str, ...]] = {
+    nn.Sequential: ("forward", "__iter__"),
+    nn.Flatten: ("forward",),
+    nn.ReLU: ("forward",),
+    nn.Linear: ("forward",),
+    nn.Conv2d: ("forward", "_conv_forward"),
+    Normalise: ("forward",),
+}
+
+
+def _unknown_settings(module: nn.Module) -> list[str]:
+    """Settings of a layer that the rules do not cover, in words."""
+    found = []
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        found.append("axes of its own")
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1:
+            found.append("groups")
+        if module.dilation != (1, 1):
+            found.append("dilation")
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            found.append("padding other than a number of zeros")
+    return found
 
 
 @singledispatch
@@ -95,57 +145,66 @@ def _propagate(module: nn.Module, box: Box) -> Box:
     raise NotImplementedError(f"no rule is registered for {type(module).__name__}")
 
 
-@_propagate.register(nn.Flatten)
-@_propagate.register(nn.ReLU)
-def _(module: nn.Module, box: Box) -> Box:
-    return Box(module(box.low), module(box.high))
+@_propagate.register
+def _(module: nn.Flatten, box: Box) -> Box:
+    return Box(module(box.low), module(box.high), module(box.error))
+
+
+@_propagate.register
+def _(module: nn.ReLU, box: Box) -> Box:
+    # Not by the module itself, which may work in place. relu moves no two numbers apart, and
+    # what it makes of two numbers below zero is the same.
+    del module
+    error = torch.where(box.high > 0, box.error, 0.0)
+    return Box(box.low.clamp_min(0), box.high.clamp_min(0), error)
 
 
 @_propagate.register
 def _(module: Normalise, box: Box) -> Box:
     mean, std = module.mean.double(), module.std.double()
     size = (box.size + mean.abs()) / std
-    error = rounding(4, size, float(std.reciprocal().max() + mean.abs().max()) + 1)
-    return Box((box.low - mean) / std - error, (box.high - mean) / std + error)
+    local = rounding(4, size, float(std.reciprocal().max() + mean.abs().max()) + 1)
+    low, high = (box.low - mean) / std, (box.high - mean) / std
+    return Box(low - local, high + local, box.error / std + local)
 
 
 @_propagate.register
 def _(module: nn.Linear, box: Box) -> Box:
-    weight = module.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
-    centre = box.centre @ weight.T + bias
-    spread = box.half_width @ weight.abs().T
-    size = box.size @ weight.abs().T + bias.abs()
-    operands = float(weight.abs().max() + box.size.max())
-    return _widened(centre, spread, rounding(weight.shape[1] + 1, size, operands))
+    weight, bias = affine(module)
+    images = torch.stack([box.half_width, box.size, box.error])
+    spread, size, error = images @ weight.abs().T
+    local = _rounding_of(weight, size + bias.abs(), box)
+    return _widened(box.centre @ weight.T + bias, spread, error, local)
 
 
 @_propagate.register
 def _(module: nn.Conv2d, box: Box) -> Box:
     # As for contractive flows, the rounding bound is one of sums of products, in any order.
-    if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
-        raise NotImplementedError("no interval rule is known for grouped or dilated convolutions")
-    weight = module.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+    weight, bias = affine(module)
     offset = bias.view(-1, 1, 1)
 
     def convolved(images: Tensor, kernel: Tensor) -> Tensor:
         return functional.conv2d(images, kernel, None, module.stride, module.padding)
 
-    centre = convolved(box.centre, weight) + offset
-    spread = convolved(box.half_width, weight.abs())
-    size = convolved(box.size, weight.abs()) + offset.abs()
-    operands = float(weight.abs().max() + box.size.max())
-    return _widened(centre, spread, rounding(weight[0].numel() + 1, size, operands))
+    images = torch.cat([box.half_width, box.size, box.error])
+    spread, size, error = convolved(images, weight.abs()).chunk(3)
+    local = _rounding_of(weight, size + offset.abs(), box)
+    return _widened(convolved(box.centre, weight) + offset, spread, error, local)
 
 
-@_propagate.register(nn.Sequential)
-@_propagate.register(ConvReLUEncoder)
-def _(module: nn.Sequential, box: Box) -> Box:
-    for layer in module:
-        box = propagate(layer, box)
-    return box
+def affine(module: nn.Linear | nn.Conv2d) -> tuple[Tensor, Float[Tensor, " out"]]:
+    """Weight and bias of a layer in float64; zeros stand for a missing bias."""
+    weight = module.weight.detach().double()
+    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+    return weight, bias
 
 
-def _widened(centre: Tensor, spread: Tensor, error: Tensor) -> Box:
-    return Box(centre - spread - error, centre + spread + error)
+def _rounding_of(weight: Tensor, size: Tensor, box: Box) -> Tensor:
+    # Of each image by itself: nothing that is said may depend on the neighbours in a batch.
+    largest = box.size.flatten(1).amax(dim=1).view(-1, *(1,) * (size.dim() - 1))
+    return rounding(weight[0].numel() + 1, size, weight.abs().max() + largest)
+
+
+def _widened(centre: Tensor, spread: Tensor, error: Tensor, local: Tensor) -> Box:
+    low, high = centre - spread - local, centre + spread + local
+    return Box(low, high, error * (1 + _FLOAT64_ROOM) + local)

@@ -8,8 +8,15 @@ g(eta, z) = gain (W z + b) + coupling softmax(eta), so
 
 While the label leads, the coupling adds to its margins. By induction over steps and stages the
 label leads at every step, and so at the horizon, as soon as the margins of gain (W E(x') + b) are
-positive; each of them shrinks by at most its slope times |x' - x|. This is as tight as a
-certificate of the target network alone: the flow costs nothing.
+positive for every image x' within the radius. This is as tight as a certificate of the target
+network alone: the flow costs nothing. Two routes bound these margins:
+
+- the l2 ball, where a Lipschitz constant of the encoder is proved: a margin shrinks by at most
+  its slope times |x' - x|; an l-infinity ball is covered by the l2 ball around it;
+- the l-infinity box, where every layer of the encoder has an interval rule: interval and linear
+  bounds over the box (see `target_boxes`).
+
+Where both apply, the larger radius counts.
 """
 
 import math
@@ -19,16 +26,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustness.certificates import bounds, boxes
 from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.constants import (
     failure,
+    refusal_of_flow,
     refusal_of_proof,
     target_margins,
     to_norm,
 )
 from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.target_boxes import box_radii
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm
+
+# Share of a margin from which rounding is named as what limits a radius.
+_MUCH_ROUNDING = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,15 @@ class TargetSeekingCertificate:
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why no proof is known for this model: its field, its solver, or its encoder."""
-        del norm
-        return refusal_of_proof(model)
+        by_ball = refusal_of_proof(model)
+        if by_ball is None or norm is Norm.L2:
+            return by_ball
+        flow = refusal_of_flow(model)
+        if flow is not None:
+            return flow
+        assert isinstance(model, NeuralODEClassifier)
+        by_box = _refusal_of_boxes(model)
+        return by_box and f"{by_ball}, and {by_box}"
 
     @torch.no_grad()
     def certify(
@@ -59,20 +79,60 @@ class TargetSeekingCertificate:
         if refusal is not None:
             raise ValueError(f"expected a model with a proof, got one without: {refusal}")
         assert isinstance(model, NeuralODEClassifier)
-        target = target_margins(model, images, labels)
-        per_class = target.margins / target.slopes.clamp_min(1e-300)
-        radii, rivals = per_class.min(dim=1)
-        radii = torch.minimum(radii, target.reach) * SHRINK
-        radii = to_norm(radii, images[0].numel(), norm)
+        routes = []
+        if refusal_of_proof(model) is None:
+            routes.append(_by_ball(model, images, labels, norm))
+        if norm is Norm.LINF and _refusal_of_boxes(model) is None:
+            routes.append(_by_box(model, images, labels))
         failures = failure(model, images, labels)
-        detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
         results = []
-        for radius, rival, failed in zip(radii.tolist(), rivals.tolist(), failures, strict=True):
-            if failed:
-                radius, reason = 0.0, failed
-            elif radius <= 0 or not math.isfinite(radius):
-                radius, reason = 0.0, f"margin over class {rival} is within rounding"
-            else:
-                reason = f"Lipschitz bound of the margin over class {rival}{detour}"
+        for failed, *found in zip(failures, *routes, strict=True):
+            radius, reason = (0.0, failed) if failed else max(found, key=lambda route: route[0])
             results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason))
         return results
+
+
+def _refusal_of_boxes(model: NeuralODEClassifier) -> str | None:
+    return boxes.refusal(model.normalise) or boxes.refusal(model.encoder)
+
+
+def _by_ball(
+    model: NeuralODEClassifier, images: Tensor, labels: Tensor, norm: Norm
+) -> list[tuple[float, str]]:
+    """Each image's radius by Lipschitz constants, and what limits it."""
+    target = target_margins(model, images, labels)
+    per_class = target.margins / target.slopes.clamp_min(1e-300)
+    radii, rivals = per_class.min(dim=1)
+    radii = torch.minimum(radii, target.reach) * SHRINK
+    radii = to_norm(radii, images[0].numel(), norm)
+    detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
+    found = []
+    for radius, rival in zip(radii.tolist(), rivals.tolist(), strict=True):
+        if radius <= 0 or not math.isfinite(radius):
+            found.append((0.0, f"margin over class {rival} is within rounding"))
+        else:
+            found.append((radius, f"Lipschitz bound of the margin over class {rival}{detour}"))
+    return found
+
+
+def _by_box(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> list[tuple[float, str]]:
+    """Each image's l-infinity radius by interval and linear bounds, and what limits it."""
+    with bounds.computed_in(model.dtype):
+        box = box_radii(model, images, labels)
+    found = []
+    for radius, rival, linear, share in zip(
+        (box.radii * SHRINK).tolist(),
+        box.rival.tolist(),
+        box.linear.tolist(),
+        box.rounding.tolist(),
+        strict=True,
+    ):
+        if radius <= 0:
+            found.append((0.0, f"margin over class {rival} is within rounding"))
+            continue
+        bound = "linear" if linear else "interval"
+        reason = f"{bound} bound of the margin over class {rival}"
+        if share > _MUCH_ROUNDING:
+            reason += f", of which rounding takes {share:.0%}"
+        found.append((radius, reason))
+    return found

@@ -103,12 +103,13 @@ class ConvEncoderConfig(Config):
 
 
 class ConvReLUEncoderConfig(Config):
-    """3x3 convolutions and a linear layer with ReLU and without batch norm, for interval bounds."""
+    """Convolutions and a linear layer with ReLU and without batch norm, for interval bounds."""
 
     kind: Literal["conv-relu"]
     widths: list[PositiveInt] = Field(min_length=1)
     strides: list[PositiveInt] = Field(min_length=1)
     outputs: PositiveInt
+    kernel: PositiveInt = 3
 
     @model_validator(mode="after")
     def _as_many_strides_as_widths(self) -> "ConvReLUEncoderConfig":
@@ -122,7 +123,8 @@ class ConvReLUEncoderConfig(Config):
                 f"this conv-relu encoder gives {self.outputs} features, the field asks for "
                 f"{features}"
             )
-        encoder = ConvReLUEncoder(shape, list(self.widths), list(self.strides), self.outputs)
+        widths, strides = list(self.widths), list(self.strides)
+        encoder = ConvReLUEncoder(shape, widths, strides, self.outputs, self.kernel)
         return encoder, self.outputs
 
 

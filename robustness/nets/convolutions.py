@@ -3,6 +3,9 @@
 All of them are small enough to be trained on one core of an ordinary computer.
 """
 
+import math
+from typing import cast
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,9 +15,9 @@ from robustness.nets.encoders import Normalise
 _KERNEL, _PADDING = 3, 1
 
 
-def after_stride(size: int, stride: int) -> int:
-    """Height or width behind a 3x3 convolution of padding 1 and the given stride."""
-    return (size + 2 * _PADDING - _KERNEL) // stride + 1
+def after_stride(size: int, stride: int, kernel: int = _KERNEL) -> int:
+    """Height or width behind a convolution of padding (kernel - 1) // 2 and the given stride."""
+    return (size + 2 * ((kernel - 1) // 2) - kernel) // stride + 1
 
 
 def normalised_convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -47,28 +50,41 @@ class ConvEncoder(nn.Sequential):
 
 
 class ConvReLUEncoder(nn.Sequential):
-    """3x3 convolutions and one linear layer, each with ReLU: what interval bounds pass through.
+    """Convolutions and one linear layer, each with ReLU: what interval bounds pass through.
 
     Without batch norm the function that is trained on bounds is the one that is certified.
+    Weights are drawn so that at the start the sides of a box keep their mean length from layer
+    to layer (Shi et al., arXiv 2103.15887, section 3.2): std sqrt(2 pi) / n for n inputs.
 
     Args:
         shape: channels, height and width of an image.
         widths: channels behind each convolution.
         strides: stride of each convolution.
         outputs: number of features.
+        kernel: height and width of each convolution's kernel.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], widths: list[int], strides: list[int], outputs: int
+        self,
+        shape: tuple[int, int, int],
+        widths: list[int],
+        strides: list[int],
+        outputs: int,
+        kernel: int,
     ) -> None:
         channels, height, width = shape
         layers: list[nn.Module] = []
         for outs, stride in zip(widths, strides, strict=True):
-            layers += [nn.Conv2d(channels, outs, _KERNEL, stride, _PADDING), nn.ReLU()]
+            layers += [nn.Conv2d(channels, outs, kernel, stride, (kernel - 1) // 2), nn.ReLU()]
             channels = outs
-            height, width = after_stride(height, stride), after_stride(width, stride)
+            height = after_stride(height, stride, kernel)
+            width = after_stride(width, stride, kernel)
         dense = nn.Linear(channels * height * width, outputs)
         super().__init__(*layers, nn.Flatten(), dense, nn.ReLU())
+        for layer in self:
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel())
+                nn.init.zeros_(cast(Tensor, layer.bias))
 
 
 class ConvResidualBlock(nn.Module):

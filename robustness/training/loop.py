@@ -31,9 +31,11 @@ from robustness.nets.simplex import SimplexField
 from robustness.recipe import (
     WEIGHTS_FILE,
     AdversarialConfig,
+    CertifiedIntervalConfig,
     CertifiedLyapunovConfig,
     CrossEntropyConfig,
     InvarianceConfig,
+    LossConfig,
     MeasuredConfig,
     MonteCarloLyapunovConfig,
     PathIntegralLyapunovConfig,
@@ -45,7 +47,7 @@ from robustness.recipe import (
     record_training,
     replace_file,
 )
-from robustness.training import losses, stability
+from robustness.training import intervals, losses, stability
 from robustness.training.adversarial import adversarial
 from robustness.training.augmentation import augment
 
@@ -74,7 +76,7 @@ def train(
     """Train the recipe in `folder`; write its weights and their SHA-256.
 
     The checkpoint with the best validation score is kept: certified accuracy at the recipe's
-    eps for the certified loss, accuracy otherwise, ties broken by the lower validation loss.
+    eps for the certified losses, accuracy otherwise, ties broken by the lower validation loss.
 
     Args:
         folder: holds `recipe.toml`; receives `weights.safetensors`.
@@ -194,20 +196,21 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
     return _State(model, optimiser, schedule, average)
 
 
-Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+# Images, labels, source of random draws, share of all training steps that are done.
+Loss = Callable[[Tensor, Tensor, torch.Generator, float], Tensor]
 
 
 def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
     choice = config.loss
     if isinstance(choice, CrossEntropyConfig):
-        return lambda x, y, _: losses.cross_entropy(model, x, y)
+        return lambda x, y, *_: losses.cross_entropy(model, x, y)
     if isinstance(choice, AdversarialConfig):
-        return lambda x, y, generator: adversarial(
+        return lambda x, y, generator, _: adversarial(
             model, x, y, choice.norm, choice.eps, choice.steps, generator, choice.step_size
         )
     if isinstance(choice, PathIntegralLyapunovConfig) and isinstance(model, ContinuousNet):
         rate = choice.rate or lyapunov_rate(classes)
-        return lambda x, y, _: losses.continuous_lyapunov(model, x, y, choice.through_solver, rate)
+        return lambda x, y, *_: losses.continuous_lyapunov(model, x, y, choice.through_solver, rate)
     if not isinstance(model, NeuralODEClassifier):
         raise UsageError(
             f"expected a neural-ode model for the {choice.kind} loss, got another kind; "
@@ -219,7 +222,7 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
                 "expected a simplex field for the invariance-monte-carlo loss, got another; "
                 "set [model.field] kind to simplex"
             )
-        return lambda x, y, generator: losses.invariance_monte_carlo(
+        return lambda x, y, generator, _: losses.invariance_monte_carlo(
             model,
             x,
             y,
@@ -228,36 +231,49 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
             choice.leak,
         )
     if isinstance(choice, SteadyStateConfig):
-        return lambda x, y, _: stability.steady_state(model, x, y, choice.weight)
+        return lambda x, y, *_: stability.steady_state(model, x, y, choice.weight)
     if isinstance(choice, StableEquilibriumConfig):
-        return lambda x, y, _: stability.stable_equilibrium(
+        return lambda x, y, *_: stability.stable_equilibrium(
             model, x, y, choice.equilibrium, choice.diagonal, choice.dominance
         )
     if isinstance(choice, PathIntegralLyapunovConfig):
-        return lambda x, y, _: losses.path_integral_lyapunov(
+        return lambda x, y, *_: losses.path_integral_lyapunov(
             model, x, y, choice.through_solver, choice.rate
         )
     if isinstance(choice, MonteCarloLyapunovConfig):
-        return lambda x, y, generator: losses.monte_carlo_lyapunov(
+        return lambda x, y, generator, _: losses.monte_carlo_lyapunov(
             model, x, y, losses.sample_states(choice.states, classes, generator, choice.extent)
         )
     if not isinstance(model.field, TargetSeekingField):
         raise UsageError(
-            "expected a target-seeking field for the certified-lyapunov loss, got another; "
+            f"expected a target-seeking field for the {choice.kind} loss, got another; "
             "set [model.field] kind to target-seeking"
         )
-    return lambda x, y, _: losses.certified_lyapunov(model, x, y, choice.eps, choice.temperature)
+    if isinstance(choice, CertifiedIntervalConfig):
+        return _interval_loss(choice, model)
+    return lambda x, y, *_: losses.certified_lyapunov(model, x, y, choice.eps, choice.temperature)
+
+
+def _interval_loss(choice: CertifiedIntervalConfig, model: NeuralODEClassifier) -> Loss:
+    def loss(x: Tensor, y: Tensor, _: torch.Generator, progress: float) -> Tensor:
+        grown = choice.grown(progress)
+        fading = choice.regularisation * (1 - grown)
+        return intervals.certified_interval(model, x, y, grown * choice.eps, choice.clean, fading)
+
+    return loss
 
 
 def _train_epoch(state: _State, config: TrainingConfig, fit: ImageSet, loss: Loss) -> float:
-    state.epoch += 1
+    done, state.epoch = state.epoch, state.epoch + 1
     generator = torch.Generator().manual_seed(_mix(config.seed, state.epoch))
     state.model.train()
     total = 0.0
-    for batch in torch.randperm(len(fit), generator=generator).split(config.batch_size):
+    batches = torch.randperm(len(fit), generator=generator).split(config.batch_size)
+    for index, batch in enumerate(batches):
+        progress = (done + index / len(batches)) / config.epochs
         pixels = augment(fit.images[batch], config.augmentation, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-            value = loss(pixels, fit.labels[batch], generator)
+            value = loss(pixels, fit.labels[batch], generator, progress)
         state.optimiser.zero_grad()
         value.backward()
         state.optimiser.step()
@@ -291,25 +307,43 @@ def _validate(state: _State, config: TrainingConfig, held_out: ImageSet) -> tupl
     state.model.load_state_dict(_deployable(state))
     state.model.eval()
     correct = certified = loss = 0.0
-    choice = config.loss
+    judge = _certified_judge(config.loss, state.model)
     for start in range(0, len(held_out), _VALIDATION_BATCH):
         images = held_out.images[start : start + _VALIDATION_BATCH]
         labels = held_out.labels[start : start + _VALIDATION_BATCH]
         logits: Float[Tensor, "n k"] = state.model(images)
         correct += float((logits.argmax(dim=1) == labels).sum())
-        if isinstance(choice, CertifiedLyapunovConfig):
-            model = cast(NeuralODEClassifier, state.model)
-            radii = losses.certified_margin_radius(model, images, labels)
-            certified += float((radii > choice.eps).sum())
-            loss += len(images) * float(
-                losses.certified_lyapunov(model, images, labels, choice.eps, choice.temperature)
-            )
-        else:
+        if judge is None:
             loss += len(images) * float(nn.functional.cross_entropy(logits, labels))
+        else:
+            holds, value = judge(images, labels)
+            certified += float(holds.sum())
+            loss += len(images) * float(value)
     state.model.load_state_dict(current)
-    is_certified = isinstance(choice, CertifiedLyapunovConfig)
-    score = (certified if is_certified else correct) / len(held_out)
+    score = (correct if judge is None else certified) / len(held_out)
     return score, -loss / len(held_out)
+
+
+def _certified_judge(
+    choice: LossConfig, module: nn.Module
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What tells which images a certified loss holds for, and the loss; None for other losses.
+
+    The radius is the one that is to be certified, whatever it grows to in training, so that
+    the scores of all epochs compare.
+    """
+    model = cast(NeuralODEClassifier, module)
+    if isinstance(choice, CertifiedLyapunovConfig):
+        return lambda x, y: (
+            losses.certified_margin_radius(model, x, y) > choice.eps,
+            losses.certified_lyapunov(model, x, y, choice.eps, choice.temperature),
+        )
+    if isinstance(choice, CertifiedIntervalConfig):
+        return lambda x, y: (
+            intervals.certified_by_intervals(model, x, y, choice.test_eps),
+            intervals.certified_interval(model, x, y, choice.test_eps),
+        )
+    return None
 
 
 def _save(state: _State, checkpoint: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.convolutions import ConvReLUEncoder
 from robustness.nets.encoders import (
     ContractiveFlowEncoder,
     ContractiveStep,
@@ -55,6 +56,8 @@ class Blueprint:
             coarse = FlowStage(unshuffle=2, channels=8, steps=1, hidden=3, kernel=3)
             encoder = ConvContractiveFlowEncoder(SHAPE, [fine, coarse])
             features = encoder.outputs
+        elif self.encoder == "conv-relu":
+            encoder = ConvReLUEncoder(SHAPE, [3] * self.depth, [2] + [1] * (self.depth - 1), 5, 3)
         elif self.encoder == "mlp":
             encoder = MLPEncoder(PIXELS, [6] * max(self.depth, 1), features)
         else:

@@ -318,9 +318,9 @@ def test_held_out_images_never_train(recipe_folder: Path, monkeypatch: pytest.Mo
     def recording(config, classes, model):
         loss = find(config, classes, model)
 
-        def recorded(pixels, labels, generator):
+        def recorded(pixels, labels, generator, progress):
             seen.append(pixels.clone())
-            return loss(pixels, labels, generator)
+            return loss(pixels, labels, generator, progress)
 
         return recorded
 
@@ -378,3 +378,79 @@ def test_a_diverging_loss_is_a_usage_error_and_leaves_no_weights(
     with pytest.raises(UsageError, match="expected a finite loss"):
         loop.train(recipe_folder, quiet=True)
     assert not (recipe_folder / "weights.safetensors").exists()
+
+
+def test_the_loss_is_told_the_share_of_steps_that_are_done_also_after_a_resume(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen, find = [], loop._loss
+
+    def recording(config, classes, model):
+        loss = find(config, classes, model)
+
+        def recorded(pixels, labels, generator, progress):
+            seen.append(progress)
+            return loss(pixels, labels, generator, progress)
+
+        return recorded
+
+    monkeypatch.setattr(loop, "_loss", recording)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(InterruptedHereError):
+            loop.train(recipe_folder, quiet=True)
+    loop.train(recipe_folder, resume=True, quiet=True)
+    steps = len(seen)
+    assert steps > 3
+    assert seen == pytest.approx([step / steps for step in range(steps)])
+
+
+INTERVAL = 'kind = "certified-interval", eps = 0.1, test_eps = 0.02, warm_up = 0.1, ramp = 0.7'
+
+
+def use_intervals(folder: Path) -> None:
+    edit(
+        folder,
+        'encoder = { kind = "contractive-flow", steps = 1, hidden = 8 }',
+        'encoder = { kind = "conv-relu", widths = [4], strides = [2], outputs = 16 }',
+    )
+    edit(folder, 'kind = "certified-lyapunov", eps = 0.1, temperature = 0.1', INTERVAL)
+
+
+def test_interval_training_resumes_within_its_ramp_to_the_same_weights(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    use_intervals(recipe_folder)
+    whole = copy_of(recipe_folder, "whole")
+    loop.train(whole, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(InterruptedHereError):
+            loop.train(recipe_folder, quiet=True)
+    loop.train(recipe_folder, resume=True, quiet=True)
+    assert weights(recipe_folder) == weights(whole)
+
+
+def test_interval_training_is_validated_at_the_radius_to_be_certified_in_every_epoch(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    use_intervals(recipe_folder)
+    trained, validated = [], []
+    bound, judge = loop.intervals.certified_interval, loop.intervals.certified_by_intervals
+
+    def recorded(model, images, labels, eps, *more):
+        if torch.is_grad_enabled():
+            trained.append(eps)
+        return bound(model, images, labels, eps, *more)
+
+    def judged(model, images, labels, eps):
+        validated.append(eps)
+        return judge(model, images, labels, eps)
+
+    monkeypatch.setattr(loop.intervals, "certified_interval", recorded)
+    monkeypatch.setattr(loop.intervals, "certified_by_intervals", judged)
+    loop.train(recipe_folder, quiet=True)
+    assert set(validated) == {0.02}
+    assert trained[0] == 0
+    assert trained[-1] == 0.1
+    assert trained == sorted(trained)

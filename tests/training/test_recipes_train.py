@@ -54,6 +54,13 @@ RECIPES = {
         + "stages = [{ channels = 8, steps = 2, hidden = 8 }] }\n",
         'loss = { kind = "certified-lyapunov", eps = 0.1, temperature = 0.1 }\naveraging = 0.9\n',
     ),
+    "interval": (
+        NEURAL_ODE
+        + 'field = { kind = "target-seeking", gain = 1.0, coupling = 1.0 }\n'
+        + 'encoder = { kind = "conv-relu", widths = [8], strides = [2], outputs = 32, '
+        + "kernel = 4 }\n",
+        'loss = { kind = "certified-interval", eps = 0.05, test_eps = 0.02 }\n',
+    ),
     "simplex": (
         NEURAL_ODE
         + "initial = 0.1\n"
@@ -82,7 +89,7 @@ def test_a_trained_recipe_loads_and_has_learnt_more_than_chance(name: str, tmp_p
     assert float((logits.argmax(dim=1) == digits.labels).float().mean()) > 0.25
 
 
-@pytest.mark.parametrize("name", ["certified", "simplex", "continuous lyapunov"])
+@pytest.mark.parametrize("name", ["certified", "interval", "simplex", "continuous lyapunov"])
 def test_training_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     weights = []
     for copy in ("a", "b"):
@@ -98,6 +105,8 @@ def test_training_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     [
         ("residual", "simplex", "neural-ode model for the invariance-monte-carlo loss"),
         ("continuous", "certified", "neural-ode model for the certified-lyapunov loss"),
+        ("path integral", "interval", "expected a target-seeking field for the certified-interval"),
+        ("simplex", "certified", "expected a target-seeking field for the certified-lyapunov"),
         ("residual", "path integral", "neural-ode model for the lyapunov-path-integral loss"),
         ("adversarial", "simplex", "expected a simplex field"),
         ("residual", "steady state", "neural-ode model for the steady-state loss"),
@@ -152,7 +161,7 @@ def test_a_recipe_of_the_zoo_builds_a_small_network_for_its_images(name: str) ->
     )
 
 
-@pytest.mark.parametrize("name", ["residual", "adversarial", "certified", "simplex"])
+@pytest.mark.parametrize("name", ["residual", "adversarial", "certified", "interval", "simplex"])
 def test_training_in_bfloat16_gives_other_weights_of_float32(name: str, tmp_path: Path) -> None:
     weights = []
     for precision in ("float32", "bfloat16"):
