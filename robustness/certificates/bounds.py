@@ -63,6 +63,13 @@ class UpperBound:
         how = " x ".join(dict.fromkeys([self.how, other.how]))
         return _bound(self.value * other.value, how)
 
+    def __add__(self, other: "UpperBound") -> "UpperBound":
+        """The sum of two bounds; of nothing else."""
+        if not isinstance(other, UpperBound):
+            return NotImplemented
+        how = " + ".join(dict.fromkeys([self.how, other.how]))
+        return _bound(self.value + other.value, f"({how})")
+
 
 def _bound(value: float, how: str) -> UpperBound:
     return UpperBound(value, how, _SEAL)
@@ -124,6 +131,27 @@ def unaltered(module: object, known: type[nn.Module], methods: Sequence[str]) ->
         and not any(name in vars(module) for name in methods)
         and all(getattr(type(module), name) is getattr(known, name) for name in methods)
     )
+
+
+def refusal_of_arithmetic(model: nn.Module) -> str | None:
+    """Why the rounding bounds do not hold for the program of `model`; None where they do.
+
+    They are bounds for sums of products of finite float32 numbers. NNPACK computes convolutions by
+    Winograd's transform instead, whose errors are larger; PyTorch turns to it for batches of 16
+    images or more where oneDNN is switched off.
+    """
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    if not all(t.dtype is torch.float32 and bool(t.isfinite().all()) for t in tensors):
+        return "the weights are not all finite float32 numbers, which the rounding bounds are for"
+    backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
+    lowered = any(backend.fp32_precision not in ("none", "ieee") for backend in backends)
+    if lowered or torch.is_autocast_enabled("cpu"):
+        return "float32 products are set to a lower precision; set it to the highest"
+    direct = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    transformed = torch.backends.nnpack.is_available() and torch._C._get_nnpack_enabled()
+    if transformed and not direct and any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return "convolutions may run by Winograd's transform; switch oneDNN on or NNPACK off"
+    return None
 
 
 def lipschitz(module: nn.Module) -> UpperBound | None:

@@ -12,21 +12,15 @@ positive; each of them shrinks by at most its slope times |x' - x|. This is as t
 certificate of the target network alone: the flow costs nothing.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, Kind
-from robustness.certificates.constants import (
-    failure,
-    refusal_of_proof,
-    target_margins,
-    to_norm,
-)
-from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.base import CertifiedRadius
+from robustness.certificates.constants import pixel_slope, refusal_of_proof, target_margins
+from robustness.certificates.margins import certify_by_margins
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm
 
@@ -59,20 +53,5 @@ class TargetSeekingCertificate:
         if refusal is not None:
             raise ValueError(f"expected a model with a proof, got one without: {refusal}")
         assert isinstance(model, NeuralODEClassifier)
-        target = target_margins(model, images, labels)
-        per_class = target.margins / target.slopes.clamp_min(1e-300)
-        radii, rivals = per_class.min(dim=1)
-        radii = torch.minimum(radii, target.reach) * SHRINK
-        radii = to_norm(radii, images[0].numel(), norm)
-        failures = failure(model, images, labels)
-        detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
-        results = []
-        for radius, rival, failed in zip(radii.tolist(), rivals.tolist(), failures, strict=True):
-            if failed:
-                radius, reason = 0.0, failed
-            elif radius <= 0 or not math.isfinite(radius):
-                radius, reason = 0.0, f"margin over class {rival} is within float32 rounding"
-            else:
-                reason = f"Lipschitz bound of the margin over class {rival}{detour}"
-            results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason))
-        return results
+        margins, constant = target_margins(model, images, labels), pixel_slope(model).value
+        return certify_by_margins(self.name, margins, constant, model, images, labels, norm)
