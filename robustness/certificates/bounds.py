@@ -140,7 +140,9 @@ def refusal_of_arithmetic(model: nn.Module) -> str | None:
     Winograd's transform instead, whose errors are larger; PyTorch turns to it for batches of 16
     images or more where oneDNN is switched off.
     """
-    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    # Counters of batches are integers, and no part of what is computed.
+    every = (*model.parameters(), *model.buffers())
+    tensors = [t for t in every if t.is_floating_point() or t.is_complex()]
     if not all(t.dtype is torch.float32 and bool(t.isfinite().all()) for t in tensors):
         return "the weights are not all finite float32 numbers, which the rounding bounds are for"
     backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]

@@ -243,7 +243,7 @@ def flow_allowance(
     """
     field = model.field
     assert isinstance(field, TargetSeekingField)
-    head_error = 2 * bounds.rounding(score, (1, field.head.in_features + 4), operands)
+    head_error = 2 * bounds.rounding(score, (1, field.head.weight.shape[1] + 4), operands)
     floor = max(abs(model.initial), 1 / bounds.LARGEST)
     state_size = (field.gain * score + field.coupling).clamp_min(floor) * 1.001
     step_error = _STEP_ROUNDINGS * bounds.UNIT * state_size / (1 - retained_per_step(model))
