@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from robustness.certificates import CERTIFICATES, CertifiedRadius, Kind
+from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
 from robustness.data import ImageSet, load_images
 from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import AttackRow, Leaderboard, Proportion
@@ -200,27 +200,29 @@ class CertifiedSample:
 def certify(
     model: str,
     norm: str = "L2",
+    certificate: str | None = None,
     *,
     samples: int | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
     seed: int = 0,
 ) -> list[CertifiedSample]:
-    """Certify one model with every certificate that applies, and keep the best per image.
+    """Certify one model, by default with all that apply, and keep the best radius per image.
 
     Args:
         model: zoo name, folder or `package.module:factory`.
         norm: `Linf` or `L2`.
+        certificate: the one to run; by default every one that draws no random numbers.
         samples: how many images, all by default.
         data: data set, by default the one the model was trained on.
         data_dir: folder with the official image files.
-        seed: of the order of the images.
+        seed: of the order of the images, and of the noise of `smoothing`.
 
     Returns:
         One row per image, in the order drawn with `seed`.
 
     Raises:
-        UsageError: an argument is not usable.
+        UsageError: an argument is not usable, or the named certificate refuses the model.
     """
     parsed = Norm.parse(norm)
     suite = _single(
@@ -229,17 +231,24 @@ def certify(
         samples,
         seed,
         threats=[{"norm": parsed, "eps": [1.0]}],
-        certificates=list(CERTIFICATES),
+        certificates=list(DETERMINISTIC) if certificate is None else [certificate],
     )
     bench = _prepare(suite, data_dir)
+    refusals = [job.refusal for job in bench.plan.jobs if job.refusal is not None]
+    if certificate is not None and refusals:
+        raise UsageError(
+            f"expected a certificate for {model}, got {certificate}: {refusals[0]}; choose another"
+        )
     with Store(None) as store, reproducible_arithmetic():
         run_plan(bench.plan, store, bench, 1, _DEFAULT_BATCH, data_dir, quiet=True)
         return _best_rows(bench.plan, store, parsed)
 
 
-def certified_accuracy(rows: Sequence[CertifiedSample], eps: float) -> Proportion:
-    """Share of images proved to keep their label within eps; estimates do not count."""
-    proved = sum(row.kind is Kind.CERTIFIED and row.radius > eps for row in rows)
+def certified_accuracy(
+    rows: Sequence[CertifiedSample], eps: float, kind: Kind = Kind.CERTIFIED
+) -> Proportion:
+    """Share of images whose radius exceeds eps; radii of other kinds do not count."""
+    proved = sum(row.kind is kind and row.radius > eps for row in rows)
     return Proportion.of(proved, len(rows))
 
 

@@ -144,6 +144,10 @@ def attack(
 def certify(
     model: ModelName,
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "L2",
+    certificate: Annotated[
+        str | None,
+        typer.Option("--certificate", help="Run only this one; smoothing runs only if named."),
+    ] = None,
     samples: Samples = None,
     csv_file: Annotated[
         Path | None,
@@ -158,7 +162,9 @@ def certify(
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
         _require_file_writable(csv_file)
-    rows = api.certify(model, norm, samples=samples, data=data, seed=seed, data_dir=data_dir)
+    rows = api.certify(
+        model, norm, certificate, samples=samples, data=data, seed=seed, data_dir=data_dir
+    )
     if csv_file is not None:
         with csv_file.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -169,17 +175,21 @@ def certify(
                     [row.index, row.label, row.prediction, repr(row.radius), kind, row.certificate]
                 )
     table = Table(title=escape(f"{model}, {Norm.parse(norm)}, {len(rows)} images"))
-    for column in ("eps", "certified accuracy", "95% interval"):
+    smoothed = all(row.kind is Kind.PROBABILISTIC for row in rows)
+    claimed = Kind.PROBABILISTIC if smoothed else Kind.CERTIFIED
+    for column in ("eps", f"{claimed} accuracy", "95% interval"):
         table.add_column(column)
-    proved = sorted(row.radius for row in rows if row.kind is Kind.CERTIFIED and row.radius > 0)
+    proved = sorted(row.radius for row in rows if row.kind is claimed and row.radius > 0)
     grid = [proved[int(q * (len(proved) - 1))] for q in (0.1, 0.25, 0.5, 0.75, 0.9)]
     for eps in [0.0, *(float(f"{value:.2g}") for value in grid)] if proved else [0.0]:
-        share = api.certified_accuracy(rows, eps)
+        share = api.certified_accuracy(rows, eps, claimed)
         table.add_row(f"{eps:g}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
     console.print(table)
     estimates = sum(row.kind is Kind.ESTIMATE for row in rows)
     if estimates:
         console.print(f"{estimates} images have an estimated radius only, which proves nothing.")
+    if smoothed:
+        console.print("Radii of the smoothed classifier, each with a stated confidence.")
     if not proved:
         console.print(escape(f"No image is certified: {rows[0].reason}."))
 

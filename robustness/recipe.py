@@ -175,6 +175,8 @@ class TrainingConfig(Config):
     `threads` is fixed because the number of threads changes the last bits of a sum;
     `precision` is that of the products in forward and backward passes of training (weights,
     sums, constraints and everything that is deployed stay float32).
+    `storage` is that of the weights' file: in float16 it holds twice as many, rounded once before
+    they are measured, certified and deployed.
     """
 
     loss: LossConfig
@@ -190,6 +192,7 @@ class TrainingConfig(Config):
     seed: int = 0
     threads: PositiveInt = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    storage: Literal["float32", "float16"] = "float32"
 
 
 class WeightsConfig(Config):

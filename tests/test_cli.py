@@ -138,6 +138,18 @@ def test_certify_writes_a_radius_for_every_image(
     assert "certified accuracy" in capsys.readouterr().out
 
 
+def test_certify_runs_the_named_certificate_and_names_its_kind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ("certify", "digits/resnet", "--samples", "1", "--certificate")
+    assert call(*arguments, "smoothing") == 0
+    out = capsys.readouterr().out
+    assert "probabilistic accuracy" in out
+    assert "smoothed classifier" in out
+    assert "certified accuracy" not in out
+    assert "smoothing" in refused(capsys, *arguments, "smoothign")
+
+
 def test_attack_prints_its_version_and_interval(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         call("attack", "digits/resnet", "--eps", "8/255", "--samples", "8", "--workers", "1") == 0

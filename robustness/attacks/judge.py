@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from robustness.nets.classifiers import predicts_each_by_itself
 from robustness.threat import Norm, ThreatModel
 
 # A proposal may overshoot its ball by float32 rounding and is then projected; one that
@@ -88,7 +89,7 @@ def judge(
         One verdict per image.
     """
     verdicts = [Verdict(Status.ROBUST) for _ in labels]
-    trusted = _predicts_each_by_itself(model)
+    trusted = predicts_each_by_itself(model)
     for proposed in candidates:
         finite = proposed.flatten(1).isfinite().all(dim=1)
         boxed = torch.where(_wide(finite), proposed, images).clamp(0, 1)
@@ -117,16 +118,6 @@ def judge(
         for i in torch.nonzero(~inside).squeeze(1).tolist():
             verdicts[i] = replace(verdicts[i], rejected=verdicts[i].rejected + 1)
     return verdicts
-
-
-def _predicts_each_by_itself(model: nn.Module) -> bool:
-    """Whether a batched prediction is known to be that of each image alone.
-
-    So it is for this package's own networks in evaluation mode, unless their solver takes one
-    step size for the whole batch. Nothing is known of a user's module.
-    """
-    own = type(model).__module__.startswith("robustness.nets.") and not model.training
-    return own and not getattr(getattr(model, "solver", None), "couples_batch", False)
 
 
 def _wide(mask: Tensor) -> Tensor:

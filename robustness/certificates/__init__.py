@@ -1,18 +1,42 @@
 """Certificates: one file each, behind one interface."""
 
-from robustness.certificates import conv_norms  # noqa: F401  (registers the convolutions' bounds)
+from robustness.certificates import conv_norms, layer_rules  # noqa: F401  (they register rules)
 from robustness.certificates.base import Certificate, CertifiedRadius, Kind, best
 from robustness.certificates.comparison import ComparisonCertificate
+from robustness.certificates.lipschitz_margin import LipschitzMarginCertificate
 from robustness.certificates.lyapunov import LyapunovCertificate
+from robustness.certificates.smoothing import SmoothingCertificate
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 
-__all__ = ["CERTIFICATES", "Certificate", "CertifiedRadius", "Kind", "best"]
+__all__ = [
+    "CERTIFICATES",
+    "DETERMINISTIC",
+    "Certificate",
+    "CertifiedRadius",
+    "Kind",
+    "SmoothingCertificate",
+    "best",
+    "settings_of",
+]
 
-CERTIFICATES: dict[str, Certificate] = {
+# Those that have no settings and draw no random numbers: cheap enough to be run together.
+DETERMINISTIC: dict[str, Certificate] = {
     certificate.name: certificate
     for certificate in (
         LyapunovCertificate(),
         ComparisonCertificate(),
         TargetSeekingCertificate(),
+        LipschitzMarginCertificate(),
     )
 }
+
+CERTIFICATES: dict[str, Certificate] = {
+    **DETERMINISTIC,
+    SmoothingCertificate.name: SmoothingCertificate(),
+}
+
+
+def settings_of(certificate: Certificate) -> str:
+    """Everything that a certificate's radii depend on besides model and image, in words."""
+    fields = vars(certificate).items()
+    return ", ".join(f"{name} {value}" for name, value in fields if name != "name")

@@ -105,6 +105,13 @@ class UpperBound:
         how = " x ".join(dict.fromkeys([self.how, other.how]))
         return _bound(self.value * other.value, how)
 
+    def __add__(self, other: "UpperBound") -> "UpperBound":
+        """The sum of two bounds; of nothing else."""
+        if not isinstance(other, UpperBound):
+            return NotImplemented
+        how = " + ".join(dict.fromkeys([self.how, other.how]))
+        return _bound(self.value + other.value, f"({how})")
+
 
 def _bound(value: float, how: str) -> UpperBound:
     return UpperBound(value, how, _SEAL)
@@ -166,6 +173,37 @@ def unaltered(module: object, known: type[nn.Module], methods: Sequence[str]) ->
         and not any(name in vars(module) for name in methods)
         and all(getattr(type(module), name) is getattr(known, name) for name in methods)
     )
+
+
+def refusal_of_arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the rounding bounds do not hold for the program of `model`; None where they do.
+
+    They are bounds for sums of products of finite numbers of one precision. NNPACK computes
+    convolutions by Winograd's transform instead, whose errors are larger; PyTorch turns to it for
+    batches of 16 images or more where oneDNN is switched off.
+
+    Args:
+        model: the program.
+        dtype: the precision that it computes in.
+    """
+    # Counters of batches are integers, and no part of what is computed.
+    every = (*model.parameters(), *model.buffers())
+    tensors = [t for t in every if t.is_floating_point() or t.is_complex()]
+    known = all(t.dtype is dtype and bool(t.isfinite().all()) for t in tensors)
+    if not known or dtype not in (torch.float32, torch.float64):
+        return (
+            f"the weights are not all finite numbers of one precision ({dtype} is expected), "
+            "which the rounding bounds are for"
+        )
+    backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
+    lowered = any(backend.fp32_precision not in ("none", "ieee") for backend in backends)
+    if lowered or torch.is_autocast_enabled("cpu"):
+        return "products are set to a lower precision; set it to the highest"
+    direct = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    transformed = torch.backends.nnpack.is_available() and torch._C._get_nnpack_enabled()
+    if transformed and not direct and any(p.dim() == 4 for p in model.parameters()):
+        return "convolutions may run by Winograd's transform; switch oneDNN on or NNPACK off"
+    return None
 
 
 def lipschitz(module: nn.Module) -> UpperBound | None:

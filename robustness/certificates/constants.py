@@ -25,7 +25,7 @@ from robustness.threat import Norm
 # Room that keeps 0 < h * kappa <= 1 true in the program's arithmetic as well.
 _STEP_ROOM = 1e-4
 # Share of the allowance that covers the float64 rounding of its own evaluation.
-_FLOAT64_ROOM = 1e-6
+FLOAT64_ROOM = 1e-6
 # Roundings of one Runge-Kutta step of at most four stages, per unit of state size:
 # each stage subtracts, scales twice and adds (under 10 u), and the stages are combined.
 _STEP_ROUNDINGS = 200
@@ -81,21 +81,10 @@ def refusal_of_flow(model: object) -> str | None:
 
 
 def _refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
-    tensors = [*model.parameters(), *model.buffers()]
-    known = all(t.dtype is model.dtype and bool(t.isfinite().all()) for t in tensors)
-    if not known or model.dtype not in (torch.float32, torch.float64):
-        return (
-            "the weights are not all finite numbers of one precision, float32 or float64, "
-            "which the rounding bounds are for"
-        )
     assert isinstance(model.field, TargetSeekingField)
     if not 1 / bounds.LARGEST <= model.field.gain <= bounds.LARGEST:
         return f"a gain of {model.field.gain:g} leaves the range of float32"
-    backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
-    lowered = any(backend.fp32_precision not in ("none", "ieee") for backend in backends)
-    if lowered or torch.is_autocast_enabled("cpu"):
-        return "products are set to a lower precision; set it to the highest"
-    return None
+    return bounds.refusal_of_arithmetic(model, model.dtype)
 
 
 def _refusal_of_program(model: NeuralODEClassifier) -> str | None:
@@ -168,12 +157,12 @@ def retained_per_step(model: NeuralODEClassifier) -> float:
 
 
 @dataclass(frozen=True)
-class TargetMargins:
-    """The target's margins at unperturbed images, with everything that can shrink them.
+class Margins:
+    """Margins of the label at unperturbed images, with everything that can shrink them.
 
     Attributes:
-        margins: float64 margin of the label over each class, without the coupling and reduced
-            by the allowance for rounding; infinite at the label itself; shape (n, classes).
+        margins: float64 margin of the label over each class, reduced by the allowance for
+            rounding; infinite at the label itself; shape (n, classes).
         slopes: l2 Lipschitz constant of each margin in pixels, shape (n, classes).
         allowance: what the margins gave up to rounding, shape (n, classes).
         reach: l2 radius of the images that the allowance holds for; no certificate of these
@@ -189,8 +178,8 @@ class TargetMargins:
 @torch.no_grad()
 def target_margins(
     model: NeuralODEClassifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
-) -> TargetMargins:
-    """Margins of the target network, their proven slopes, and the rounding allowance.
+) -> Margins:
+    """Margins of the target network without the coupling, their slopes, and the allowance.
 
     The allowance bounds how far the program can fall behind exact arithmetic: the
     encoder's and the head's rounding, the softmax of the coupling, and the solver's own
@@ -201,7 +190,7 @@ def target_margins(
         return _target_margins(model, images, labels)
 
 
-def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> TargetMargins:
+def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> Margins:
     field = model.field
     assert isinstance(field, TargetSeekingField)
     slope = pixel_slope(model)
@@ -213,10 +202,8 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
     still = bounds.Tube.around(images, torch.zeros(len(images)))
     features = bounds.propagate(model.encoder, bounds.propagate(model.normalise, still)).centre
     scores = field.gain * (features @ weight.T + bias)
-    label = torch.nn.functional.one_hot(labels, model.classes).bool()
-    exact = (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(label, torch.inf)
-    # No image of the pixel box is farther than sqrt(d).
-    reach = (exact / slopes.clamp_min(1e-300)).amin(dim=1).clamp(0, math.sqrt(images[0].numel()))
+    exact = margins_of_scores(scores, labels)
+    reach = reach_of(exact, slopes, images)
 
     ball = bounds.Tube.around(images, reach)
     tube = bounds.propagate(model.encoder, bounds.propagate(model.normalise, ball))
@@ -225,8 +212,25 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
     score = row * length + offset
     per_image = flow_allowance(model, score, row + length).unsqueeze(1)
     allowance = field.gain * rival_slopes * tube.error.unsqueeze(1) + per_image
-    allowance = allowance * (1 + _FLOAT64_ROOM)
-    return TargetMargins(exact - allowance, slopes, allowance, reach)
+    allowance = allowance * (1 + FLOAT64_ROOM)
+    return Margins(exact - allowance, slopes, allowance, reach)
+
+
+def margins_of_scores(scores: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Tensor:
+    """The label's lead over each class, infinite at the label itself, shape (n, classes)."""
+    label = torch.nn.functional.one_hot(labels, scores.shape[1]).bool()
+    return (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(label, torch.inf)
+
+
+def reach_of(
+    margins: Float[Tensor, "n k"], slopes: Float[Tensor, "n k"], images: Float[Tensor, "n c h w"]
+) -> Float[Tensor, " n"]:
+    """The l2 radius that margins would give if nothing were rounded, within the pixel box.
+
+    No image of the pixel box is farther than sqrt(d).
+    """
+    radii = (margins / slopes.clamp_min(1e-300)).amin(dim=1)
+    return radii.clamp(0, math.sqrt(images[0].numel()))
 
 
 def flow_allowance(
@@ -297,7 +301,8 @@ def proved_constants(
         horizon=model.solver.horizon,
         reach=target.reach,
         kind=Kind.CERTIFIED,
-        how="slack proved by convexity of V, Lipschitz constant by SVD",
+        how="slack proved by convexity of V, field behind an encoder of proven Lipschitz constant "
+        f"{pixel_slope(model).value:.3g}",
     )
 
 

@@ -19,7 +19,6 @@ network alone: the flow costs nothing. Two routes bound these margins:
 Where both apply, the larger radius counts.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -27,15 +26,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import bounds, boxes
-from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.base import CertifiedRadius
 from robustness.certificates.constants import (
-    failure,
+    pixel_slope,
     refusal_of_flow,
     refusal_of_proof,
     target_margins,
-    to_norm,
 )
 from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.margins import Claim, certified, claims_by_margins
 from robustness.certificates.target_boxes import box_radii
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm
@@ -81,41 +80,18 @@ class TargetSeekingCertificate:
         assert isinstance(model, NeuralODEClassifier)
         routes = []
         if refusal_of_proof(model) is None:
-            routes.append(_by_ball(model, images, labels, norm))
+            margins, constant = target_margins(model, images, labels), pixel_slope(model).value
+            routes.append(claims_by_margins(margins, constant, images[0].numel(), norm))
         if norm is Norm.LINF and _refusal_of_boxes(model) is None:
             routes.append(_by_box(model, images, labels))
-        failures = failure(model, images, labels)
-        results = []
-        for failed, *found in zip(failures, *routes, strict=True):
-            radius, reason = (0.0, failed) if failed else max(found, key=lambda route: route[0])
-            results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason))
-        return results
+        return certified(self.name, routes, model, images, labels, norm)
 
 
 def _refusal_of_boxes(model: NeuralODEClassifier) -> str | None:
     return boxes.refusal(model.normalise) or boxes.refusal(model.encoder)
 
 
-def _by_ball(
-    model: NeuralODEClassifier, images: Tensor, labels: Tensor, norm: Norm
-) -> list[tuple[float, str]]:
-    """Each image's radius by Lipschitz constants, and what limits it."""
-    target = target_margins(model, images, labels)
-    per_class = target.margins / target.slopes.clamp_min(1e-300)
-    radii, rivals = per_class.min(dim=1)
-    radii = torch.minimum(radii, target.reach) * SHRINK
-    radii = to_norm(radii, images[0].numel(), norm)
-    detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
-    found = []
-    for radius, rival in zip(radii.tolist(), rivals.tolist(), strict=True):
-        if radius <= 0 or not math.isfinite(radius):
-            found.append((0.0, f"margin over class {rival} is within rounding"))
-        else:
-            found.append((radius, f"Lipschitz bound of the margin over class {rival}{detour}"))
-    return found
-
-
-def _by_box(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> list[tuple[float, str]]:
+def _by_box(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> list[Claim]:
     """Each image's l-infinity radius by interval and linear bounds, and what limits it."""
     with bounds.computed_in(model.dtype):
         box = box_radii(model, images, labels)

@@ -2,4 +2,4 @@
 
 # Part of every result's key. Raise it when a change to the code alters results, so that
 # stores written before are not mistaken for current ones.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2

@@ -17,7 +17,7 @@ import torch
 
 from robustness import evaluation
 from robustness.attacks import Attack
-from robustness.certificates import CERTIFICATES
+from robustness.certificates import settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError
 from robustness.evaluation.suite import Samples, Suite
@@ -50,7 +50,7 @@ class Job:
         name: of the attack or certificate; empty otherwise.
         norm: of the threat or the radii; None otherwise.
         eps: of the threat; None otherwise.
-        version: library, release and settings of an attack; empty otherwise.
+        version: library, release and settings of an attack; settings of a certificate.
         shards: how many of the plan's shards it runs on, from the first.
         samples: how many samples of these shards count.
         refusal: why it is not run at all; None where it is.
@@ -190,10 +190,17 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         add("clean", index, "all")
         if suite.decay and isinstance(loaded.module, NeuralODEClassifier):
             add("decay", index, "all")
-        for name in suite.certificates:
+        for name, certificate in suite.build_certificates().items():
             for group in suite.threats:
-                refusal = CERTIFICATES[name].refusal(loaded.module, group.norm)
-                add("certificate", index, "all", name=name, norm=group.norm, refusal=refusal)
+                add(
+                    "certificate",
+                    index,
+                    "all",
+                    name=name,
+                    version=settings_of(certificate),
+                    norm=group.norm,
+                    refusal=certificate.refusal(loaded.module, group.norm),
+                )
         for attack, threats, samples in build_attacks(suite):
             for threat in threats:
                 refusal = attack.refusal(threat, classes)

@@ -55,6 +55,7 @@ class Workbench:
             job,
             self.models[job.model].module,
             self._attack(job),
+            self.plan.suite.build_certificates().get(job.name),
             self.images.images[chosen],
             self.images.labels[chosen],
             indices,

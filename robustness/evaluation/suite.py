@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from robustness.attacks import FGSM, PGD, Attack, AutoAttack
-from robustness.certificates import CERTIFICATES
+from robustness.certificates import CERTIFICATES, Certificate, SmoothingCertificate
 from robustness.errors import UsageError
 from robustness.nets.config import Config
 from robustness.recipe import read_toml
@@ -84,6 +84,20 @@ class AutoAttackConfig(_AttackConfig):
         return AutoAttack()
 
 
+class SmoothingConfig(Config):
+    """Randomised smoothing; see `SmoothingCertificate` for what the settings mean."""
+
+    name: Literal["smoothing"]
+    sigma: PositiveFloat = SmoothingCertificate.sigma
+    samples: PositiveInt = SmoothingCertificate.samples
+    selection: PositiveInt = SmoothingCertificate.selection
+    alpha: float = Field(default=SmoothingCertificate.alpha, gt=0, lt=1)
+
+    def build(self, seed: int) -> Certificate:
+        """The certificate, its noise drawn with `seed`."""
+        return SmoothingCertificate(**self.model_dump(), seed=seed)
+
+
 AttackConfig = Annotated[FGSMConfig | PGDConfig | AutoAttackConfig, Field(discriminator="kind")]
 
 
@@ -99,7 +113,8 @@ class Suite(Config):
         models: zoo names, folders or factories.
         threats: norms and radii.
         attacks: run on every model.
-        certificates: names of certificates, run on every model they apply to.
+        certificates: run on every model they apply to; by name, or as a table of a name and
+            settings where a certificate has any.
         decay: whether to record V(t) along the trajectories of neural ODEs.
     """
 
@@ -111,23 +126,35 @@ class Suite(Config):
     models: list[str] = Field(min_length=1)
     threats: list[ThreatsConfig] = Field(min_length=1)
     attacks: list[AttackConfig] = Field(default_factory=list)
-    certificates: list[str] = Field(default_factory=list)
+    certificates: list[str | SmoothingConfig] = Field(default_factory=list)
     decay: bool = True
 
     @field_validator("certificates")
     @classmethod
-    def _certificates(cls, values: list[str]) -> list[str]:
+    def _certificates(cls, values: list[str | SmoothingConfig]) -> list[str | SmoothingConfig]:
         for value in values:
-            if value not in CERTIFICATES:
+            if isinstance(value, str) and value not in CERTIFICATES:
                 raise ValueError(f"expected certificates among {', '.join(CERTIFICATES)}")
         return values
+
+    def build_certificates(self) -> dict[str, Certificate]:
+        """The certificates by name, in their order, random ones drawn with the suite's seed."""
+        built: dict[str, Certificate] = {}
+        for entry in self.certificates:
+            if entry == SmoothingCertificate.name:
+                entry = SmoothingConfig(name="smoothing")
+            if isinstance(entry, str):
+                built[entry] = CERTIFICATES[entry]
+            else:
+                built[entry.name] = entry.build(self.seed)
+        return built
 
     @model_validator(mode="after")
     def _distinct(self) -> "Suite":
         for what, names in (
             ("models", self.models),
             ("norms in threats", [t.norm for t in self.threats]),
-            ("certificates", self.certificates),
+            ("certificates", [c if isinstance(c, str) else c.name for c in self.certificates]),
             ("kinds of attacks", [a.kind for a in self.attacks]),
         ):
             if len(set(names)) < len(names):

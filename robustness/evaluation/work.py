@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustness.attacks import Attack, Status, Verdict, judge, predict_alone
-from robustness.certificates import CERTIFICATES
+from robustness.certificates import Certificate
 from robustness.evaluation.plan import Job
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.threat import ThreatModel
@@ -34,6 +34,7 @@ def run_shard(
     job: Job,
     model: nn.Module,
     attack: Attack | None,
+    certificate: Certificate | None,
     images: Tensor,
     labels: Tensor,
     indices: list[int],
@@ -46,6 +47,7 @@ def run_shard(
         job: what to do.
         model: the deployed model.
         attack: the attack of an attack job.
+        certificate: the certificate of a certificate job.
         images: the shard's pixels, shape (n, c, h, w).
         labels: their classes, shape (n,).
         indices: their indices in the data set.
@@ -57,7 +59,8 @@ def run_shard(
     elif job.kind == "decay":
         rows = _decay(model, images, labels, indices)
     elif job.kind == "certificate":
-        rows = _certify(job, model, images, labels, indices)
+        assert certificate is not None
+        rows = _certify(job, certificate, model, images, labels, indices)
     else:
         assert attack is not None
         rows = _attack(job, attack, model, images, labels, indices, seed)
@@ -95,10 +98,15 @@ def _decay(model: nn.Module, images: Tensor, labels: Tensor, indices: list[int])
 
 
 def _certify(
-    job: Job, model: nn.Module, images: Tensor, labels: Tensor, indices: list[int]
+    job: Job,
+    certificate: Certificate,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    indices: list[int],
 ) -> list[Row]:
     assert job.norm is not None
-    radii = CERTIFICATES[job.name].certify(model, images, labels, job.norm)
+    radii = certificate.certify(model, images, labels, job.norm)
     return [
         (index, result.radius, result.kind.value, result.reason)
         for index, result in zip(indices, radii, strict=True)

@@ -63,12 +63,15 @@ class NeuralODEClassifier(nn.Module):
         return self.solve(self.features(images)).final.to(images.dtype)
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """z + outer(relu(inner(relu(z)))), with linear layers that keep the width."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The block's output, of the same shape."""
         return z + self.outer(functional.relu(self.inner(functional.relu(z))))
 
 
@@ -91,7 +94,7 @@ class ResidualClassifier(nn.Module):
         self.body = nn.Sequential(
             nn.Flatten(),
             nn.Linear(inputs, width),
-            *(_ResidualBlock(width) for _ in range(blocks)),
+            *(ResidualBlock(width) for _ in range(blocks)),
             nn.ReLU(),
             nn.Linear(width, classes),
         )
@@ -99,6 +102,16 @@ class ResidualClassifier(nn.Module):
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits, shape (n, classes)."""
         return self.body(self.normalise(images))
+
+
+def predicts_each_by_itself(model: nn.Module) -> bool:
+    """Whether a batched prediction is known to be that of each image alone.
+
+    So it is for this package's own networks in evaluation mode, unless their solver takes one
+    step size for the whole batch. Nothing is known of a user's module.
+    """
+    own = type(model).__module__.startswith("robustness.nets.") and not model.training
+    return own and not getattr(getattr(model, "solver", None), "couples_batch", False)
 
 
 def potential(state: Float[Tensor, "n k"], labels: torch.Tensor) -> Float[Tensor, " n"]:

@@ -152,7 +152,7 @@ def _train(
             state.seconds += time.perf_counter() - started
             _save(state, checkpoint)
             progress.update(bar, advance=1, loss=mean_loss, score=score[0])
-    return _publish(folder, state, held_out)
+    return _publish(folder, state, held_out, config.storage)
 
 
 def _split(images: ImageSet, config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
@@ -405,12 +405,15 @@ def _apply(state: _State, scalars: dict[str, Any], tensors: dict[str, Tensor]) -
 
 
 @torch.no_grad()
-def _publish(folder: Path, state: _State, held_out: ImageSet) -> MeasuredConfig:
+def _publish(folder: Path, state: _State, held_out: ImageSet, storage: str) -> MeasuredConfig:
     model = state.model
     model.load_state_dict(state.best)
     release(model)
     model.eval()
     weights = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
+    if storage == "float16":
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+        model.load_state_dict(weights)
     content = safetensors.torch.save(weights)
     correct = float((model(held_out.images).argmax(dim=1) == held_out.labels).float().mean())
     measured = MeasuredConfig(

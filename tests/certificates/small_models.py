@@ -24,6 +24,8 @@ from robustness.nets.solvers import FixedStepSolver
 
 SHAPE = (1, 4, 4)
 PIXELS = 16
+# The certificates that speak of flows.
+OF_FLOWS = ("lyapunov", "lyapunov-sharp", "target-seeking")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@ from pathlib import Path
 
 import pytest
 
+from robustness.certificates import CERTIFICATES, SmoothingCertificate
+from robustness.data import load_images
 from robustness.errors import UsageError
-from robustness.evaluation.suite import bundled_suites, load_suite
+from robustness.evaluation.plan import Plan, make_plan
+from robustness.evaluation.suite import Suite, bundled_suites, load_suite
+from robustness.zoo import load_model
 
 
 def message_of(file: Path, content: str) -> str:
@@ -46,6 +50,51 @@ def test_other_mistakes_are_said_in_one_line(
     suite_file: Path, old: str, new: str, expected: str
 ) -> None:
     assert expected in message_of(suite_file, suite_file.read_text().replace(old, new, 1))
+
+
+SMOOTHING = '{ name = "smoothing", sigma = 0.5, samples = 200 }'
+
+
+def test_a_certificate_is_named_or_a_table_of_its_settings(suite_file: Path) -> None:
+    content = suite_file.read_text().replace('"target-seeking"]', f"{SMOOTHING}]")
+    suite_file.write_text(content)
+    built = load_suite(str(suite_file)).build_certificates()
+    assert built["smoothing"] == SmoothingCertificate(sigma=0.5, samples=200, seed=0)
+    assert built["lyapunov"] is CERTIFICATES["lyapunov"]
+    suite_file.write_text("seed = 7\n" + content.replace(SMOOTHING, '"smoothing"'))
+    assert load_suite(str(suite_file)).build_certificates()["smoothing"].seed == 7
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (f'{SMOOTHING}, "smoothing"', "distinct certificates"),
+        ('{ name = "smoothing", sigmas = 0.5 }', "sigmas"),
+        ('{ name = "smoothing", sigma = -1.0 }', "sigma"),
+        ('{ name = "smoothing", alpha = 1.5 }', "alpha"),
+        ('{ name = "lyapunov" }', "name"),
+    ],
+)
+def test_settings_that_no_certificate_has_are_named(
+    suite_file: Path, entry: str, expected: str
+) -> None:
+    content = suite_file.read_text().replace('"target-seeking"', entry)
+    assert expected in message_of(suite_file, content)
+
+
+def test_the_settings_of_a_certificate_are_part_of_its_key(suite: Suite) -> None:
+    images, model = load_images("digits"), load_model("digits/resnet")
+    keys = []
+    for seed, sigma in ((0, 0.25), (0, 0.25), (0, 0.5), (1, 0.25)):
+        settings = {"certificates": [{"name": "smoothing", "sigma": sigma}], "seed": seed}
+        asked = Suite.model_validate(suite.model_dump() | settings)
+        plan = Plan.from_json(make_plan(asked, images, [model]).to_json())
+        assert plan.suite == asked
+        job = next(job for job in plan.jobs if job.kind == "certificate")
+        # The images of the first shard depend on the seed too; the settings alone are meant.
+        keys.append((job.version, plan.key(job, 0)))
+    assert keys[0] == keys[1]
+    assert len({version for version, _ in keys}) == len({key for _, key in keys}) == 3
 
 
 def test_an_unknown_suite_suggests_a_near_name() -> None:

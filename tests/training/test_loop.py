@@ -454,3 +454,20 @@ def test_interval_training_is_validated_at_the_radius_to_be_certified_in_every_e
     assert trained[0] == 0
     assert trained[-1] == 0.1
     assert trained == sorted(trained)
+
+
+def test_half_precision_storage_deploys_exactly_the_weights_that_the_file_holds(
+    recipe_folder: Path,
+):
+    edit(recipe_folder, "[training]", '[training]\nstorage = "float16"')
+    measured = loop.train(recipe_folder, quiet=True)
+    stored = safetensors.torch.load(weights(recipe_folder))
+    assert {v.dtype for v in stored.values()} == {torch.float16}
+    model = load_model(str(recipe_folder)).module
+    for key, value in model.state_dict().items():
+        assert value.dtype is torch.float32
+        assert torch.equal(value, stored[key].float())
+    images = load_images("digits", "train")
+    _, held_out = loop._split(images, read_recipe(recipe_folder).training)
+    right = (model(held_out.images).argmax(dim=1) == held_out.labels).float().mean()
+    assert measured.validation_accuracy == pytest.approx(float(right), abs=1e-6)
