@@ -20,8 +20,9 @@ from robustness.nets.fields import TargetSeekingField
 # Share by which allowances are raised for the float64 rounding of their own evaluation, and of
 # the sum of all terms of a margin, taken positive, that covers the margin's.
 _ALLOWANCE_ROOM, _FLOAT64_ROOM = 1e-6, 1e-9
-# Where the search for a radius starts, and the relative width at which it ends.
-_FIRST_GUESS, _TOLERANCE = 0.1, 2**-8
+# Where the search for a radius starts (a usual one, and the share that float64 rounding will
+# cost it), and the relative width at which it ends.
+_FIRST_GUESS, _TOLERANCE = 0.1 * (1 + 1e-6), 2**-8
 # A search that has not closed its bracket by then keeps what it has verified.
 _MOST_ROUNDS = 24
 # Smallest radius given: float64 represents the ends of smaller boxes too coarsely.
