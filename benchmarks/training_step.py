@@ -1,7 +1,9 @@
 """A Monte Carlo LyaNet training step against the same step through the solver, side by side.
 
-Run as `python benchmarks/training_step.py`. Both steps are of one model, `digits/lyanet`, at one
-batch size, interleaved so that a busy machine slows both alike; the median ratio is printed.
+Run as `python benchmarks/training_step.py`. All steps are of the `mnist/lyanet` architecture with
+its own batch size, states and solver, on random images (their content costs nothing), and are
+interleaved so that a busy machine slows all alike. Two ratios are printed against each rival: of
+the whole step, encoder included, and of the field's part alone, from given features.
 """
 
 import statistics
@@ -10,56 +12,81 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from robustness.data import load_images
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.fields import LyaNetField
 from robustness.nets.solvers import FixedStepSolver
-from robustness.training.losses import cross_entropy, monte_carlo_lyapunov, sample_states
-from robustness.zoo import load_model
+from robustness.recipe import MonteCarloLyapunovConfig, read_recipe
+from robustness.training.losses import monte_carlo_lyapunov, sample_states
+from robustness.zoo import find_entry
 
-BATCH, STATES, ROUNDS = 64, 128, 30
+MODEL, ROUNDS = "mnist/lyanet", 40
+Loss = Callable[[NeuralODEClassifier], Tensor]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    model = load_model("digits/lyanet").module.train().requires_grad_(True)
-    assert isinstance(model, NeuralODEClassifier)
-    assert isinstance(model.solver, FixedStepSolver)
-    images = load_images("digits", "train")
-    pixels, labels = images.images[:BATCH], images.labels[:BATCH]
+    recipe = read_recipe(find_entry(MODEL))
+    assert isinstance(recipe.training.loss, MonteCarloLyapunovConfig)
+    count, extent = recipe.training.loss.states, recipe.training.loss.extent
+    batch, classes = recipe.training.batch_size, recipe.data.classes
+    torch.manual_seed(0)
+    whole = recipe.model.build(recipe.data.shape, classes).train()
+    assert isinstance(whole, NeuralODEClassifier)
+    solver = whole.solver
+    assert isinstance(solver, FixedStepSolver)
     generator = torch.Generator().manual_seed(0)
-    through_solver = model.solver
+    pixels = torch.rand(batch, *recipe.data.shape, generator=generator)
+    labels = torch.randint(classes, (batch,), generator=generator)
+    field_only = without_encoder(whole)
+    features = whole.features(pixels).detach()[:, None, None]
+    inputs = {whole: pixels, field_only: features}
 
-    def monte_carlo() -> torch.Tensor:
-        states = sample_states(STATES, model.classes, generator)
-        return monte_carlo_lyapunov(model, pixels, labels, states)
+    def monte_carlo(model: NeuralODEClassifier) -> Tensor:
+        states = sample_states(count, classes, generator, extent)
+        return monte_carlo_lyapunov(model, inputs[model], labels, states)
 
-    def solved(gradient: str) -> Callable[[], torch.Tensor]:
-        def loss() -> torch.Tensor:
-            model.solver = replace(through_solver, gradient=gradient)  # type: ignore[arg-type]
-            return cross_entropy(model, pixels, labels)
+    def solved(gradient: str) -> Loss:
+        def loss(model: NeuralODEClassifier) -> Tensor:
+            model.solver = replace(solver, gradient=gradient)  # type: ignore[arg-type]
+            return functional.cross_entropy(model(inputs[model]), labels)
 
         return loss
 
-    rivals = {"back-propagation": solved("backprop"), "adjoint": solved("adjoint")}
-    ratios: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(ROUNDS):
-        cost = seconds(model, monte_carlo)
+    rivals = {"back-propagation": solved("backprop"), "the adjoint": solved("adjoint")}
+    print(f"{MODEL}: {solver.method}, {solver.steps} steps, batch {batch}, {count} states")
+    for part, model in {"whole step": whole, "field alone": field_only}.items():
+        for name, ratio in ratios(model, monte_carlo, rivals).items():
+            print(f"{part}: Monte Carlo / through the solver by {name}: {ratio:.3f}")
+
+
+def without_encoder(whole: NeuralODEClassifier) -> NeuralODEClassifier:
+    """The same field and solver on given features, which take a gradient as the encoder's do."""
+    field = whole.field
+    assert isinstance(field, LyaNetField)
+    scale = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(field.features))
+    return NeuralODEClassifier(nn.Identity(), scale, field, whole.solver, whole.classes)
+
+
+def ratios(
+    model: NeuralODEClassifier, step: Loss, rivals: dict[str, Loss], rounds: int = ROUNDS
+) -> dict[str, float]:
+    """The median cost of `step` in units of each rival's, from interleaved rounds."""
+    found: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(rounds):
+        cost = seconds(model, step)
         for name, loss in rivals.items():
-            ratios[name].append(cost / seconds(model, loss))
-    for name, values in ratios.items():
-        print(
-            f"Monte Carlo step / step through the solver by {name}: "
-            f"{statistics.median(values):.3f} (rk4, {through_solver.steps} steps, batch {BATCH}, "
-            f"{STATES} states)"
-        )
+            found[name].append(cost / seconds(model, loss))
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
-def seconds(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> float:
+def seconds(model: NeuralODEClassifier, loss: Loss) -> float:
     started = time.perf_counter()
     model.zero_grad()
-    loss().backward()
+    loss(model).backward()
     return time.perf_counter() - started
 
 

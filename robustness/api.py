@@ -12,16 +12,28 @@ from pydantic import ValidationError
 from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
 from robustness.data import ImageSet, load_images
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import AttackRow, Leaderboard, Proportion
+from robustness.evaluation.leaderboard import (
+    AttackRow,
+    Leaderboard,
+    Proportion,
+    read_leaderboard,
+)
+from robustness.evaluation.measure import (
+    MEASURED_FILE,
+    Measurement,
+    measure,
+    read_measurement,
+)
 from robustness.evaluation.plan import Plan, make_plan
 from robustness.evaluation.runner import Workbench, reproducible_arithmetic, run_plan
 from robustness.evaluation.store import STORE_FILE, Store
 from robustness.evaluation.suite import Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
-from robustness.recipe import describe_validation
+from robustness.recipe import describe_validation, replace_file
+from robustness.reporting.card import CARD_FILE, card_text
 from robustness.reporting.report import write_report
 from robustness.threat import Norm, ThreatModel
-from robustness.zoo import LoadedModel, load_model
+from robustness.zoo import LoadedModel, entry_name, find_entry, load_model, zoo_folder
 
 _DEFAULT_BATCH = 64
 
@@ -365,3 +377,51 @@ def _default_workers() -> int:
 def _with_wall_time(leaderboard: Leaderboard, wall: float) -> Leaderboard:
     timings = leaderboard.timings | {"wall seconds of this run": round(wall, 2)}
     return leaderboard.model_copy(update={"timings": timings})
+
+
+def card(
+    model: str, *, data_dir: Path | None = None, remeasure: bool = False
+) -> tuple[Path, Measurement]:
+    """Measure a zoo entry on its whole test set and write its card beside its recipe.
+
+    What is known of its robustness is read from the leaderboards in `reports/` next to the zoo.
+
+    Args:
+        model: a zoo name, or a folder with a recipe and its weights.
+        data_dir: folder with the official image files; None downloads them.
+        remeasure: measure again even if the stored facts are of these very weights.
+
+    Returns:
+        The card's file, and the facts.
+
+    Raises:
+        UsageError: there is no such entry, it has no weights, or its images cannot be read.
+    """
+    folder = find_entry(model)
+    loaded = load_model(str(folder))
+    assert loaded.recipe is not None  # since it was found by its folder
+    file = folder / MEASURED_FILE
+    facts = None if remeasure or not file.is_file() else read_measurement(file)
+    if facts is None or facts.digest != loaded.digest:
+        with reproducible_arithmetic():
+            facts = measure(loaded, load_images(loaded.recipe.data.name, "test", data_dir))
+    name = entry_name(folder)
+    text = card_text(name, loaded.recipe, facts, committed_leaderboards())
+    try:
+        replace_file(file, (facts.model_dump_json(indent=1) + "\n").encode())
+        replace_file(folder / CARD_FILE, text.encode())
+    except OSError as error:
+        raise UsageError(
+            f"expected a folder to write the card to, got {folder}: {error.strerror or error}; "
+            "copy the entry to where you may write"
+        ) from None
+    return folder / CARD_FILE, facts
+
+
+def committed_leaderboards() -> dict[str, Leaderboard]:
+    """The leaderboards in `reports/` next to the zoo, by the folder they lie in."""
+    root = zoo_folder().parent
+    return {
+        file.parent.relative_to(root).as_posix(): read_leaderboard(file)
+        for file in sorted(root.glob("reports/*/leaderboard.json"))
+    }

@@ -219,13 +219,7 @@ def models(
     ] = None,
 ) -> None:
     """List what the zoo holds."""
-    names = zoo_names(dataset)
-    if not names:
-        sets = sorted({name.split("/")[0] for name in zoo_names()})
-        raise UsageError(
-            f"expected a data set with models, one of {', '.join(sets)}, got {dataset!r}; "
-            "correct --dataset"
-        )
+    names = _names_of(dataset)
     table = Table(show_lines=False)
     for column in ("model", "weights", "description"):
         table.add_column(column, overflow="fold")
@@ -233,6 +227,59 @@ def models(
         recipe = read_recipe(zoo_folder() / name)
         table.add_row(name, "yes" if recipe.weights else "none yet", recipe.description)
     console.print(table)
+
+
+@app.command()
+def card(
+    model: Annotated[
+        str | None, typer.Argument(help="Zoo name or recipe folder; or --dataset or --all.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Every entry of this data set with weights.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every entry with weights.")] = False,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Measure again what is already measured.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Measure zoo entries on their whole test sets, and write their cards."""
+    for name in _cards_asked_for(model, dataset, every):
+        file, facts = api.card(name, data_dir=data_dir, remeasure=remeasure)
+        clean = facts.clean
+        console.print(
+            escape(
+                f"{file}: {clean.value:.2%} of {clean.total} images, "
+                f"{facts.non_finite} with a logit that is not finite"
+            ),
+            soft_wrap=True,
+        )
+
+
+def _cards_asked_for(model: str | None, dataset: str | None, every: bool) -> list[str]:
+    if (model is not None) + (dataset is not None) + every != 1:
+        raise UsageError(
+            "expected a model, --dataset or --all, and one of them only, got "
+            f"{'none' if not (model or dataset or every) else 'several'}; name what to measure"
+        )
+    if model is not None:
+        return [model]
+    names = _names_of(dataset)
+    trained = [name for name in names if read_recipe(zoo_folder() / name).weights is not None]
+    for name in sorted(set(names) - set(trained)):
+        console.print(escape(f"{name}: no weights yet, no card"))
+    return trained
+
+
+def _names_of(dataset: str | None) -> list[str]:
+    names = zoo_names(dataset)
+    if not names:
+        sets = sorted({name.split("/")[0] for name in zoo_names()})
+        raise UsageError(
+            f"expected a data set with models, one of {', '.join(sets)}, got {dataset!r}; "
+            "correct --dataset"
+        )
+    return names
 
 
 @app.command("compare")

@@ -85,6 +85,13 @@ def find_entry(name: str) -> Path:
     )
 
 
+def entry_name(folder: Path) -> str:
+    """The zoo name of an entry's folder; the path itself for a folder outside the zoo."""
+    root = zoo_folder().resolve()
+    path = folder.resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(folder)
+
+
 def load_model(name: str) -> LoadedModel:
     """Load a model and verify its weights.
 

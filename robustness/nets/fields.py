@@ -1,7 +1,9 @@
 """Vector fields on the class state: what moves the logits, conditioned on features.
 
 Every field is called as `field(t, state, features)` with states of shape (n, classes) and
-features of shape (n, features), and returns velocities of shape (n, classes).
+features of shape (n, features), and returns velocities of shape (n, classes). `on_grid` gives
+the velocities of every image at every one of some states that all images share, as Monte Carlo
+training needs them.
 """
 
 import math
@@ -72,15 +74,44 @@ class LyaNetField(nn.Module):
         """Velocity of the state, shape (n, classes)."""
         del t
         raw = self._raw(state, features)
-        corners = self.corners
         if self.variant == "simplex":
-            target = raw.softmax(dim=1) @ corners
-            return (self.rate * self.gain / self.classes) * (target - state)
-        direction = functional.normalize(raw, dim=1, eps=self.softening)
-        distances = torch.linalg.vector_norm(corners - state.unsqueeze(1), dim=2)
+            return self._relaxing(raw, state)
+        distances = torch.linalg.vector_norm(self.corners - state.unsqueeze(1), dim=2)
+        return self._steered(raw, distances)
+
+    def on_grid(
+        self, states: Float[Tensor, "s c"], features: Float[Tensor, "n f"]
+    ) -> Float[Tensor, "n s c"]:
+        """Velocity of every image at every state: `forward` up to float32 rounding.
+
+        What depends on the state alone is computed once per state, and M(z) is multiplied with
+        the hidden units of all states at once, so that no matrix is copied per state.
+
+        Args:
+            states: shape (s, classes), the same for every image.
+            features: shape (n, features).
+
+        Returns:
+            Velocities, shape (n, s, classes).
+        """
+        hidden = functional.relu(self.from_state(states))
+        matrix = features.view(-1, self.width, self.width)
+        raw = self.to_state(functional.relu(hidden @ matrix.transpose(1, 2)))
+        if self.variant == "simplex":
+            return self._relaxing(raw, states)
+        # Without the mode torch expands the square, which cancels where a state is at a corner.
+        exact = "donot_use_mm_for_euclid_dist"
+        return self._steered(raw, torch.cdist(states, self.corners, compute_mode=exact))
+
+    def _relaxing(self, raw: Float[Tensor, "*n c"], state: Float[Tensor, "*s c"]) -> Tensor:
+        target = raw.softmax(dim=-1) @ self.corners
+        return (self.rate * self.gain / self.classes) * (target - state)
+
+    def _steered(self, raw: Float[Tensor, "*n c"], distances: Float[Tensor, "*s c"]) -> Tensor:
+        direction = functional.normalize(raw, dim=-1, eps=self.softening)
         # (c_i - eta).d = 30 d_i + a term without i, which a softmax over i does not see.
-        weights = (2 * CORNER * direction).softmax(dim=1)
-        speed = (distances * weights).mean(dim=1, keepdim=True)
+        weights = (2 * CORNER * direction).softmax(dim=-1)
+        speed = (distances * weights).mean(dim=-1, keepdim=True)
         return self.rate * self.gain * speed * direction
 
     def _raw(self, state: Tensor, features: Tensor) -> Tensor:
@@ -126,3 +157,28 @@ class TargetSeekingField(nn.Module):
         """Velocity of the state, shape (n, classes)."""
         del t
         return self.rate * (self.target(state, features) - state)
+
+    def on_grid(
+        self, states: Float[Tensor, "s c"], features: Float[Tensor, "n f"]
+    ) -> Float[Tensor, "n s c"]:
+        """Velocity of every image at every state, shape (n, s, classes)."""
+        target = self.gain * self.head(features).unsqueeze(1)
+        return self.rate * (target + self.coupling * states.softmax(dim=1) - states)
+
+
+def velocities_on_grid(
+    field: nn.Module, states: Float[Tensor, "s c"], features: Float[Tensor, "n f"]
+) -> Float[Tensor, "n s c"]:
+    """Velocity of every image at every state, shape (n, s, classes).
+
+    Args:
+        field: evaluated by its own `on_grid` where it has one, else pair by pair.
+        states: shape (s, classes), the same for every image.
+        features: shape (n, features).
+    """
+    if isinstance(field, LyaNetField | TargetSeekingField):
+        return field.on_grid(states, features)
+    images, count = len(features), len(states)
+    pairs = states.repeat(images, 1), features.repeat_interleave(count, dim=0)
+    velocities: Tensor = field(states.new_zeros(()), *pairs)
+    return velocities.view(images, count, -1)

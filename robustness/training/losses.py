@@ -12,7 +12,7 @@ from torch.nn import functional
 from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.continuous import ContinuousNet
-from robustness.nets.fields import CORNER, LyaNetField, TargetSeekingField
+from robustness.nets.fields import CORNER, LyaNetField, TargetSeekingField, velocities_on_grid
 from robustness.nets.simplex import SimplexField, project_to_simplex
 from robustness.nets.solvers import FixedStepSolver
 
@@ -64,9 +64,13 @@ def lyapunov_violation(
         The violation per state, shape (n,), zero where the condition holds.
     """
     gradient = states.softmax(dim=1) - functional.one_hot(labels, states.shape[1])
-    decrease = (gradient * velocities).sum(dim=1)
     values = potential(states, labels)
-    return functional.relu(decrease + rate * (values if attached else values.detach()))
+    return _violation(gradient, velocities, rate * (values if attached else values.detach()))
+
+
+def _violation(gradient: Tensor, velocities: Tensor, demand: Tensor) -> Tensor:
+    """relu(grad V . f + demand), the classes being the last axis of both factors."""
+    return functional.relu((gradient * velocities).sum(dim=-1) + demand)
 
 
 def monte_carlo_lyapunov(
@@ -77,7 +81,9 @@ def monte_carlo_lyapunov(
 ) -> Float[Tensor, ""]:
     """LyaNet's Monte Carlo loss: the mean violation over every image and every state.
 
-    No solver runs: the field is evaluated once, at n * s pairs.
+    No solver runs: the field is evaluated once, on the grid of n images and s states. The
+    violation is that of `lyapunov_violation`, with what depends on the state alone computed
+    once per state.
 
     Args:
         model: the classifier; its field carries kappa as `rate`.
@@ -88,14 +94,12 @@ def monte_carlo_lyapunov(
     Returns:
         The loss, a scalar.
     """
-    features = model.features(images)
-    count, per_image = len(states), len(images)
-    every_state = states.repeat(per_image, 1)
-    every_feature = features.repeat_interleave(count, dim=0)
     field = cast("LyaNetField | TargetSeekingField", model.field)
-    velocities = field(states.new_zeros(()), every_state, every_feature)
-    every_label = labels.repeat_interleave(count)
-    return lyapunov_violation(every_state, velocities, every_label, field.rate).mean()
+    velocities = velocities_on_grid(field, states, model.features(images))
+    corners = functional.one_hot(labels, states.shape[1]).unsqueeze(1)
+    gradient = states.softmax(dim=1) - corners
+    values = (states.logsumexp(dim=1, keepdim=True) - states).T[labels]
+    return _violation(gradient, velocities, field.rate * values).mean()
 
 
 def path_integral_lyapunov(

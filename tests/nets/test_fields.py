@@ -11,7 +11,9 @@ from robustness.nets.fields import (
     TargetSeekingField,
     class_corners,
     lyapunov_rate,
+    velocities_on_grid,
 )
+from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import FixedStepSolver
 
 NOW = torch.zeros(())
@@ -125,3 +127,48 @@ def test_a_target_seeking_field_rests_at_its_target():
 def test_a_target_seeking_field_refuses_what_would_void_its_certificate(gain, coupling):
     with pytest.raises(ValueError, match="expected gain > 0 and coupling >= 0"):
         TargetSeekingField(2, 2, gain, coupling)
+
+
+def pair_by_pair(field: nn.Module, states: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """The velocity of each image at each state from a call of its own."""
+    return torch.stack(
+        [
+            torch.cat([field(NOW, state[None], feature[None]) for state in states])
+            for feature in features
+        ]
+    )
+
+
+def grid_field(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "target-seeking":
+        return TargetSeekingField(4, 9, gain=2.0, coupling=3.0)
+    if kind == "on the simplex":
+        return SimplexField(4, 9, gain=1.0)
+    return LyaNetField(4, 3, kind, gain=2.0)
+
+
+@pytest.mark.parametrize("kind", ["normalised", "simplex", "target-seeking", "on the simplex"])
+def test_velocities_on_a_grid_are_those_of_every_pair_of_image_and_state(kind: str):
+    field = grid_field(kind)
+    # States at a corner and next to one, where an expanded square would cancel.
+    states = torch.cat([10 * torch.randn(5, 4), class_corners(4)[:1], class_corners(4)[1:2] + 1e-3])
+    features = torch.randn(6, 9, requires_grad=True)
+    slow, fast = pair_by_pair(field, states, features), velocities_on_grid(field, states, features)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-4)
+    directions = torch.randn(6, 7, 4)
+    inputs = [features, *field.parameters()]
+    for wanted, found in zip(
+        torch.autograd.grad((slow * directions).sum(), inputs),
+        torch.autograd.grad((fast * directions).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_a_grid_copies_no_matrix_per_state():
+    field = LyaNetField(4, 32, "normalised", gain=1.0)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        field.on_grid(torch.randn(64, 4), torch.randn(8, 32**2))
+    most = max(event.cpu_memory_usage for event in profile.events())
+    assert most < 8 * 64 * 32**2 * 4 / 8  # bytes of the copies, an eighth of them allowed

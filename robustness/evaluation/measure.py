@@ -1,0 +1,143 @@
+"""What a zoo entry's card reports: facts measured on the whole test set, kept beside the recipe."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from robustness.data import ImageSet
+from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import Proportion, Summary
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.continuous import ContinuousNet
+from robustness.recipe import describe_validation
+from robustness.zoo import LoadedModel
+
+MEASURED_FILE = "measured.json"
+
+# Images per forward pass; fixed, because the last bits of a sum depend on it.
+_BATCH = 250
+
+
+class Measurement(Summary):
+    """Facts about one entry on a whole test set.
+
+    Attributes:
+        weights_sha256: of the weights that were measured, as in the recipe.
+        digest: of weights and architecture, which names the model in a leaderboard.
+        data: name of the data set.
+        data_digest: SHA-256 of its test images and labels.
+        clean: accuracy; an image with a logit that is not finite counts as wrong.
+        non_finite: images with a logit that is not finite.
+        largest_logit: largest finite absolute value of any logit.
+        largest_state: largest finite absolute value of any entry of a state, at the times that
+            the solver visits; None for a model without an ODE.
+        nfe: evaluations of the vector field per prediction (for an adaptive solver the most
+            that any image took); None for a model without an ODE.
+        parameters: number of trained parameters.
+        torch: version of the library that ran.
+    """
+
+    schema_version: Literal[1] = 1
+    weights_sha256: str
+    digest: str
+    data: str
+    data_digest: str
+    clean: Proportion
+    non_finite: int
+    largest_logit: float
+    largest_state: float | None
+    nfe: int | None
+    parameters: int
+    torch: str
+
+
+@torch.no_grad()
+def measure(loaded: LoadedModel, images: ImageSet) -> Measurement:
+    """Run a zoo entry on every image, in batches.
+
+    Args:
+        loaded: a model with a recipe.
+        images: the test set of the recipe's data.
+
+    Raises:
+        UsageError: the model is a user's own, or its images have another shape.
+    """
+    recipe = loaded.recipe
+    if recipe is None or recipe.weights is None:
+        raise UsageError(
+            f"expected a zoo entry with weights, got {loaded.name}; cards are written from recipes"
+        )
+    if images.shape != recipe.data.shape or images.classes != recipe.data.classes:
+        raise UsageError(
+            f"{loaded.name}: expected images {recipe.data.shape} of {recipe.data.classes} classes "
+            f"as the recipe says, got {images.shape} of {images.classes}; correct [data]"
+        )
+    correct = non_finite = 0
+    largest_logit, largest_state, nfe = 0.0, None, None
+    for pixels, labels in zip(
+        images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
+    ):
+        logits, states, evaluations = _trajectory(loaded.module, pixels)
+        finite = logits.isfinite().all(dim=1)
+        non_finite += int((~finite).sum())
+        correct += int((finite & (logits.argmax(dim=1) == labels)).sum())
+        largest_logit = max(largest_logit, _largest(logits))
+        for state in states:
+            largest_state = max(largest_state or 0.0, _largest(state))
+        if evaluations is not None:
+            nfe = max(nfe or 0, evaluations)
+    return Measurement(
+        weights_sha256=recipe.weights.sha256,
+        digest=loaded.digest,
+        data=images.name,
+        data_digest=images.digest,
+        clean=Proportion.of(correct, len(images)),
+        non_finite=non_finite,
+        largest_logit=float(f"{largest_logit:.4g}"),
+        largest_state=None if largest_state is None else float(f"{largest_state:.4g}"),
+        nfe=nfe,
+        parameters=sum(p.numel() for p in loaded.module.parameters()),
+        torch=torch.__version__,
+    )
+
+
+def _trajectory(module: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Tensor], int | None]:
+    """Logits, the states that the solver visited, and its evaluations of vector fields."""
+    if isinstance(module, NeuralODEClassifier):
+        solution = module.solve(module.features(pixels))
+        return solution.final, [solution.states], solution.nfe
+    if isinstance(module, ContinuousNet):
+        state, states, evaluations = module.normalise(pixels), [], 0
+        for transition, field in zip(module.transitions, module.fields, strict=True):
+            start = transition(state)
+            solution = module.solver.solve(field, start, start.new_zeros((len(start), 0)))
+            states.append(solution.states)
+            state, evaluations = solution.final, evaluations + solution.nfe
+        return module.head(state), states, evaluations
+    return module(pixels), [], None
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+
+
+def read_measurement(file: Path) -> Measurement:
+    """Read a measurement back.
+
+    Raises:
+        UsageError: there is none, or it is not one of this schema version.
+    """
+    try:
+        return Measurement.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"expected measured facts at {file}, got {error.strerror or error}; "
+            f"run `robustness card {file.parent}`"
+        ) from None
+    except ValidationError as error:
+        raise UsageError(
+            f"{file}: {describe_validation(error)}; run `robustness card {file.parent}`"
+        ) from None

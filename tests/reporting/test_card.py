@@ -1,0 +1,167 @@
+"""A card says what was measured of the weights it stands beside, and nothing else."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robustness import cli
+from robustness.api import card, committed_leaderboards
+from robustness.data import ImageSet
+from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import Leaderboard, Proportion
+from robustness.evaluation.measure import MEASURED_FILE, Measurement, measure, read_measurement
+from robustness.nets.solvers import FixedStepSolver
+from robustness.recipe import read_recipe
+from robustness.reporting.card import CARD_FILE, card_text
+from robustness.training.loop import train
+from robustness.zoo import LoadedModel, load_model, zoo_folder, zoo_names
+
+CARDED = [name for name in zoo_names() if (zoo_folder() / name / MEASURED_FILE).is_file()]
+
+
+@pytest.mark.parametrize("name", CARDED)
+def test_a_committed_card_is_that_of_its_recipe_its_measurement_and_the_reports(name: str) -> None:
+    folder = zoo_folder() / name
+    recipe, facts = read_recipe(folder), read_measurement(folder / MEASURED_FILE)
+    assert recipe.weights is not None
+    assert facts.weights_sha256 == recipe.weights.sha256
+    assert facts.digest == load_model(name).digest
+    written = (folder / CARD_FILE).read_text(encoding="utf-8")
+    assert written == card_text(name, recipe, facts, committed_leaderboards()), (
+        f"run `robustness card {name}`"
+    )
+
+
+def test_every_entry_of_mnist_and_digits_with_weights_has_a_card_and_finite_states() -> None:
+    for name in [*zoo_names("mnist"), *zoo_names("digits"), *zoo_names("fashion-mnist")]:
+        if read_recipe(zoo_folder() / name).weights is not None:
+            assert name in CARDED
+            facts = read_measurement(zoo_folder() / name / MEASURED_FILE)
+            assert facts.non_finite == 0
+            assert math.isfinite(facts.largest_logit)
+
+
+class Threshold(nn.Module):
+    """Two logits from the mean of an image: NaN below 0.1, else 4 on the side of 0.5."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.mean(dim=(1, 2, 3))
+        logits = torch.stack([-8 * (level - 0.5), 8 * (level - 0.5)], dim=1)
+        return logits.where(level[:, None] > 0.1, torch.nan)
+
+
+def test_accuracy_and_images_without_finite_logits_are_counted_by_hand() -> None:
+    levels = [0.0, 0.05, 0.2, 0.4, 0.75, 1.0]
+    images = torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    loaded = load_model("digits/resnet")
+    stand_in = LoadedModel("digits/resnet", Threshold(), loaded.digest, loaded.recipe)
+    facts = measure(stand_in, ImageSet("digits", "test", images, labels, 10))
+    assert facts.non_finite == 2
+    # 0.2 is called 0, rightly; 0.4 is called 0, wrongly; the last two are called 1, rightly.
+    assert facts.clean == Proportion.of(3, 6)
+    assert facts.largest_logit == pytest.approx(4.0)
+    assert facts.largest_state is None
+    assert facts.nfe is None
+
+
+@pytest.mark.parametrize(
+    ("name", "nfe"), [("digits/lyanet", None), ("mnist/continuousnet", 6), ("mnist/lyanet", 32)]
+)
+def test_logits_states_and_evaluations_are_those_of_the_deployed_model(
+    name: str, nfe: int | None
+) -> None:
+    loaded = load_model(name)
+    assert loaded.recipe is not None
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(20, *loaded.recipe.data.shape, generator=generator)
+    images = ImageSet("test", "test", pixels, torch.zeros(20, dtype=torch.int64), 10)
+    facts = measure(loaded, images)
+    logits = loaded.module(pixels)
+    assert facts.largest_logit == pytest.approx(float(logits.abs().max()), rel=1e-3)
+    assert facts.largest_state is not None
+    if "continuousnet" not in name:
+        assert facts.largest_state >= facts.largest_logit
+    assert nfe is None or facts.nfe == nfe
+
+
+def facts_of(name: str, digest: str | None = None) -> Measurement:
+    facts = read_measurement(zoo_folder() / name / MEASURED_FILE)
+    return facts if digest is None else facts.model_copy(update={"digest": digest})
+
+
+def test_robustness_is_quoted_of_the_same_weights_only(board: Leaderboard) -> None:
+    entry = board.models[0]
+    recipe = read_recipe(zoo_folder() / "digits/lyanet")
+    reports = {"reports/small": board}
+    same = card_text(entry.name, recipe, facts_of("digits/lyanet", entry.digest), reports)
+    assert "From `reports/small`" in same
+    assert "Not yet measured" not in same
+    assert f"{100 * entry.brackets[0].attacked.value:.1f}" in same
+    other = card_text(entry.name, recipe, facts_of("digits/lyanet", "0" * 64), reports)
+    assert "Not yet measured" in other
+    renamed = card_text("digits/other", recipe, facts_of("digits/lyanet", entry.digest), reports)
+    assert "Not yet measured" in renamed
+
+
+def test_images_without_finite_logits_are_said() -> None:
+    recipe = read_recipe(zoo_folder() / "digits/lyanet")
+    facts = facts_of("digits/lyanet").model_copy(update={"non_finite": 3})
+    assert "not finite | 3 |" in card_text("digits/lyanet", recipe, facts, {})
+
+
+def test_the_bound_of_the_published_field_holds_for_its_exact_flow() -> None:
+    recipe = read_recipe(zoo_folder() / "mnist/lyanet")
+    text = card_text("mnist/lyanet", recipe, facts_of("mnist/lyanet"), {})
+    bound = float(text.split("|η(T)| ≤ ")[1].split()[0])
+    model = recipe.model.build(recipe.data.shape, 10)
+    generator = torch.Generator().manual_seed(0)
+    features = 10 * torch.randn(500, 256, generator=generator)
+    with torch.no_grad():
+        final = (
+            FixedStepSolver("rk4", 100, 1.0)
+            .solve(model.field, torch.zeros(500, 10), features)
+            .final
+        )
+    norms = torch.linalg.vector_norm(final, dim=1)
+    assert 0.8 * bound < float(norms.max()) <= bound  # sound, and not idle
+
+
+def test_a_freshly_trained_entry_is_measured_once_and_again_when_its_weights_change(
+    recipe_folder: Path,
+) -> None:
+    train(recipe_folder, quiet=True)
+    file, first = card(str(recipe_folder))
+    assert first.clean.total == 599
+    assert first.digest == load_model(str(recipe_folder)).digest
+    written = file.read_bytes(), (recipe_folder / MEASURED_FILE).read_bytes()
+    assert card(str(recipe_folder))[1] == first
+    assert (file.read_bytes(), (recipe_folder / MEASURED_FILE).read_bytes()) == written
+    recipe = recipe_folder / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("epochs = 3", "epochs = 1"))
+    train(recipe_folder, quiet=True)
+    second = card(str(recipe_folder))[1]
+    assert second.weights_sha256 == read_recipe(recipe_folder).weights.sha256
+    assert second.weights_sha256 != first.weights_sha256
+
+
+def test_broken_facts_are_one_clear_line(tmp_path: Path) -> None:
+    file = tmp_path / MEASURED_FILE
+    with pytest.raises(UsageError, match="expected measured facts at"):
+        read_measurement(file)
+    file.write_text("{}")
+    with pytest.raises(UsageError, match="missing key"):
+        read_measurement(file)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["digits/lyanet", "--all"], ["--dataset", "digits", "--all"]]
+)
+def test_the_command_asks_for_exactly_one_choice(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(lambda: cli.app(["card", *arguments], standalone_mode=False)) == 2
+    assert "expected a model, --dataset or --all" in capsys.readouterr().err
