@@ -170,7 +170,7 @@ def residual_layers(model: nn.Module) -> nn.Sequential:
 
 NETWORKS = {
     "encoder with batch norm": lambda: ConvEncoder(SHAPE, [3, 4], [1, 2], 5),
-    "encoder without": lambda: ConvReLUEncoder(SHAPE, [3, 4], [2, 1], 5),
+    "encoder without": lambda: ConvReLUEncoder(SHAPE, [3, 4], [2, 1], 5, 3),
     "residual perceptron": lambda: residual_layers(
         ResidualClassifier(Normalise(**NORMALISE), 72, 6, 2, 3)
     ),
