@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robustness.certificates import bounds
 from robustness.certificates.base import Kind
+from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
@@ -58,6 +59,7 @@ class LyapunovConstants:
     how: str
 
 
+@shared
 def refusal_of_proof(model: object) -> str | None:
     """Why nothing is proved about `model` by Lipschitz constants; None where it is."""
     refusal = refusal_of_flow(model)
@@ -182,6 +184,7 @@ class TargetMargins:
     reach: Float[Tensor, " n"]
 
 
+@shared
 @torch.no_grad()
 def target_margins(
     model: NeuralODEClassifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
@@ -244,6 +247,7 @@ def flow_allowance(
     return field.gain * head_error + step_error + softmax_error
 
 
+@shared
 def pixel_slope(model: NeuralODEClassifier) -> bounds.UpperBound:
     """Proven l2 Lipschitz constant from pixels to features.
 
@@ -337,6 +341,7 @@ def sampled_constants(
     )
 
 
+@shared
 @torch.no_grad()
 def failure(
     model: nn.Module, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]

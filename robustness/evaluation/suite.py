@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from robustness.attacks import FGSM, PGD, Attack, AutoAttack
 from robustness.certificates import CERTIFICATES
 from robustness.errors import UsageError
+from robustness.evaluation.cascade import Effort, WorstCase
 from robustness.nets.config import Config
 from robustness.recipe import read_toml
 from robustness.threat import Norm, ThreatModel, parse_eps
@@ -84,7 +85,41 @@ class AutoAttackConfig(_AttackConfig):
         return AutoAttack()
 
 
-AttackConfig = Annotated[FGSMConfig | PGDConfig | AutoAttackConfig, Field(discriminator="kind")]
+class WorstCaseConfig(_AttackConfig):
+    """The worst case over views and attacks; what is certified at a threat is not attacked."""
+
+    kind: Literal["worst-case"]
+    effort: Effort = "standard"
+    transfer: bool = True
+
+    def build(self) -> WorstCase:
+        """The attack."""
+        return WorstCase(self.effort, self.transfer)
+
+
+AttackConfig = Annotated[
+    FGSMConfig | PGDConfig | AutoAttackConfig | WorstCaseConfig, Field(discriminator="kind")
+]
+
+
+class AuditConfig(Config):
+    """How many certified images of each model and norm are attacked inside their radii.
+
+    There is always an audit: a run that certifies without one would be trusted for nothing.
+
+    Attributes:
+        samples: drawn at random.
+        largest: those with the largest radii.
+    """
+
+    samples: PositiveInt = 32
+    largest: PositiveInt = 8
+
+
+class FlagsConfig(Config):
+    """The checks of `attacks.audits`, on the first samples of the suite's order."""
+
+    samples: PositiveInt = 32
 
 
 class Suite(Config):
@@ -101,6 +136,8 @@ class Suite(Config):
         attacks: run on every model.
         certificates: names of certificates, run on every model they apply to.
         decay: whether to record V(t) along the trajectories of neural ODEs.
+        audit: how many certified images are attacked inside their radii.
+        flags: checks of whether the attacks on a model can be believed; None runs none.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -113,6 +150,8 @@ class Suite(Config):
     attacks: list[AttackConfig] = Field(default_factory=list)
     certificates: list[str] = Field(default_factory=list)
     decay: bool = True
+    audit: AuditConfig = Field(default_factory=AuditConfig)
+    flags: FlagsConfig | None = None
 
     @field_validator("certificates")
     @classmethod

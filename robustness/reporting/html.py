@@ -10,7 +10,7 @@ from robustness.reporting import prose, selection, tables, words
 from robustness.reporting.figures import colours
 from robustness.threat import format_eps
 
-LIMITS_SHOWN = 4
+REASONS_SHOWN = 4
 
 
 def html_text(leaderboard: Leaderboard, figures: dict[str, bytes]) -> str:
@@ -53,7 +53,7 @@ def _environment() -> Environment:
         "autoattack_sizes": selection.autoattack_sizes,
         "attack_lines": selection.attack_lines,
         "certificate_rows": selection.certificate_rows,
-        "limits": limits,
+        "reasons": reasons,
         "subset_line": prose.subset_line,
     }
     return environment
@@ -84,12 +84,12 @@ def data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def limits(row: CertificateRow) -> list[tuple[str, int]]:
+def reasons(row: CertificateRow) -> list[tuple[str, int]]:
     """The most frequent reasons that limit a certificate's radii, the rest in one line."""
-    reasons = list(row.limits.items())
-    shown, rest = reasons[:LIMITS_SHOWN], reasons[LIMITS_SHOWN:]
+    every = list(row.reasons.items())
+    shown, rest = every[:REASONS_SHOWN], every[REASONS_SHOWN:]
     if len(rest) == 1:  # naming it takes no more room than counting it
-        return reasons
+        return every
     if rest:
         shown.append((words.plural(len(rest), "other reason"), sum(n for _, n in rest)))
     return shown

@@ -18,7 +18,7 @@ def markdown_text(leaderboard: Leaderboard, figures: Sequence[str]) -> str:
         f"# {text(prose.title(leaderboard))}",
         f"Suite {code(leaderboard.suite.name)}: {text(prose.ran_on(leaderboard))}.",
         f"**Soundness**: {tables.soundness_line(leaderboard.soundness)}.",
-        *(f"- {text(violation)}" for violation in leaderboard.soundness.violations),
+        *(f"- {text(str(violation))}" for violation in leaderboard.soundness.violations),
         *_brackets(leaderboard),
         *_figures(figures),
         *(block for entry in leaderboard.models for block in _model(leaderboard, entry)),

@@ -92,12 +92,13 @@ def _caption(leaderboard: Leaderboard) -> str:
 def soundness_line(soundness: Soundness) -> str:
     """How often a certified image was broken, in one line; words that follow `Soundness:`."""
     violations = len(soundness.violations)
-    if not soundness.pairs and not violations:
+    if not soundness.pairs and not soundness.audited and not violations:
         return "nothing was certified and attacked, so nothing could be refuted"
     broken = words.plural(violations, "VIOLATION") if violations else "no violation"
     return (
-        f"{broken} in {words.plural(soundness.pairs, 'pair')} of a certified radius and an "
-        f"attacked image, {soundness.attacked_inside:,} of them attacked inside the radius"
+        f"{broken}; {words.plural(soundness.audited, 'certified image')} audited just inside the "
+        f"radius, and {words.plural(soundness.pairs, 'pair')} of a radius and an attacked image, "
+        f"{soundness.attacked_inside:,} of them attacked inside"
     )
 
 

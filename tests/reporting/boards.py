@@ -198,7 +198,11 @@ def _certificate(
         eps=RADII[norm],
         accuracy=[_above(radii, eps) for eps in RADII[norm]],
         median_radius=float(np.median(radii)),
+        won=int((radii > 0).sum()) if kind is Kind.CERTIFIED else 0,
         limits=limits,
+        reasons=reasons,
+        curve_eps=CURVE[norm],
+        curve=[float((radii > eps).mean()) for eps in CURVE[norm]],
     )
 
 
