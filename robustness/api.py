@@ -21,10 +21,10 @@ from robustness.evaluation.store import STORE_FILE, Store
 from robustness.evaluation.suite import AuditConfig, Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
 from robustness.evaluation.units import Schedule
-from robustness.recipe import describe_validation
+from robustness.recipe import describe_validation, read_recipe
 from robustness.reporting.report import write_report
 from robustness.threat import Norm, ThreatModel
-from robustness.zoo import LoadedModel, load_model
+from robustness.zoo import LoadedModel, load_model, zoo_folder, zoo_names
 
 _DEFAULT_BATCH = 64
 
@@ -136,7 +136,7 @@ def attack(
         model: zoo name, folder or `package.module:factory`.
         norm: `Linf` or `L2`.
         eps: radius in pixel units, a number or a fraction such as `8/255`.
-        attack: `fgsm`, `pgd` or `autoattack`.
+        attack: `fgsm`, `pgd`, `autoattack` or `worst-case`.
         samples: how many images, all by default.
         data: data set, by default the one the model was trained on.
         data_dir: folder with the official image files.
@@ -326,7 +326,22 @@ def _validated(content: dict[str, Any]) -> Suite:
         raise UsageError(describe_validation(error)) from None
 
 
+def _expanded(name: str) -> list[str]:
+    """The zoo entries with weights that `data/*` stands for; any other name is itself."""
+    if not name.endswith("/*"):
+        return [name]
+    entries = zoo_names(name.removesuffix("/*"))
+    found = [entry for entry in entries if read_recipe(zoo_folder() / entry).weights is not None]
+    if not found:
+        raise UsageError(
+            f"expected zoo entries with weights for {name}, got none; see `robustness models`"
+        )
+    return found
+
+
 def _prepare(suite: Suite, data_dir: Path | None) -> Workbench:
+    names = list(dict.fromkeys(entry for name in suite.models for entry in _expanded(name)))
+    suite = _validated(suite.model_dump(mode="json") | {"models": names})
     models: list[LoadedModel] = [load_model(name) for name in suite.models]
     images: ImageSet = load_images(suite.data, suite.split, data_dir)
     return Workbench(make_plan(suite, images, models), images, models)

@@ -104,7 +104,9 @@ def attack(
     model: ModelName,
     eps: Annotated[str, typer.Option("--eps", help="Radius in pixel units: 0.1 or 8/255.")],
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
-    attack: Annotated[str, typer.Option("--attack", help="fgsm, pgd or autoattack.")] = "pgd",
+    attack: Annotated[
+        str, typer.Option("--attack", help="fgsm, pgd, autoattack or worst-case.")
+    ] = "pgd",
     samples: Samples = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Data set; the model's own by default.")

@@ -8,6 +8,7 @@ For a target-seeking field both follow from convexity and from proven norms, wit
 cover. For any other field they are measured at sampled states: an estimate, whatever its value.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -185,6 +186,12 @@ class TargetMargins:
 
 
 @shared
+def _exactly(model: NeuralODEClassifier) -> nn.Module:
+    """Pixels to features in float64: a copy of the layers that no instance has altered."""
+    return copy.deepcopy(nn.Sequential(model.normalise, model.encoder)).double()
+
+
+@shared
 @torch.no_grad()
 def target_margins(
     model: NeuralODEClassifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
@@ -204,8 +211,7 @@ def target_margins(
     rival_slopes = bounds.pairwise_slopes(field.head.weight)[labels]
     slopes = field.gain * rival_slopes * slope.value
 
-    still = bounds.Tube.around(images, torch.zeros(len(images)))
-    features = bounds.propagate(model.encoder, bounds.propagate(model.normalise, still)).centre
+    features = _exactly(model)(images.double())
     scores = field.gain * (features @ weight.T + bias)
     label = torch.nn.functional.one_hot(labels, model.classes).bool()
     exact = (scores.gather(1, labels.unsqueeze(1)) - scores).masked_fill(label, torch.inf)

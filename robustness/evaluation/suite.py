@@ -131,10 +131,11 @@ class Suite(Config):
         split: which split.
         samples: how many images, the first of a fixed order drawn with `seed`.
         seed: decides that order and every random draw of the attacks.
-        models: zoo names, folders or factories.
+        models: zoo names, folders or factories; `mnist/*` stands for every MNIST entry of the zoo
+            that has weights.
         threats: norms and radii.
         attacks: run on every model.
-        certificates: names of certificates, run on every model they apply to.
+        certificates: names of certificates, run on every model they apply to, or `"all"`.
         decay: whether to record V(t) along the trajectories of neural ODEs.
         audit: how many certified images are attacked inside their radii.
         flags: checks of whether the attacks on a model can be believed; None runs none.
@@ -152,6 +153,11 @@ class Suite(Config):
     decay: bool = True
     audit: AuditConfig = Field(default_factory=AuditConfig)
     flags: FlagsConfig | None = None
+
+    @field_validator("certificates", mode="before")
+    @classmethod
+    def _all_certificates(cls, value: object) -> object:
+        return list(CERTIFICATES) if value == "all" else value
 
     @field_validator("certificates")
     @classmethod
