@@ -214,7 +214,12 @@ def _attack_row(reader: Reader, job: Job, records: dict[int, SampleRecord]) -> A
     assert job.eps is not None
     rows = reader.rows(job)
     stands = sum(row[1] in ("robust", SKIPPED) and records[row[0]].correct for row in rows)
-    stages = Counter(str(row[7]) for row in rows if row[1] == "adversarial" and row[7] != job.name)
+    # An attack of one stage is found by itself, and a misclassified image by nothing.
+    stages = Counter(
+        str(row[7])
+        for row in rows
+        if row[1] == "adversarial" and row[7] != job.name and records[row[0]].correct
+    )
     return AttackRow(
         attack=job.name,
         version=job.version,

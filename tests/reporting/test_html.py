@@ -82,7 +82,7 @@ def test_every_model_has_its_bracket_width_in_the_headline(source, board):
     for entry in board.models:
         assert entry.description in text
         bracket = next(b for b in entry.brackets if b.eps == 0.5)
-        assert re.search(rf"{entry.name} {100 * bracket.width:.1f} ", text)
+        assert re.search(rf"{entry.name} (masked-gradients )?{100 * bracket.width:.1f} ", text)
 
 
 def test_each_certificate_wears_its_kind_and_a_refusal_its_reason(source, board):
