@@ -209,7 +209,7 @@ def certify(
     data_dir: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
-    audit: int = 8,
+    audit: int = 4,
     quiet: bool = True,
 ) -> list[CertifiedSample]:
     """Certify one model with every certificate that applies, and keep the best per image.

@@ -163,7 +163,7 @@ def certify(
             help="Certified images that are attacked inside their radii: so many at random, and "
             "as many with the largest radii.",
         ),
-    ] = 8,
+    ] = 4,
     data_dir: DataDir = None,
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
