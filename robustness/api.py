@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
 from robustness.data import ImageSet, load_images
-from robustness.errors import UsageError
+from robustness.errors import SoundnessError, UsageError
 from robustness.evaluation.leaderboard import (
     AttackRow,
     Leaderboard,
@@ -24,16 +24,19 @@ from robustness.evaluation.measure import (
     measure,
     read_measurement,
 )
-from robustness.evaluation.plan import Plan, make_plan
+from robustness.evaluation.plan import make_plan
+from robustness.evaluation.records import Reader, SampleRecord
 from robustness.evaluation.runner import Workbench, reproducible_arithmetic, run_plan
+from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import STORE_FILE, Store
-from robustness.evaluation.suite import Suite, load_suite
+from robustness.evaluation.suite import AuditConfig, Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
-from robustness.recipe import describe_validation, replace_file
+from robustness.evaluation.units import Schedule
+from robustness.recipe import describe_validation, read_recipe, replace_file
 from robustness.reporting.card import CARD_FILE, card_text
 from robustness.reporting.report import write_report
 from robustness.threat import Norm, ThreatModel
-from robustness.zoo import LoadedModel, entry_name, find_entry, load_model, zoo_folder
+from robustness.zoo import LoadedModel, entry_name, find_entry, load_model, zoo_folder, zoo_names
 
 _DEFAULT_BATCH = 64
 
@@ -109,15 +112,15 @@ def render(results: Path, out: Path) -> Leaderboard:
     file = results / STORE_FILE if results.is_dir() else results
     with Store(file, must_exist=True) as store:
         plan, versions, _, wall = store.last_run()
-        missing = {
-            plan.key(job, shard)
-            for job in plan.jobs
-            if job.refusal is None
-            for shard in range(job.shards)
-        } - store.done()
+        schedule, done = Schedule(plan, store), store.done()
+        missing = 0
+        for job in sorted(plan.jobs, key=lambda job: job.needs_radii):
+            if job.needs_radii and missing:
+                break
+            missing += sum(unit.key not in done for unit in schedule.units(job))
         if missing:
             raise UsageError(
-                f"{file}: expected every shard of the last run, got {len(missing)} missing; "
+                f"{file}: expected every shard of the last run, got {missing} missing; "
                 "run `robustness evaluate` again"
             )
         leaderboard = _with_wall_time(summarise(plan, store, versions), wall)
@@ -145,7 +148,7 @@ def attack(
         model: zoo name, folder or `package.module:factory`.
         norm: `Linf` or `L2`.
         eps: radius in pixel units, a number or a fraction such as `8/255`.
-        attack: `fgsm`, `pgd` or `autoattack`.
+        attack: `fgsm`, `pgd`, `autoattack` or `worst-case`.
         samples: how many images, all by default.
         data: data set, by default the one the model was trained on.
         data_dir: folder with the official image files.
@@ -193,8 +196,8 @@ class CertifiedSample:
         index: of the image in its data set.
         label: true class.
         prediction: of the deployed model.
-        radius: the largest radius of kind `certified`; where the model has only estimates, the
-            largest of those; 0 where nothing applies.
+        radius: the largest radius of kind `certified`, else of kind `probabilistic`, else of kind
+            `estimate`; 0 where nothing applies.
         kind: what the radius claims; None where nothing applies.
         certificate: which certificate gave it, `none` where nothing applies.
         reason: what limits it.
@@ -218,6 +221,9 @@ def certify(
     data: str | None = None,
     data_dir: Path | None = None,
     seed: int = 0,
+    workers: int | None = None,
+    audit: int = 4,
+    quiet: bool = True,
 ) -> list[CertifiedSample]:
     """Certify one model, by default with all that apply, and keep the best radius per image.
 
@@ -229,14 +235,20 @@ def certify(
         data: data set, by default the one the model was trained on.
         data_dir: folder with the official image files.
         seed: of the order of the images, and of the noise of `smoothing`.
+        workers: processes, by default one per core; changes no result.
+        audit: how many of the certified images are attacked inside their radii, twice: drawn at
+            random, and those with the largest radii.
+        quiet: no progress bar.
 
     Returns:
         One row per image, in the order drawn with `seed`.
 
     Raises:
         UsageError: an argument is not usable, or the named certificate refuses the model.
+        SoundnessError: the audit broke a certificate, which is a defect of this package.
     """
     parsed = Norm.parse(norm)
+    count = _positive("number of audited images", audit)
     suite = _single(
         model,
         data,
@@ -244,6 +256,7 @@ def certify(
         seed,
         threats=[{"norm": parsed, "eps": [1.0]}],
         certificates=list(DETERMINISTIC) if certificate is None else [certificate],
+        audit=AuditConfig(samples=count, largest=count),
     )
     bench = _prepare(suite, data_dir)
     refusals = [job.refusal for job in bench.plan.jobs if job.refusal is not None]
@@ -251,9 +264,15 @@ def certify(
         raise UsageError(
             f"expected a certificate for {model}, got {certificate}: {refusals[0]}; choose another"
         )
-    with Store(None) as store, reproducible_arithmetic():
-        run_plan(bench.plan, store, bench, 1, _DEFAULT_BATCH, data_dir, quiet=True)
-        return _best_rows(bench.plan, store, parsed)
+    workers = _default_workers() if workers is None else _positive("workers", workers)
+    with Store(None) as store:
+        run_plan(bench.plan, store, bench, workers, _DEFAULT_BATCH, data_dir, quiet)
+        reader = Reader(Schedule(bench.plan, store))
+        records = reader.records(0)
+        violations = confront(reader, [records]).violations
+    if violations:
+        raise SoundnessError("; ".join(map(str, violations)))
+    return [_certified_sample(record, parsed) for record in records]
 
 
 def certified_accuracy(
@@ -264,38 +283,21 @@ def certified_accuracy(
     return Proportion.of(proved, len(rows))
 
 
-def _best_rows(plan: Plan, store: Store, norm: Norm) -> list[CertifiedSample]:
-    found: dict[int, list[CertifiedRadius]] = {}
-    truth: dict[int, tuple[int, int | None]] = {}
-    for job in plan.jobs:
-        if job.refusal is not None:
-            continue
-        rows = store.rows(job.kind, (plan.key(job, shard) for shard in range(job.shards)))
-        for row in rows:
-            if job.kind == "clean":
-                truth[row[0]] = row[1], row[2]
-            elif job.kind == "certificate":
-                radius = CertifiedRadius(row[1], norm, Kind(row[2]), job.name, row[3])
-                found.setdefault(row[0], []).append(radius)
+def _certified_sample(record: SampleRecord, norm: Norm) -> CertifiedSample:
+    claims = record.claims.get(norm, [])
     nothing = CertifiedRadius(0.0, norm, Kind.CERTIFIED, "none", "no certificate applies")
-    results = []
-    for index in plan.order[: plan.samples]:
-        radii = found.get(index, [])
-        claims = [r for r in radii if r.kind is Kind.CERTIFIED and r.radius > 0] or radii
-        chosen = max(claims, key=lambda r: r.radius, default=nothing)
-        label, prediction = truth[index]
-        results.append(
-            CertifiedSample(
-                index,
-                label,
-                -1 if prediction is None else prediction,
-                chosen.radius,
-                chosen.kind if radii else None,
-                chosen.certificate,
-                chosen.reason,
-            )
-        )
-    return results
+    # The strongest kind of claim that says anything; where none does, what was tried first.
+    best = next((c for c in (record.best(norm, kind) for kind in Kind) if c is not None), None)
+    chosen = best or next(iter(claims), nothing)
+    return CertifiedSample(
+        record.index,
+        record.label,
+        -1 if record.prediction is None else record.prediction,
+        chosen.radius,
+        chosen.kind if claims else None,
+        chosen.certificate,
+        chosen.reason,
+    )
 
 
 def _single(model: str, data: str | None, samples: int | None, seed: int, **parts: Any) -> Suite:
@@ -345,7 +347,22 @@ def _validated(content: dict[str, Any]) -> Suite:
         raise UsageError(describe_validation(error)) from None
 
 
+def _expanded(name: str) -> list[str]:
+    """The zoo entries with weights that `data/*` stands for; any other name is itself."""
+    if not name.endswith("/*"):
+        return [name]
+    entries = zoo_names(name.removesuffix("/*"))
+    found = [entry for entry in entries if read_recipe(zoo_folder() / entry).weights is not None]
+    if not found:
+        raise UsageError(
+            f"expected zoo entries with weights for {name}, got none; see `robustness models`"
+        )
+    return found
+
+
 def _prepare(suite: Suite, data_dir: Path | None) -> Workbench:
+    names = list(dict.fromkeys(entry for name in suite.models for entry in _expanded(name)))
+    suite = _validated(suite.model_dump(mode="json") | {"models": names})
     models: list[LoadedModel] = [load_model(name) for name in suite.models]
     images: ImageSet = load_images(suite.data, suite.split, data_dir)
     return Workbench(make_plan(suite, images, models), images, models)

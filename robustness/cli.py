@@ -17,7 +17,7 @@ from rich.table import Table
 
 from robustness import api
 from robustness.certificates import Kind
-from robustness.errors import UsageError
+from robustness.errors import SoundnessError, UsageError
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
 from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
@@ -104,7 +104,9 @@ def attack(
     model: ModelName,
     eps: Annotated[str, typer.Option("--eps", help="Radius in pixel units: 0.1 or 8/255.")],
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
-    attack: Annotated[str, typer.Option("--attack", help="fgsm, pgd or autoattack.")] = "pgd",
+    attack: Annotated[
+        str, typer.Option("--attack", help="fgsm, pgd, autoattack or worst-case.")
+    ] = "pgd",
     samples: Samples = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Data set; the model's own by default.")
@@ -157,13 +159,31 @@ def certify(
         str | None, typer.Option("--data", help="Data set; the model's own by default.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the image order.")] = 0,
+    workers: Workers = None,
+    audit: Annotated[
+        int,
+        typer.Option(
+            "--audit",
+            help="Certified images that are attacked inside their radii: so many at random, and "
+            "as many with the largest radii.",
+        ),
+    ] = 4,
     data_dir: DataDir = None,
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
         _require_file_writable(csv_file)
     rows = api.certify(
-        model, norm, certificate, samples=samples, data=data, seed=seed, data_dir=data_dir
+        model,
+        norm,
+        certificate,
+        samples=samples,
+        data=data,
+        seed=seed,
+        workers=workers,
+        audit=audit,
+        data_dir=data_dir,
+        quiet=False,
     )
     if csv_file is not None:
         with csv_file.open("w", newline="", encoding="utf-8") as file:
@@ -347,6 +367,9 @@ def run(command: Callable[[], object]) -> int:
     except UsageError as error:
         errors.print(escape(f"error: {' '.join(str(error).split())}"), highlight=False)
         return 2
+    except SoundnessError as error:
+        errors.print(escape(f"soundness failure: {error}"), highlight=False)
+        return 1
     except KeyboardInterrupt:
         result = _INTERRUPTED
     if result == _INTERRUPTED:

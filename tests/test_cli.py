@@ -111,6 +111,8 @@ def test_a_folder_that_cannot_be_written_is_refused(
         ("attack", "digits/resnet", "--eps", "0.1", "--norm", "L9", "--samples", "4"),
         ("attack", "digits/resnet", "--eps", "0.1", "--norm", "L2", "--attack", "fgsm"),
         ("certify", "no.such:factory"),
+        ("certify", "digits/lyanet-certified", "--samples", "4", "--audit", "0"),
+        ("certify", "digits/lyanet-certified", "--samples", "4", "--workers", "0"),
         ("report", "/nonexistent", "--out", "/tmp/never"),
         ("check", "/nonexistent", "--baseline", "/nonexistent"),
         ("models", "--dataset", "imagenet"),
@@ -127,7 +129,8 @@ def test_certify_writes_a_radius_for_every_image(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "radii.csv"
-    assert call("certify", "digits/lyanet-certified", "--samples", "20", "--csv", str(file)) == 0
+    arguments = ["--samples", "20", "--csv", str(file), "--workers", "1", "--audit", "1"]
+    assert call("certify", "digits/lyanet-certified", *arguments) == 0
     with file.open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 20

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustness.attacks.views import View
 from robustness.threat import ThreatModel
 
 
@@ -52,6 +53,27 @@ class Attack(Protocol):
         Returns:
             k candidates per image, shape (k, n, c, h, w), not necessarily inside the ball.
         """
+        ...
+
+
+@runtime_checkable
+class Guided(Attack, Protocol):
+    """An attack that climbs a view while it watches the deployed model.
+
+    What it finds for one sample depends on that sample, the threat and the seed, and not on the
+    other samples of the call. Any other attack is run by the cascade on each sample by itself.
+    """
+
+    def pursue(
+        self,
+        view: View,
+        deployed: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        threat: ThreatModel,
+        seed: int,
+    ) -> Float[Tensor, "k n c h w"]:
+        """Candidates for each image, found on `view`, meant for `deployed`; see `propose`."""
         ...
 
 

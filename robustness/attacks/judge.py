@@ -4,7 +4,7 @@ An image counts as adversarial only if it is finite, lies in the box and the bal
 measurement, and the deployed model, alone in its batch, gives it another class.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
@@ -39,6 +39,7 @@ class Verdict:
         l2: l2 distance of the same image.
         rejected: candidates that were not finite or lay outside the ball.
         detail: what failed, for an error.
+        image: the adversarial image, shape (c, h, w).
     """
 
     status: Status
@@ -47,6 +48,7 @@ class Verdict:
     l2: float | None = None
     rejected: int = 0
     detail: str = ""
+    image: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @torch.no_grad()
@@ -113,6 +115,7 @@ def judge(
                     int(predictions[row]),
                     float(linf[row]),
                     float(l2[row]),
+                    image=held[i].clone(),
                 )
             verdicts[i] = _worse(verdicts[i], found, threat.norm)
         for i in torch.nonzero(~inside).squeeze(1).tolist():

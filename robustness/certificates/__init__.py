@@ -3,6 +3,7 @@
 from robustness.certificates import conv_norms, layer_rules  # noqa: F401  (they register rules)
 from robustness.certificates.base import Certificate, CertifiedRadius, Kind, best
 from robustness.certificates.comparison import ComparisonCertificate
+from robustness.certificates.limits import Limit
 from robustness.certificates.lipschitz_margin import LipschitzMarginCertificate
 from robustness.certificates.lyapunov import LyapunovCertificate
 from robustness.certificates.smoothing import SmoothingCertificate
@@ -14,6 +15,7 @@ __all__ = [
     "Certificate",
     "CertifiedRadius",
     "Kind",
+    "Limit",
     "SmoothingCertificate",
     "best",
     "settings_of",

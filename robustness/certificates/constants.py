@@ -8,6 +8,7 @@ For a target-seeking field both follow from convexity and from proven norms, wit
 cover. For any other field they are measured at sampled states: an estimate, whatever its value.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from robustness.certificates import bounds
 from robustness.certificates.base import Kind
+from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
@@ -58,6 +60,7 @@ class LyapunovConstants:
     how: str
 
 
+@shared
 def refusal_of_proof(model: object) -> str | None:
     """Why nothing is proved about `model` by Lipschitz constants; None where it is."""
     refusal = refusal_of_flow(model)
@@ -175,6 +178,13 @@ class Margins:
     reach: Float[Tensor, " n"]
 
 
+@shared
+def _exactly(model: NeuralODEClassifier) -> nn.Module:
+    """Pixels to features in float64: a copy of the layers that no instance has altered."""
+    return copy.deepcopy(nn.Sequential(model.normalise, model.encoder)).double()
+
+
+@shared
 @torch.no_grad()
 def target_margins(
     model: NeuralODEClassifier, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
@@ -199,8 +209,7 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
     rival_slopes = bounds.pairwise_slopes(field.head.weight)[labels]
     slopes = field.gain * rival_slopes * slope.value
 
-    still = bounds.Tube.around(images, torch.zeros(len(images)))
-    features = bounds.propagate(model.encoder, bounds.propagate(model.normalise, still)).centre
+    features = _exactly(model)(images.double())
     scores = field.gain * (features @ weight.T + bias)
     exact = margins_of_scores(scores, labels)
     reach = reach_of(exact, slopes, images)
@@ -261,6 +270,7 @@ def flow_allowance(
     return field.gain * head_error + step_error + softmax_error
 
 
+@shared
 def pixel_slope(model: NeuralODEClassifier) -> bounds.UpperBound:
     """Proven l2 Lipschitz constant from pixels to features.
 
@@ -355,6 +365,7 @@ def sampled_constants(
     )
 
 
+@shared
 @torch.no_grad()
 def failure(
     model: nn.Module, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]

@@ -24,6 +24,7 @@ from robustness.certificates.constants import (
     sampled_constants,
     to_norm,
 )
+from robustness.certificates.limits import Limit
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm
 
@@ -37,6 +38,22 @@ def lyapunov_radius(constants: LyapunovConstants) -> Float[Tensor, " n"]:
     decay = torch.exp(-rate * constants.horizon)
     room = rate * (math.log(2) - decay * constants.initial) / (1 - decay) - slack
     return (room / (math.sqrt(2) * constants.lipschitz)).clamp_min(0).nan_to_num(0.0, 0.0, 0.0)
+
+
+def limits(constants: LyapunovConstants, norm: Norm) -> list[Limit]:
+    """What takes the largest share of the room for a perturbation, of each image.
+
+    Of kappa ln 2, the room that (2) leaves where V(0) is forgotten and nothing is lost, the horizon
+    takes kappa (V(0) - ln 2) / (exp(kappa T) - 1) and the field its slack. The rest is spent on
+    the perturbation, at the rate of the encoder's and the field's Lipschitz constant.
+    """
+    rate, slack = constants.rate, constants.slack
+    horizon = rate * (constants.initial - math.log(2)) / torch.expm1(rate * constants.horizon)
+    rest = rate * math.log(2) - horizon - slack
+    shares = torch.stack([slack, horizon, rest], dim=1).nan_to_num(torch.inf)
+    spent = Limit.ENCODER if norm is Norm.L2 else Limit.NORM
+    names = (Limit.FIELD, Limit.HORIZON, spent)
+    return [names[i] for i in shares.argmax(dim=1).tolist()]
 
 
 def certify_by_constants(
@@ -60,13 +77,16 @@ def certify_by_constants(
     radii = to_norm(radii, images[0].numel(), norm)
     how = constants.how if unproved is None else f"{constants.how}, since {unproved}"
     results = []
-    for radius, failed in zip(radii.tolist(), failure(model, images, labels), strict=True):
+    failures = failure(model, images, labels)
+    for radius, limit, failed in zip(
+        radii.tolist(), limits(constants, norm), failures, strict=True
+    ):
         kind, reason = constants.kind, how
         if failed:
-            radius, kind, reason = 0.0, Kind.CERTIFIED, failed
+            radius, kind, reason, limit = 0.0, Kind.CERTIFIED, failed, Limit.PREDICTION
         elif radius <= 0 or not math.isfinite(radius):
             radius, reason = 0.0, f"the slack alone exceeds the threshold; {how}"
-        results.append(CertifiedRadius(radius, norm, kind, name, reason))
+        results.append(CertifiedRadius(radius, norm, kind, name, reason, limit))
     return results
 
 

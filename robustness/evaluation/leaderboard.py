@@ -1,9 +1,10 @@
-"""The comparable summary of a run: counts, intervals, brackets, environment.
+"""The comparable summary of a run: counts, intervals, brackets, samples, flags, environment.
 
 `leaderboard.json` is this, and nothing in it depends on when, where or in what order the run
-was made except the fields under `timings` and `created`.
+was made except the fields under `timings`, `costs` and `created`.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import binomtest
 
 from robustness.certificates.base import Kind
+from robustness.certificates.limits import Limit
 from robustness.errors import UsageError
 from robustness.recipe import describe_validation
 from robustness.threat import Norm
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Summary(BaseModel):
@@ -49,12 +51,15 @@ class Bracket(Summary):
 
     `attacked` is the worst case per sample over every attack of the run, counting any
     adversarial image that was found within the ball, whichever attack and radius found it.
+    `probabilistic` is the accuracy of the best certificate of that kind; it speaks of another
+    function or of a probability and is no part of the bracket. None where none was run.
     """
 
     norm: Norm
     eps: float
     certified: Proportion
     attacked: Proportion
+    probabilistic: Proportion | None = None
 
     @property
     def width(self) -> float:
@@ -72,6 +77,9 @@ class AttackRow(Summary):
         subset: number of samples it was run on, the first of the suite's order.
         errors: samples on which the model or the attack failed; they do not count as robust.
         rejected: proposed images that lay outside the ball or the box, or were not finite.
+        skipped: samples that it did not attack, being certified at eps; they stand.
+        found_by: which of its stages broke how many samples, most first; empty for an attack of
+            one stage.
     """
 
     attack: str
@@ -82,6 +90,8 @@ class AttackRow(Summary):
     subset: int
     errors: int
     rejected: int
+    skipped: int = 0
+    found_by: dict[str, int] = {}
 
 
 class CertificateRow(Summary):
@@ -92,7 +102,10 @@ class CertificateRow(Summary):
         refusal: why it says nothing about this model; None where it applies.
         accuracy: accuracy at each of the suite's radii, in the order of `eps`.
         median_radius: over all samples, in pixel units.
-        limits: how often each reason limited the radius, most frequent first.
+        won: samples of which it gave the largest certified radius, the first of equals winning.
+        limits: what limited the radius of how many samples, most frequent first.
+        reasons: the same in the certificate's own words.
+        curve: accuracy at each radius of `curve_eps`.
     """
 
     certificate: str
@@ -102,7 +115,11 @@ class CertificateRow(Summary):
     eps: list[float]
     accuracy: list[Proportion]
     median_radius: float
-    limits: dict[str, int]
+    won: int = 0
+    limits: dict[Limit, int]
+    reasons: dict[str, int] = {}
+    curve_eps: list[float] = []
+    curve: list[float] = []
 
 
 class Curve(Summary):
@@ -133,6 +150,85 @@ class Decay(Summary):
     accuracy: list[float]
 
 
+class Distances(Summary):
+    """What is known of each sample in one norm; lists in the order of `Samples.index`.
+
+    Attributes:
+        norm: the norm.
+        radius: the largest certified radius, 0 where there is none.
+        certificate: which certificate gave it, empty where none did.
+        limit: what limits it, empty likewise.
+        distance: of the nearest adversarial image found, 0 where the prediction is wrong, None
+            where none was found.
+        found_by: what found it, empty where nothing did.
+        failed: the smallest radius at which the model or an attack failed; None where neither did.
+    """
+
+    norm: Norm
+    radius: list[float]
+    certificate: list[str]
+    limit: list[str]
+    distance: list[float | None]
+    found_by: list[str]
+    failed: list[float | None]
+
+
+class Samples(Summary):
+    """The samples of one model, in the suite's order.
+
+    Attributes:
+        index: in the data set.
+        label: true class.
+        prediction: of the deployed model; None where it failed.
+        norms: what is known in each norm.
+    """
+
+    index: list[int]
+    label: list[int]
+    prediction: list[int | None]
+    norms: list[Distances]
+
+
+class Flag(Summary):
+    """The verdict of one check on a model; docs/attacks.md says what it means and what to do.
+
+    Attributes:
+        name: of the check.
+        raised: whether the check found what it looks for.
+        value: what was measured; None where it could not be.
+        threshold: the value from which the flag is raised.
+        detail: the measurement in words.
+    """
+
+    name: str
+    raised: bool
+    value: float | None
+    threshold: float | None
+    detail: str
+
+
+class AuditRow(Summary):
+    """Certified images of one model that were attacked inside their radii.
+
+    Attributes:
+        norm: the norm of the radii.
+        attack: what attacked, with release and settings.
+        pairs: images attacked, each at its own radius.
+        broken: of these, images that were broken; any is a defect.
+        errors: images on which the model or the attack failed.
+        smallest: smallest radius attacked; None without pairs.
+        largest: largest radius attacked; None without pairs.
+    """
+
+    norm: Norm
+    attack: str
+    pairs: int
+    broken: int
+    errors: int
+    smallest: float | None
+    largest: float | None
+
+
 class ModelEntry(Summary):
     """Everything measured about one model."""
 
@@ -148,6 +244,9 @@ class ModelEntry(Summary):
     certificates: list[CertificateRow]
     curves: list[Curve]
     decay: Decay | None
+    audits: list[AuditRow] = []
+    flags: list[Flag] = []
+    samples: Samples | None = None
 
 
 class SuiteSummary(Summary):
@@ -163,38 +262,117 @@ class SuiteSummary(Summary):
     subsets: dict[str, list[int]]
 
 
+class Picture(Summary):
+    """An image and an adversarial one, to the last bit.
+
+    Attributes:
+        shape: channels, height, width.
+        original: pixels in [0, 1], row by row of each channel; float32 numbers in the shortest
+            decimals that read back as the same.
+        adversarial: likewise.
+    """
+
+    shape: tuple[int, int, int]
+    original: list[float]
+    adversarial: list[float]
+
+
+class Violation(Summary):
+    """A certificate that was broken: an adversarial image closer than the certified radius.
+
+    Attributes:
+        model: name of the model.
+        digest: of its weights and architecture.
+        certificate: what certified the radius.
+        norm: the norm of radius and distance.
+        index: of the image in the data set.
+        label: true class.
+        prediction: class of the adversarial image; None where it is not known.
+        radius: what was certified.
+        distance: of the adversarial image.
+        attack: what found it.
+        seed: of the attack's random draws.
+        picture: both images; None where the attack's images are not stored.
+    """
+
+    model: str
+    digest: str
+    certificate: str
+    norm: Norm
+    index: int
+    label: int
+    prediction: int | None
+    radius: float
+    distance: float
+    attack: str
+    seed: int
+    picture: Picture | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}: image {self.index} (class {self.label}) is certified by "
+            f"{self.certificate} to {self.norm.value} {self.radius:.6g} and was broken at "
+            f"{self.distance:.6g} by {self.attack}, seed {self.seed}"
+        )
+
+
 class Soundness(Summary):
     """Certified radii confronted with the adversarial images that the run found.
 
     Attributes:
         pairs: certified radii of samples for which some attack was run inside or outside them.
         attacked_inside: of these, pairs with an attack at a radius below the certified one.
-        violations: adversarial images closer than the certified radius; any is a defect.
+        audited: pairs attacked by the audit, just inside the radius.
+        violations: adversarial images closer than the certified radius; any is a defect. The
+            first ones have pictures; the store has all that the audit found.
     """
 
     pairs: int
     attacked_inside: int
-    violations: list[str]
+    audited: int = 0
+    violations: list[Violation]
+
+
+class Cost(Summary):
+    """What a certificate takes per image, run alone on one core."""
+
+    model: str
+    norm: Norm
+    certificate: str
+    images: int
+    milliseconds: float
 
 
 class Leaderboard(Summary):
     """The whole summary of one run."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     suite: SuiteSummary
     models: list[ModelEntry]
     soundness: Soundness
     environment: dict[str, str]
     timings: dict[str, float] = {}
+    costs: list[Cost] = []
     created: str = ""
 
     def to_json(self) -> str:
-        """The file's content."""
-        return self.model_dump_json(indent=1) + "\n"
+        """The file's content; a list of plain values stands on one line."""
+        return _indented(json.loads(self.model_dump_json())) + "\n"
 
     def comparable(self) -> dict[str, Any]:
         """All that an identical run must reproduce: everything but timings and timestamps."""
-        return self.model_dump(mode="json", exclude={"timings", "created"})
+        return self.model_dump(mode="json", exclude={"timings", "costs", "created"})
+
+
+def _indented(value: Any, indent: str = "") -> str:
+    deeper = indent + " "
+    if isinstance(value, dict) and value:
+        lines = [f"{deeper}{json.dumps(k)}: {_indented(v, deeper)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        lines = [deeper + _indented(item, deeper) for item in value]
+        return "[\n" + ",\n".join(lines) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_leaderboard(path: Path) -> Leaderboard:

@@ -4,22 +4,29 @@ A job is one thing done to one model (predict it, attack it at one threat, certi
 norm); it is done shard by shard. A shard is a fixed run of `SHARD_SIZE` images in the suite's
 order and is always computed whole, in one batch and under one seed, so that a sample's result
 does not depend on how many samples were asked for, on the batch size, on the number of workers
-or on interruptions: only on what the key of (job, shard) names.
+or on interruptions: only on what the key of (job, images) names.
+
+Jobs come in two phases. Those of the second start from what the certificates of the first gave,
+which is then part of their keys; `units.py` says how they are cut into units of work.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from robustness import evaluation
 from robustness.attacks import Attack
-from robustness.certificates import settings_of
+from robustness.certificates import DETERMINISTIC, settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError
+from robustness.evaluation.audit import NAME as AUDIT
+from robustness.evaluation.audit import audit_stages, describe
+from robustness.evaluation.cascade import WORST_CASE, WorstCase
 from robustness.evaluation.suite import Samples, Suite
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm, ThreatModel
@@ -27,7 +34,7 @@ from robustness.zoo import LoadedModel
 
 SHARD_SIZE = 32
 
-JobKind = Literal["clean", "attack", "certificate", "decay"]
+JobKind = Literal["clean", "attack", "certificate", "decay", "audit", "flags"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Job:
     """One thing done to one model.
 
     Attributes:
-        kind: which of the four things.
+        kind: which of these things.
         model: index into the plan's models.
         name: of the attack or certificate; empty otherwise.
         norm: of the threat or the radii; None otherwise.
@@ -54,6 +61,7 @@ class Job:
         shards: how many of the plan's shards it runs on, from the first.
         samples: how many samples of these shards count.
         refusal: why it is not run at all; None where it is.
+        sources: digest of the other models that the result depends on; empty without any.
     """
 
     kind: JobKind
@@ -65,6 +73,30 @@ class Job:
     shards: int
     samples: int
     refusal: str | None = None
+    sources: str = ""
+
+    @property
+    def needs_radii(self) -> bool:
+        """Whether the job starts from certified radii, and so waits for the certificates."""
+        return self.kind == "audit" or self.name == WORST_CASE
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some images of one job.
+
+    Attributes:
+        key: the result's identity in the store.
+        indices: of the images in the data set.
+        seed: of every random draw.
+        radii: certified radii that the job starts from, one per image; empty for jobs of the
+            first phase.
+    """
+
+    key: str
+    indices: list[int]
+    seed: int
+    radii: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,40 +117,40 @@ class Plan:
     models: list[ModelInfo]
     jobs: list[Job]
 
-    @cached_property
-    def shards(self) -> list[list[int]]:
-        """Data-set indices of each shard that any job needs."""
-        needed = max(job.shards for job in self.jobs)
-        return [self.order[i * SHARD_SIZE : (i + 1) * SHARD_SIZE] for i in range(needed)]
-
-    @cached_property
-    def _shard_digests(self) -> list[str]:
-        return [hashlib.sha256(json.dumps(shard).encode()).hexdigest() for shard in self.shards]
-
     @property
     def samples(self) -> int:
         """Number of samples the suite reports."""
         return resolve_samples(self.suite.samples, len(self.order))
 
-    def key(self, job: Job, shard: int) -> str:
-        """The identity of a result: everything it depends on, hashed."""
-        identity = {
+    def key(self, job: Job, images: Sequence[int], given: object = None) -> str:
+        """The identity of a result: everything it depends on, hashed.
+
+        Args:
+            job: what is done.
+            images: data-set indices of what it is done to, in their order.
+            given: what a job of the second phase starts from, as JSON can write it.
+        """
+        identity: dict[str, object] = {
             "results": evaluation.RESULTS_VERSION,
             "kind": job.kind,
             "model": self.models[job.model].digest,
             "data": self.data_digest,
-            "images": self._shard_digests[shard],
+            "images": _digest(images),
             "name": job.name,
             "version": job.version,
             "norm": job.norm,
             "eps": job.eps,
-            "seed": self.suite.seed if job.kind == "attack" else None,
+            "seed": self.suite.seed if job.kind in ("attack", "audit", "flags") else None,
         }
+        if given is not None:
+            identity["given"] = given
+        if job.sources:
+            identity["sources"] = job.sources
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def seed(self, shard: int) -> int:
-        """Seed of the random draws on a shard, below 2^63."""
-        text = f"{self.suite.seed}:{self._shard_digests[shard]}".encode()
+    def seed(self, images: Sequence[int]) -> int:
+        """Seed of the random draws on some images, below 2^63."""
+        text = f"{self.suite.seed}:{_digest(images)}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
     def to_json(self) -> str:
@@ -150,12 +182,18 @@ class Plan:
         )
 
 
+def _digest(images: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(list(images)).encode()).hexdigest()
+
+
 def resolve_samples(samples: Samples, available: int) -> int:
     """A number of samples, at most as many as there are."""
     return available if samples == "all" else min(samples, available)
 
 
-def build_attacks(suite: Suite) -> list[tuple[Attack, list[ThreatModel], Samples]]:
+def build_attacks(
+    suite: Suite,
+) -> list[tuple[Attack | WorstCase, list[ThreatModel], Samples]]:
     """The suite's attacks, each with the threats and the samples it is run on."""
     return [
         (
@@ -201,20 +239,64 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
                     norm=group.norm,
                     refusal=certificate.refusal(loaded.module, group.norm),
                 )
+        for norm in _certified_norms(jobs, index):
+            version = describe(audit_stages(loaded.module, ThreatModel(norm, 1.0)))
+            add("audit", index, "all", name=AUDIT, version=version, norm=norm)
+        if suite.flags is not None:
+            threat = suite.threats[0].threats[len(suite.threats[0].eps) // 2]
+            at = {
+                "norm": threat.norm,
+                "eps": threat.eps,
+                "sources": _digest_of_others(models, loaded),
+            }
+            add("flags", index, suite.flags.samples, name="flags", **at)
         for attack, threats, samples in build_attacks(suite):
             for threat in threats:
-                refusal = attack.refusal(threat, classes)
                 add(
                     "attack",
                     index,
                     samples,
                     name=attack.name,
-                    version=attack.version,
                     norm=threat.norm,
                     eps=threat.eps,
-                    refusal=refusal,
+                    **_attack_fields(attack, threat, classes, models, loaded),
                 )
     return Plan(suite, images.digest, order.tolist(), infos, jobs)
+
+
+def others(models: Sequence[LoadedModel], model: LoadedModel) -> dict[str, nn.Module]:
+    """The suite's other models by name, whose adversarial images may be tried on `model`."""
+    return {other.name: other.module for other in models if other is not model}
+
+
+def _digest_of_others(models: Sequence[LoadedModel], model: LoadedModel) -> str:
+    digests = [[other.name, other.digest] for other in models if other is not model]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _attack_fields(
+    attack: Attack | WorstCase,
+    threat: ThreatModel,
+    classes: int,
+    models: Sequence[LoadedModel],
+    model: LoadedModel,
+) -> dict[str, Any]:
+    """What an attack's job says of its version, its sources, and why it is not run."""
+    if isinstance(attack, WorstCase):
+        version = attack.version(model.module, threat, others(models, model))
+        sources = _digest_of_others(models, model) if attack.transfer else ""
+        return {"version": version, "sources": sources}
+    return {"version": attack.version, "refusal": attack.refusal(threat, classes)}
+
+
+def _certified_norms(jobs: list[Job], model: int) -> list[Norm]:
+    """Norms in which something may be proved of a model."""
+    speaking = (
+        job.norm
+        for job in jobs
+        if job.model == model and job.name in DETERMINISTIC and job.refusal is None
+    )
+    return list(dict.fromkeys(norm for norm in speaking if norm is not None))
 
 
 def _classes(loaded: LoadedModel, images: ImageSet) -> int:

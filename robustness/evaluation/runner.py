@@ -1,4 +1,6 @@
-"""Runs a plan's missing shards, here or in worker processes, and stores them as they come.
+"""Runs a plan's missing units, here or in worker processes, and stores them as they come.
+
+First all jobs that depend on nothing but their images, then those that start from certified radii.
 
 Every process computes with one thread: the number of threads changes the order of sums and so
 the last bits of a result. Workers never touch the store.
@@ -11,62 +13,67 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from robustness.attacks import Attack
+from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
 from robustness.errors import UsageError
-from robustness.evaluation.plan import SHARD_SIZE, Job, Plan, build_attacks
+from robustness.evaluation.cascade import WORST_CASE
+from robustness.evaluation.plan import Job, Plan, Unit, build_attacks, others
 from robustness.evaluation.store import Store
-from robustness.evaluation.work import ShardResult, run_shard
+from robustness.evaluation.units import Schedule
+from robustness.evaluation.work import Bench, ShardResult, run_unit
 from robustness.zoo import LoadedModel, load_model
+
+# Jobs whose units take longest.
+_DEAR = ("autoattack", WORST_CASE, "flags")
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Some shards of one job, done by one worker in one go."""
+class Task:
+    """Some units of some jobs of one model, done by one worker in one go."""
 
-    job: int
-    shards: list[int]
+    work: list[tuple[Job, Unit]]
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """What shards are computed with; one per process."""
+    """What units are computed with; one per process."""
 
     plan: Plan
     images: ImageSet
     models: list[LoadedModel]
 
-    def run(self, batch: _Batch) -> list[ShardResult]:
-        """Compute some shards of one job."""
-        job = self.plan.jobs[batch.job]
-        return [self._run_shard(job, shard) for shard in batch.shards]
+    def run(self, task: Task) -> list[ShardResult]:
+        """Compute some units; what certificates of the same images share is computed once."""
+        results: list[ShardResult] = []
+        for indices, work in groupby(task.work, key=lambda pair: pair[1].indices):
+            chosen = torch.tensor(indices)
+            images, labels = self.images.images[chosen], self.images.labels[chosen]
+            with shared_work() as ledger:
+                for job, unit in work:
+                    bench, saved = self._bench(job), ledger.saved
+                    result = run_unit(unit, job, bench, images, labels)
+                    # What a job takes when it is run alone, whichever of them came first.
+                    alone = result.seconds + ledger.saved - saved
+                    results.append(replace(result, seconds=alone))
+        return results
 
-    def _run_shard(self, job: Job, shard: int) -> ShardResult:
-        indices = self.plan.shards[shard]
-        chosen = torch.tensor(indices)
-        return run_shard(
-            self.plan.key(job, shard),
-            job,
-            self.models[job.model].module,
-            self._attack(job),
-            self.plan.suite.build_certificates().get(job.name),
-            self.images.images[chosen],
-            self.images.labels[chosen],
-            indices,
-            self.plan.seed(shard),
-        )
-
-    def _attack(self, job: Job) -> Attack | None:
-        for attack, _, _ in build_attacks(self.plan.suite):
-            if job.kind == "attack" and attack.name == job.name:
-                return attack
-        return None
+    def _bench(self, job: Job) -> Bench:
+        model = self.models[job.model]
+        attack = None
+        for known, _, _ in build_attacks(self.plan.suite):
+            if job.kind == "attack" and known.name == job.name:
+                attack = known
+        certificate = None
+        if job.kind == "certificate":
+            certificate = self.plan.suite.build_certificates()[job.name]
+        return Bench(model.module, attack, certificate, others(self.models, model))
 
 
 @contextmanager
@@ -91,87 +98,120 @@ def run_plan(
     data_dir: Path | None,
     quiet: bool,
 ) -> int:
-    """Compute every shard of `plan` that `store` lacks.
+    """Compute every unit of `plan` that `store` lacks, in the plan's two phases.
 
     Args:
         plan: what to do.
         store: where results are read and kept.
         bench: models and images of this process, used when `workers` is 1.
         workers: number of processes.
-        batch_size: images per task handed to a worker, in whole shards; changes no result.
+        batch_size: images per task handed to a worker, in whole units; changes no result.
         data_dir: folder with the official image files, for the workers to read again.
         quiet: no progress bar.
 
     Returns:
-        The number of shards computed.
+        The number of units computed.
 
     Raises:
         UsageError: a worker died.
     """
-    done = store.done()
-    per_batch = max(1, batch_size // SHARD_SIZE)
-    batches = []
-    for number, job in enumerate(plan.jobs):
-        if job.refusal is not None:
-            continue
-        missing = [s for s in range(job.shards) if plan.key(job, s) not in done]
-        batches += [
-            _Batch(number, missing[i : i + per_batch]) for i in range(0, len(missing), per_batch)
-        ]
-    # The dearest work first, so that no worker is left with it alone at the end.
-    batches.sort(key=lambda batch: plan.jobs[batch.job].name != "autoattack")
+    schedule, computed = Schedule(plan, store), 0
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} shards"),
+        TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    total = sum(len(batch.shards) for batch in batches)
-    with Progress(*columns, disable=quiet) as progress:
-        bar = progress.add_task(f"evaluating {plan.suite.name}", total=total)
-        for batch, results in _execute(batches, bench, workers, data_dir):
-            job = plan.jobs[batch.job]
-            for result in results:
-                store.add(result, job, plan.models[job.model].name)
-            progress.advance(bar, len(results))
-    return total
+    with Progress(*columns, disable=quiet) as progress, _Crew(bench, workers, data_dir) as crew:
+        for late, what in ((False, "shards"), (True, "shards and audited images")):
+            jobs = [job for job in plan.jobs if job.needs_radii is late]
+            tasks = _missing(jobs, schedule, store.done(), batch_size)
+            if not tasks:
+                continue
+            total = sum(len(task.work) for task in tasks)
+            bar = progress.add_task(f"{plan.suite.name}: {what}", total=total)
+            for task, results in crew.run(tasks):
+                for (job, _), result in zip(task.work, results, strict=True):
+                    store.add(result, job, plan.models[job.model].name)
+                progress.advance(bar, len(results))
+            computed += total
+    return computed
 
 
-def _execute(
-    batches: list[_Batch], bench: Workbench, workers: int, data_dir: Path | None
-) -> Iterator[tuple[_Batch, list[ShardResult]]]:
-    if workers == 1 or len(batches) <= 1:
-        with reproducible_arithmetic():
-            for batch in batches:
-                yield batch, bench.run(batch)
-        return
-    names = [model.name for model in bench.models]
-    pool = ProcessPoolExecutor(
-        min(workers, len(batches)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(bench.plan.to_json(), names, data_dir),
-    )
-    try:
-        pending: dict[Future[list[ShardResult]], _Batch] = {
-            pool.submit(_run_in_worker, batch): batch for batch in batches
-        }
-        while pending:
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield pending.pop(future), future.result()
-    except BrokenProcessPool:
-        raise UsageError(
-            "expected the worker processes to live, got one that died (out of memory?); "
-            "run the same command again with fewer --workers"
-        ) from None
-    finally:
-        # On an interruption, shards in flight are given up rather than waited for.
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
+def _missing(jobs: list[Job], schedule: Schedule, done: set[str], batch_size: int) -> list[Task]:
+    """Tasks of about `batch_size` images each, the dearest first.
+
+    All certificates of one shard go into one task, since they share their costliest part.
+    """
+    blocks: dict[tuple[object, tuple[int, ...]], list[tuple[Job, Unit]]] = {}
+    for number, job in enumerate(jobs):
+        group = ("certificates", job.model) if job.kind == "certificate" else number
+        for unit in schedule.units(job):
+            if unit.key not in done:
+                blocks.setdefault((group, tuple(unit.indices)), []).append((job, unit))
+    tasks = []
+    for _, members in groupby(blocks.items(), key=lambda item: item[0][0]):
+        same = list(members)
+        width = max(1, batch_size // len(same[0][0][1]))
+        for first in range(0, len(same), width):
+            chunk = [pair for _, block in same[first : first + width] for pair in block]
+            tasks.append(Task(chunk))
+    # No worker shall be left alone with the dearest work at the end.
+    return sorted(tasks, key=lambda task: task.work[0][0].name not in _DEAR)
+
+
+class _Crew:
+    """Does tasks in this process or in worker processes, which are started once, when needed."""
+
+    def __init__(self, bench: Workbench, workers: int, data_dir: Path | None) -> None:
+        self.bench, self.workers, self.data_dir = bench, workers, data_dir
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "_Crew":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._pool is None:
+            return
+        # On an interruption, units in flight are given up rather than waited for.
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+
+    def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[ShardResult]]]:
+        """Do the tasks and give each back with its results, in the order they are done."""
+        if self._pool is None and (self.workers == 1 or len(tasks) <= 1):
+            with reproducible_arithmetic():
+                for task in tasks:
+                    yield task, self.bench.run(task)
+            return
+        if self._pool is None:
+            self._pool = self._start()
+        pool = self._pool
+        try:
+            pending: dict[Future[list[ShardResult]], Task] = {
+                pool.submit(_run_in_worker, task): task for task in tasks
+            }
+            while pending:
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield pending.pop(future), future.result()
+        except BrokenProcessPool:
+            raise UsageError(
+                "expected the worker processes to live, got one that died (out of memory?); "
+                "run the same command again with fewer --workers"
+            ) from None
+
+    def _start(self) -> ProcessPoolExecutor:
+        names = [model.name for model in self.bench.models]
+        return ProcessPoolExecutor(
+            self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self.bench.plan.to_json(), names, self.data_dir),
+        )
 
 
 _bench: Workbench | None = None
@@ -198,6 +238,6 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _run_in_worker(batch: _Batch) -> list[ShardResult]:
+def _run_in_worker(task: Task) -> list[ShardResult]:
     assert _bench is not None
-    return _bench.run(batch)
+    return _bench.run(task)

@@ -16,7 +16,7 @@ from robustness.evaluation.plan import Job, Plan
 from robustness.evaluation.work import Row, ShardResult
 
 STORE_FILE = "results.sqlite"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS shards (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, job TEXT NOT NULL, model TEXT NOT NULL,
@@ -26,11 +26,19 @@ CREATE TABLE IF NOT EXISTS clean (
     status TEXT NOT NULL, nfe INTEGER, PRIMARY KEY (key, sample)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS attack (
     key TEXT NOT NULL, sample INTEGER NOT NULL, status TEXT NOT NULL, prediction INTEGER,
-    linf REAL, l2 REAL, rejected INTEGER NOT NULL, detail TEXT NOT NULL,
-    PRIMARY KEY (key, sample)) WITHOUT ROWID;
+    linf REAL, l2 REAL, rejected INTEGER NOT NULL, detail TEXT NOT NULL, found_by TEXT NOT NULL,
+    queries INTEGER NOT NULL, PRIMARY KEY (key, sample)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS certificate (
     key TEXT NOT NULL, sample INTEGER NOT NULL, radius REAL NOT NULL, kind TEXT NOT NULL,
-    reason TEXT NOT NULL, PRIMARY KEY (key, sample)) WITHOUT ROWID;
+    reason TEXT NOT NULL, limited_by TEXT NOT NULL, PRIMARY KEY (key, sample)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS audit (
+    key TEXT NOT NULL, sample INTEGER NOT NULL, radius REAL NOT NULL, status TEXT NOT NULL,
+    prediction INTEGER, linf REAL, l2 REAL, detail TEXT NOT NULL, found_by TEXT NOT NULL,
+    seed INTEGER NOT NULL, shape TEXT NOT NULL, original BLOB, adversarial BLOB,
+    PRIMARY KEY (key, sample)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS flags (
+    key TEXT NOT NULL, name TEXT NOT NULL, raised INTEGER NOT NULL, value REAL,
+    threshold REAL, detail TEXT NOT NULL, PRIMARY KEY (key, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decay (
     key TEXT NOT NULL, sample INTEGER NOT NULL, step INTEGER NOT NULL, time REAL NOT NULL,
     potential REAL, right INTEGER NOT NULL, PRIMARY KEY (key, sample, step)) WITHOUT ROWID;
@@ -38,7 +46,7 @@ CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY, plan TEXT NOT NULL, environment TEXT NOT NULL, started REAL NOT NULL,
     wall_seconds REAL);
 """
-_COLUMNS = {"clean": 5, "attack": 7, "certificate": 4, "decay": 5}
+_COLUMNS = {"clean": 5, "attack": 9, "certificate": 5, "decay": 5, "audit": 12, "flags": 5}
 
 
 class Store:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from robustness.attacks import FGSM, PGD, Attack, AutoAttack
-from robustness.certificates import CERTIFICATES, Certificate, SmoothingCertificate
+from robustness.certificates import CERTIFICATES, DETERMINISTIC, Certificate, SmoothingCertificate
 from robustness.errors import UsageError
+from robustness.evaluation.cascade import Effort, WorstCase
 from robustness.nets.config import Config
 from robustness.recipe import read_toml
 from robustness.threat import Norm, ThreatModel, parse_eps
@@ -98,7 +99,41 @@ class SmoothingConfig(Config):
         return SmoothingCertificate(**self.model_dump(), seed=seed)
 
 
-AttackConfig = Annotated[FGSMConfig | PGDConfig | AutoAttackConfig, Field(discriminator="kind")]
+class WorstCaseConfig(_AttackConfig):
+    """The worst case over views and attacks; what is certified at a threat is not attacked."""
+
+    kind: Literal["worst-case"]
+    effort: Effort = "standard"
+    transfer: bool = True
+
+    def build(self) -> WorstCase:
+        """The attack."""
+        return WorstCase(self.effort, self.transfer)
+
+
+AttackConfig = Annotated[
+    FGSMConfig | PGDConfig | AutoAttackConfig | WorstCaseConfig, Field(discriminator="kind")
+]
+
+
+class AuditConfig(Config):
+    """How many certified images of each model and norm are attacked inside their radii.
+
+    There is always an audit: a run that certifies without one would be trusted for nothing.
+
+    Attributes:
+        samples: drawn at random.
+        largest: those with the largest radii.
+    """
+
+    samples: PositiveInt = 32
+    largest: PositiveInt = 8
+
+
+class FlagsConfig(Config):
+    """The checks of `attacks.audits`, on the first samples of the suite's order."""
+
+    samples: PositiveInt = 32
 
 
 class Suite(Config):
@@ -110,12 +145,15 @@ class Suite(Config):
         split: which split.
         samples: how many images, the first of a fixed order drawn with `seed`.
         seed: decides that order and every random draw of the attacks.
-        models: zoo names, folders or factories.
+        models: zoo names, folders or factories; `mnist/*` stands for every MNIST entry of the zoo
+            that has weights.
         threats: norms and radii.
         attacks: run on every model.
         certificates: run on every model they apply to; by name, or as a table of a name and
-            settings where a certificate has any.
+            settings where a certificate has any; `"all"` stands for all that have none.
         decay: whether to record V(t) along the trajectories of neural ODEs.
+        audit: how many certified images are attacked inside their radii.
+        flags: checks of whether the attacks on a model can be believed; None runs none.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -128,6 +166,13 @@ class Suite(Config):
     attacks: list[AttackConfig] = Field(default_factory=list)
     certificates: list[str | SmoothingConfig] = Field(default_factory=list)
     decay: bool = True
+    audit: AuditConfig = Field(default_factory=AuditConfig)
+    flags: FlagsConfig | None = None
+
+    @field_validator("certificates", mode="before")
+    @classmethod
+    def _all_certificates(cls, value: object) -> object:
+        return list(DETERMINISTIC) if value == "all" else value
 
     @field_validator("certificates")
     @classmethod

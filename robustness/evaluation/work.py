@@ -1,20 +1,28 @@
 """What is done to one shard, in this process or in a worker: pure, no store in sight."""
 
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustness.attacks import Attack, Status, Verdict, judge, predict_alone
+from robustness.attacks import Attack, Status, Verdict, judge, predict_alone, worst_case
+from robustness.attacks import audit as check
 from robustness.certificates import Certificate
-from robustness.evaluation.plan import Job
+from robustness.evaluation.audit import INSIDE, audit
+from robustness.evaluation.cascade import WorstCase
+from robustness.evaluation.plan import Job, Unit
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.threat import ThreatModel
 
 # Times at which V(t) is recorded for solvers that have no grid of their own.
 _DECAY_POINTS = 21
+
+# Status of a sample that an attack left out, being certified at its radius.
+SKIPPED = "certified"
 
 Row = tuple[Any, ...]
 
@@ -29,42 +37,51 @@ class ShardResult:
     seconds: float = field(compare=False)
 
 
-def run_shard(
-    key: str,
-    job: Job,
-    model: nn.Module,
-    attack: Attack | None,
-    certificate: Certificate | None,
-    images: Tensor,
-    labels: Tensor,
-    indices: list[int],
-    seed: int,
-) -> ShardResult:
-    """Do `job` to one shard.
+@dataclass(frozen=True)
+class Bench:
+    """What a job is done with.
+
+    Attributes:
+        model: the deployed model.
+        attack: the attack of an attack job; None for other jobs.
+        certificate: the certificate of a certificate job; None for other jobs.
+        sources: the suite's other models by name.
+    """
+
+    model: nn.Module
+    attack: Attack | WorstCase | None
+    certificate: Certificate | None
+    sources: Mapping[str, nn.Module]
+
+
+def run_unit(unit: Unit, job: Job, bench: Bench, images: Tensor, labels: Tensor) -> ShardResult:
+    """Do `job` to one unit's images.
 
     Args:
-        key: the result's identity in the store.
+        unit: which images, under which key and seed.
         job: what to do.
-        model: the deployed model.
-        attack: the attack of an attack job.
-        certificate: the certificate of a certificate job.
-        images: the shard's pixels, shape (n, c, h, w).
+        bench: what it is done with.
+        images: the unit's pixels, shape (n, c, h, w).
         labels: their classes, shape (n,).
-        indices: their indices in the data set.
-        seed: of every random draw.
     """
     started = time.perf_counter()
     if job.kind == "clean":
-        rows = _clean(model, images, labels, indices)
+        rows = _clean(bench.model, images, labels, unit.indices)
     elif job.kind == "decay":
-        rows = _decay(model, images, labels, indices)
+        rows = _decay(bench.model, images, labels, unit.indices)
     elif job.kind == "certificate":
-        assert certificate is not None
-        rows = _certify(job, certificate, model, images, labels, indices)
+        assert bench.certificate is not None
+        rows = _certify(job, bench.certificate, bench.model, images, labels, unit.indices)
+    elif job.kind == "audit":
+        rows = _audit(job, bench.model, images, labels, unit)
+    elif job.kind == "flags":
+        rows = _flags(job, bench, images, labels, unit)
+    elif isinstance(bench.attack, WorstCase):
+        rows = _worst_case(job, bench.attack, bench, images, labels, unit)
     else:
-        assert attack is not None
-        rows = _attack(job, attack, model, images, labels, indices, seed)
-    return ShardResult(key, job.kind, rows, time.perf_counter() - started)
+        assert bench.attack is not None
+        rows = _attack(job, bench.attack, bench.model, images, labels, unit)
+    return ShardResult(unit.key, job.kind, rows, time.perf_counter() - started)
 
 
 def _clean(model: nn.Module, images: Tensor, labels: Tensor, indices: list[int]) -> list[Row]:
@@ -108,31 +125,82 @@ def _certify(
     assert job.norm is not None
     radii = certificate.certify(model, images, labels, job.norm)
     return [
-        (index, result.radius, result.kind.value, result.reason)
+        (index, result.radius, result.kind.value, result.reason, result.limited_by.value)
         for index, result in zip(indices, radii, strict=True)
     ]
 
 
 def _attack(
-    job: Job,
-    attack: Attack,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    indices: list[int],
-    seed: int,
+    job: Job, attack: Attack, model: nn.Module, images: Tensor, labels: Tensor, unit: Unit
 ) -> list[Row]:
-    assert job.norm is not None
-    assert job.eps is not None
-    threat = ThreatModel(job.norm, job.eps)
+    threat = _threat(job)
     try:
-        candidates = attack.propose(model, images, labels, threat, seed)
+        candidates = attack.propose(model, images, labels, threat, unit.seed)
     except Exception as error:  # a third party's code on a user's model: any failure is data
-        detail = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        verdicts = [Verdict(Status.ERROR, detail=detail) for _ in indices]
+        verdicts = [Verdict(Status.ERROR, detail=_said(error)) for _ in unit.indices]
     else:
         verdicts = judge(model, images, labels, candidates.detach(), threat)
     return [
-        (index, v.status.value, v.prediction, v.linf, v.l2, v.rejected, v.detail)
-        for index, v in zip(indices, verdicts, strict=True)
+        (index, v.status.value, v.prediction, v.linf, v.l2, v.rejected, v.detail, job.name, 0)
+        for index, v in zip(unit.indices, verdicts, strict=True)
     ]
+
+
+def _worst_case(
+    job: Job, attack: WorstCase, bench: Bench, images: Tensor, labels: Tensor, unit: Unit
+) -> list[Row]:
+    threat = _threat(job)
+    stages = attack.stages(bench.model, threat, bench.sources)
+    radii = torch.tensor(unit.radii, dtype=torch.float64)
+    outcomes = worst_case(bench.model, images, labels, threat, stages, radii, unit.seed)
+    return [
+        (
+            index,
+            SKIPPED if o.certified else o.status.value,
+            o.prediction,
+            o.linf,
+            o.l2,
+            o.rejected,
+            "; ".join(o.errors)[:500],
+            f"{o.attack}@{o.view}" if o.view else o.attack or "",
+            o.queries,
+        )
+        for index, o in zip(unit.indices, outcomes, strict=True)
+    ]
+
+
+def _audit(job: Job, model: nn.Module, images: Tensor, labels: Tensor, unit: Unit) -> list[Row]:
+    assert job.norm is not None
+    rows: list[Row] = []
+    for index, image, label, radius in zip(
+        unit.indices, images, labels.tolist(), unit.radii, strict=True
+    ):
+        o = audit(model, image, label, ThreatModel(job.norm, radius * INSIDE), unit.seed)
+        found = (None, None) if o.image is None else (_bytes(image), _bytes(o.image))
+        judged = (o.status.value, o.prediction, o.linf, o.l2, "; ".join(o.errors)[:500])
+        by = f"{o.attack}@{o.view}" if o.view else o.attack or ""
+        rows.append((index, radius, *judged, by, unit.seed, json.dumps(list(image.shape)), *found))
+    return rows
+
+
+def _flags(job: Job, bench: Bench, images: Tensor, labels: Tensor, unit: Unit) -> list[Row]:
+    try:
+        flags = check(bench.model, images, labels, _threat(job), unit.seed, bench.sources)
+    except Exception as error:  # a user's model may do anything
+        return [("checks-failed", 1, None, None, _said(error))]
+    return [(f.name, int(f.raised), f.value, f.threshold, f.detail) for f in flags]
+
+
+def _threat(job: Job) -> ThreatModel:
+    assert job.norm is not None
+    assert job.eps is not None
+    return ThreatModel(job.norm, job.eps)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def _bytes(image: Tensor) -> bytes:
+    """Pixels as little-endian float32, which is what the model was given."""
+    return image.detach().numpy().astype("<f4").tobytes()

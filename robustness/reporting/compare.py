@@ -10,8 +10,8 @@ from robustness.reporting import selection, words
 from robustness.reporting.tables import plain_table
 from robustness.threat import Norm
 
-# The models are what a comparison is about, so the list of them decides nothing.
-IGNORED_SETTINGS = frozenset({"models"})
+# The models are what a comparison is about, and audit and checks leave sound numbers as they are.
+IGNORED_SETTINGS = frozenset({"models", "audit", "flags"})
 
 
 @dataclass(frozen=True)

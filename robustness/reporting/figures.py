@@ -1,20 +1,12 @@
-"""The report's figures as SVG: brackets over radii, decay of V, accuracy along the horizon.
+"""The report's figures as SVG: brackets over radii, decay of V, accuracy along the horizon."""
 
-Figures are drawn without pyplot, so nothing is left behind in the process, and their bytes
-depend on the leaderboard alone.
-"""
-
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import cycle, pairwise
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -22,12 +14,18 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robustness.evaluation.leaderboard import Curve, Decay, Leaderboard, ModelEntry
 from robustness.reporting import selection, words
+from robustness.reporting.certificate_figures import certificates_figure, distances_figure
+from robustness.reporting.drawing import (
+    FAINT,
+    INK,
+    STYLE,
+    colours,
+    dashes,
+    name_rows,
+    svg,
+    text_colour,
+)
 from robustness.threat import Norm
-
-# Okabe and Ito's palette without its yellow, which is too light for lines on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")
-INK, FAINT = "#333333", "#8a8a8a"
 
 # A potential below this is 0 for every purpose, and a logarithm has to end somewhere; the
 # caption says where.
@@ -36,60 +34,11 @@ FLOOR = 1e-6
 # Distance of two labels, as a fraction of the height of the axes.
 LABEL_GAP = 0.075
 
-# matplotlib types the keys as a union of literals, which no dictionary of ours can have.
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "robustness",
-    "svg.fonttype": "path",  # looks the same whatever fonts the reader has
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-}
-
-
-def colours(leaderboard: Leaderboard) -> dict[str, str]:
-    """Each model's colour, the same in every figure and table."""
-    return {e.name: c for e, c in zip(leaderboard.models, cycle(PALETTE), strict=False)}
-
-
-def dashes(leaderboard: Leaderboard) -> dict[str, str]:
-    """Each model's line style, which tells models apart once colours repeat or are not seen."""
-    return {
-        entry.name: DASHES[sum(divmod(place, len(PALETTE))) % len(DASHES)]
-        for place, entry in enumerate(leaderboard.models)
-    }
-
-
-def text_colour(colour: str) -> str:
-    """A darker shade of a palette colour: as thin as letters are, the light ones fade."""
-    red, green, blue = to_rgb(colour)
-    return to_hex((0.72 * red, 0.72 * green, 0.72 * blue))
-
 
 def figures(leaderboard: Leaderboard) -> dict[str, bytes]:
     """Every figure that the leaderboard has data for: name to SVG."""
     drawn = {name: draw(leaderboard) for name, draw in FIGURES.items()}
     return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG without date or creator."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # A model's name may hold letters the font lacks; boxes in their place are enough.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
 
 
 # --- certified and attacked accuracy against the radius ---------------------------------
@@ -111,7 +60,7 @@ def bracket_figure(leaderboard: Leaderboard) -> Figure | None:
             ax.set_xlabel(f"radius ε in {words.SYMBOLS[norm]}, pixel units")
             ax.set_xlim(0, _furthest(leaderboard, norm))
             ax.xaxis.set_major_locator(MaxNLocator(6))
-        _name_rows(axes[:, 0], leaderboard)
+        name_rows(axes[:, 0], leaderboard.models, leaderboard)
         axes[0, 0].set_ylim(0, 1.02)
         axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
         figure.legend(handles=_bracket_legend(leaderboard), loc="outside upper center", ncols=4)
@@ -177,19 +126,6 @@ def _furthest(leaderboard: Leaderboard, norm: Norm) -> float:
         positive = zip(curve.certified_eps, curve.certified, strict=True)
         ends += [eps for eps, value in positive if value > 0]
     return 1.03 * max(ends, default=0.0) or 1.0
-
-
-def _name_rows(first_column: Iterable[Axes], leaderboard: Leaderboard) -> None:
-    for entry, ax in zip(leaderboard.models, first_column, strict=True):
-        ax.set_title(
-            entry.name,
-            loc="left",
-            fontsize=9.5,
-            fontweight="bold",
-            color=text_colour(colours(leaderboard)[entry.name]),
-            parse_math=False,
-            pad=4,
-        )
 
 
 def _bracket_legend(leaderboard: Leaderboard) -> list[Line2D | Patch]:
@@ -350,6 +286,8 @@ def _places(groups: list[tuple[list[str], float]], gap: float) -> Iterator[tuple
 
 FIGURES: dict[str, Callable[[Leaderboard], Figure | None]] = {
     "brackets": bracket_figure,
+    "certificates": certificates_figure,
+    "distances": distances_figure,
     "decay": decay_figure,
     "horizon": horizon_figure,
 }

@@ -7,10 +7,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustness.evaluation.leaderboard import CertificateRow, Leaderboard
 from robustness.reporting import prose, selection, tables, words
-from robustness.reporting.figures import colours
+from robustness.reporting.drawing import colours
+from robustness.reporting.pictures import PARTS, path_of, pictures
 from robustness.threat import format_eps
 
-LIMITS_SHOWN = 4
+REASONS_SHOWN = 4
 
 
 def html_text(leaderboard: Leaderboard, figures: dict[str, bytes]) -> str:
@@ -42,6 +43,7 @@ def _environment() -> Environment:
         "setting": words.setting,
         "index_list": words.index_list,
         "data_uri": data_uri,
+        "png_uri": png_uri,
     }
     environment.globals |= {
         "threat": words.threat_symbol,
@@ -53,13 +55,18 @@ def _environment() -> Environment:
         "autoattack_sizes": selection.autoattack_sizes,
         "attack_lines": selection.attack_lines,
         "certificate_rows": selection.certificate_rows,
-        "limits": limits,
+        "reasons": reasons,
+        "costs": selection.costs,
+        "raised": selection.raised,
+        "flag_page": prose.flag_page,
+        "counts": words.counts,
         "subset_line": prose.subset_line,
     }
     return environment
 
 
 def _context(leaderboard: Leaderboard, figures: dict[str, bytes]) -> dict[str, Any]:
+    pngs = pictures(leaderboard)
     return {
         "board": leaderboard,
         "suite": leaderboard.suite,
@@ -74,6 +81,13 @@ def _context(leaderboard: Leaderboard, figures: dict[str, bytes]) -> dict[str, A
         ],
         "glossary": prose.GLOSSARY,
         "soundness_rule": prose.SOUNDNESS,
+        "smoothed": selection.smoothed(leaderboard),
+        "limit_meanings": prose.limit_meanings(leaderboard),
+        "pictures": [
+            (violation, {part: pngs[path_of(number, part)] for part in PARTS})
+            for number, violation in enumerate(leaderboard.soundness.violations)
+            if violation.picture is not None
+        ],
         "soundness_line": tables.soundness_line(leaderboard.soundness),
         "partial": selection.partial_attacks(leaderboard),
     }
@@ -84,12 +98,17 @@ def data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
-def limits(row: CertificateRow) -> list[tuple[str, int]]:
+def png_uri(png: bytes) -> str:
+    """A PNG as the source of an image."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def reasons(row: CertificateRow) -> list[tuple[str, int]]:
     """The most frequent reasons that limit a certificate's radii, the rest in one line."""
-    reasons = list(row.limits.items())
-    shown, rest = reasons[:LIMITS_SHOWN], reasons[LIMITS_SHOWN:]
+    every = list(row.reasons.items())
+    shown, rest = every[:REASONS_SHOWN], every[REASONS_SHOWN:]
     if len(rest) == 1:  # naming it takes no more room than counting it
-        return reasons
+        return every
     if rest:
         shown.append((words.plural(len(rest), "other reason"), sum(n for _, n in rest)))
     return shown

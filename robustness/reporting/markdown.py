@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from robustness.certificates.base import Kind
 from robustness.evaluation.leaderboard import CertificateRow, Leaderboard, ModelEntry
 from robustness.reporting import prose, selection, tables, words
+from robustness.reporting.pictures import PARTS, path_of
 from robustness.threat import Norm
 
 
@@ -18,12 +20,15 @@ def markdown_text(leaderboard: Leaderboard, figures: Sequence[str]) -> str:
         f"# {text(prose.title(leaderboard))}",
         f"Suite {code(leaderboard.suite.name)}: {text(prose.ran_on(leaderboard))}.",
         f"**Soundness**: {tables.soundness_line(leaderboard.soundness)}.",
-        *(f"- {text(violation)}" for violation in leaderboard.soundness.violations),
+        *(f"- {text(str(violation))}" for violation in leaderboard.soundness.violations),
+        *_counterexamples(leaderboard),
         *_brackets(leaderboard),
         *_figures(figures),
         *(block for entry in leaderboard.models for block in _model(leaderboard, entry)),
         *_certificates(leaderboard),
+        *_audits(leaderboard),
         *_attacks(leaderboard),
+        *_checks(leaderboard),
         *_suite(leaderboard),
         "## Environment",
         _environment(leaderboard),
@@ -49,6 +54,13 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _counterexamples(leaderboard: Leaderboard) -> Iterator[str]:
+    for number, violation in enumerate(leaderboard.soundness.violations):
+        if violation.picture is not None:
+            shown = " ".join(f"![{part}]({path_of(number, part)})" for part in PARTS)
+            yield f"Image {violation.index}, the adversarial one, and their difference: {shown}"
+
+
 def _brackets(leaderboard: Leaderboard) -> Iterator[str]:
     yield "## Brackets"
     yield (
@@ -71,19 +83,36 @@ def _headline(leaderboard: Leaderboard) -> str:
     columns = selection.headline(leaderboard)
     heading = ["model", "clean"]
     for norm, eps in columns:
-        heading += [f"**{words.threat_symbol(norm, eps)}**", "width"]
+        heading += [f"**width at {words.threat_symbol(norm, eps)}**", "certified–attacked"]
+        if selection.smoothed(leaderboard):
+            heading.append("probabilistic")
         if sizes := selection.autoattack_sizes(leaderboard, norm, eps):
             heading.append(f"AutoAttack, first {words.extent(sizes)}")
     rows = []
     for entry in leaderboard.models:
-        cells = [code(entry.name), words.percent(entry.clean.value)]
+        cells = [_named(entry), words.percent(entry.clean.value)]
         for norm, eps in columns:
-            cells += _bracket_cells(entry, [(norm, eps)])[2:]
+            bracket, width = _bracket_cells(entry, [(norm, eps)])[2:]
+            cells += [f"**{width}**", bracket]
+            if selection.smoothed(leaderboard):
+                cells.append(_probabilistic(entry, norm, eps))
             if selection.autoattack_sizes(leaderboard, norm, eps):
                 row = selection.autoattack_row(entry, norm, eps)
                 cells.append(words.percent(row.robust.value) if row else words.ABSENT)
         rows.append(cells)
     return table(heading, rows)
+
+
+def _named(entry: ModelEntry) -> str:
+    """A model's name with a badge for each raised flag."""
+    badges = (f"[⚑ {text(f.name)}]({prose.flag_page(f.name)})" for f in selection.raised(entry))
+    return " ".join([code(entry.name), *badges])
+
+
+def _probabilistic(entry: ModelEntry, norm: Norm, eps: float) -> str:
+    bracket = selection.find_bracket(entry, norm, eps)
+    share = bracket.probabilistic if bracket is not None else None
+    return words.ABSENT if share is None else words.percent(share.value)
 
 
 def _bracket_cells(entry: ModelEntry, columns: Iterable[tuple[Norm, float]]) -> list[str]:
@@ -138,18 +167,73 @@ def _certificates(leaderboard: Leaderboard) -> Iterator[str]:
         eps = sorted({e for _, row in rows for e in row.eps})
         if rows:
             names = [words.threat_symbol(norm, e) for e in eps]
-            heading = ["model", "certificate", "kind", *names, "median radius", "mostly limited by"]
-            yield table(heading, [_certificate_cells(m, row, eps) for m, row in rows], texts=3)
+            facts = ["median radius", "largest for", "ms per image", "limited by", "mostly since"]
+            heading = ["model", "certificate", "kind", *names, *facts]
+            cells = [_certificate_cells(leaderboard, m, row, eps) for m, row in rows]
+            yield table(heading, cells, texts=3)
+    if meanings := prose.limit_meanings(leaderboard):
+        yield "\n".join(f"- limited by **{limit}**: {said}" for limit, said in meanings.items())
 
 
-def _certificate_cells(entry: ModelEntry, row: CertificateRow, eps: list[float]) -> list[str]:
+def _certificate_cells(
+    leaderboard: Leaderboard, entry: ModelEntry, row: CertificateRow, eps: list[float]
+) -> list[str]:
     names = [code(entry.name), code(row.certificate)]
     if row.kind is None:
-        return [*names, "refuses", *[words.ABSENT] * (len(eps) + 1), text(row.refusal or "")]
+        return [*names, "refuses", *[words.ABSENT] * (len(eps) + 4), text(row.refusal or "")]
     at = dict(zip(row.eps, row.accuracy, strict=True))
     values = [words.percent(at[e].value) if e in at else words.ABSENT for e in eps]
-    limit = next(iter(row.limits), words.ABSENT)
-    return [*names, row.kind.value, *values, f"{row.median_radius:.3g}", text(limit)]
+    cost = selection.costs(leaderboard, entry.name).get((row.norm, row.certificate))
+    facts = [
+        f"{row.median_radius:.3g}",
+        f"{row.won:,}" if row.kind is Kind.CERTIFIED else words.ABSENT,
+        f"{cost.milliseconds:.3g}" if cost else words.ABSENT,
+        words.counts(row.limits),
+        text(next(iter(row.reasons), words.ABSENT)),
+    ]
+    return [*names, row.kind.value, *values, *facts]
+
+
+def _audits(leaderboard: Leaderboard) -> Iterator[str]:
+    rows = [
+        [
+            code(entry.name),
+            words.SYMBOLS[audit.norm],
+            str(audit.pairs),
+            str(audit.broken),
+            str(audit.errors),
+            f"{audit.smallest:.3g}",
+            f"{audit.largest:.3g}",
+        ]
+        for entry in leaderboard.models
+        for audit in entry.audits
+        if audit.pairs
+    ]
+    if rows:
+        yield "## Audit"
+        yield prose.SOUNDNESS
+        heading = ["model", "norm", "images", "broken", "errors", "smallest radius", "largest"]
+        yield table(heading, rows, texts=2)
+
+
+def _checks(leaderboard: Leaderboard) -> Iterator[str]:
+    rows = [
+        [
+            code(entry.name),
+            f"[{text(flag.name)}]({prose.flag_page(flag.name)})",
+            "**raised**" if flag.raised else "down",
+            text(flag.detail),
+            words.ABSENT if flag.value is None else f"{flag.value:.3g}",
+            words.ABSENT if flag.threshold is None else f"{flag.threshold:.3g}",
+        ]
+        for entry in leaderboard.models
+        for flag in entry.flags
+    ]
+    if rows:
+        yield "## Checks"
+        yield prose.GLOSSARY["Flag"]
+        heading = ["model", "check", "verdict", "measurement", "value", "threshold"]
+        yield table(heading, rows, texts=4)
 
 
 def _attacks(leaderboard: Leaderboard) -> Iterator[str]:
@@ -159,12 +243,16 @@ def _attacks(leaderboard: Leaderboard) -> Iterator[str]:
     names = [words.threat_symbol(norm, eps) for norm, eps in columns]
     heading = ["model", "attack", "samples", *names, "errors", "rejected"]
     rows = []
+    stages: list[str] = []
     versions: dict[str, None] = {}
     for entry in leaderboard.models:
         for line in selection.attack_lines(entry, columns):
             versions |= dict.fromkeys(f"{code(line.attack)}: {text(v)}" for v in line.versions)
             rows.append([code(entry.name), *_attack_cells(line)])
+            stages += _stage_lines(entry, line)
     yield table(heading, rows, texts=2)
+    if stages:
+        yield "\n".join(stages)
     yield "\n".join(f"- {version}" for version in versions)
     for attack, sizes in selection.partial_attacks(leaderboard).items():
         yield prose.subset_line(code(attack), leaderboard, words.extent(sizes))
@@ -174,6 +262,15 @@ def _attack_cells(line: selection.AttackLine) -> list[str]:
     sizes = words.extent(row.subset for row in line.run)
     values = [words.ABSENT if r is None else words.percent(r.robust.value) for r in line.rows]
     return [code(line.attack), sizes, *values, f"{line.errors:,}", f"{line.rejected:,}"]
+
+
+def _stage_lines(entry: ModelEntry, line: selection.AttackLine) -> Iterator[str]:
+    if line.found_by or line.skipped:
+        yield (
+            f"- {code(line.attack)} on {code(entry.name)}, over all radii: "
+            f"{words.plural(line.skipped, 'sample')} certified and not attacked; broken by "
+            f"{text(words.counts(line.found_by))}"
+        )
 
 
 def _suite(leaderboard: Leaderboard) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The report's fixed sentences, shared by the page and the Markdown file."""
 
+from robustness.certificates.limits import MEANINGS
 from robustness.evaluation.leaderboard import Leaderboard
 from robustness.reporting import words
 
@@ -12,6 +13,19 @@ CAPTIONS = {
         "with the radius. A wide band means that neither proof nor attack settles the matter, "
         "not that the model is weak. A diamond, if any, is AutoAttack alone with its 95% "
         "interval; on fewer samples than the dashed line, it may lie on either side of it."
+    ),
+    "certificates": (
+        "Accuracy that each certificate alone gives, against the radius. Solid lines are proved; "
+        "dash-dotted ones hold with a stated probability and speak of the smoothed classifier; "
+        "dotted ones are estimates, which prove nothing wherever they lie. Models of which no "
+        "certificate gives any radius are left out."
+    ),
+    "distances": (
+        "A point per sample: how far it is proved to keep its class, and the distance of the "
+        "nearest adversarial image that the run found. The true radius lies between the two, so "
+        "a sample is settled where its point touches the diagonal; a point below it would refute "
+        "the certificate. Triangles are samples of which no adversarial image was found up to "
+        "the largest radius attacked. Misclassified samples are left out."
     ),
     "decay": (
         "The potential V(t) = −log p(t), with p(t) the probability that the state at time t "
@@ -30,6 +44,8 @@ CAPTIONS = {
 
 TITLES = {
     "brackets": "Brackets over the radius",
+    "certificates": "Certified accuracy over the radius",
+    "distances": "Certified radius and adversarial distance",
     "decay": "Decay of the potential",
     "horizon": "Accuracy along the horizon",
 }
@@ -65,7 +81,8 @@ GLOSSARY = {
     ),
     "Probabilistic": (
         "A radius that holds except with a stated small probability, as in randomised smoothing. "
-        "It is shown, and not counted as certified either."
+        "It speaks of the smoothed classifier, not of the model itself; it has a column of its "
+        "own and is never counted as certified."
     ),
     "95% interval": (
         "The exact interval of Clopper and Pearson for a count out of a total: how far the "
@@ -76,6 +93,16 @@ GLOSSARY = {
         "A sample on which the model or an attack failed numerically. It counts neither as "
         "robust nor as certified."
     ),
+    "Flag": (
+        "A check of whether the numbers of attacks can be believed, each with a definition and a "
+        "threshold. A raised flag says that attacked accuracy may be far too high; what it means "
+        "and what to do is in docs/attacks.md."
+    ),
+    "Worst case": (
+        "An attack that runs many attacks through several views of a model, cheap ones first, on "
+        "the samples that still stand. Samples certified at the radius are not attacked, since "
+        "nothing could be found; the audit is what attacks those."
+    ),
     "Rejected": (
         "Images proposed by an attack that lay outside the ball or the pixel box, or were not "
         "finite. They do not count."
@@ -83,9 +110,23 @@ GLOSSARY = {
 }
 
 SOUNDNESS = (
-    "Every certified radius is confronted with the attacks of the run. An adversarial image "
-    "closer than the certified radius would refute the certificate."
+    "The audit attacks certified images at a millionth below their own radii with every attack "
+    "there is: a random sample of each model and norm, and those with the largest radii. Besides, "
+    "every certified radius is confronted with all adversarial images of the run. One that is "
+    "closer than the certified radius refutes the certificate and ends the run with exit code 1."
 )
+
+
+def limit_meanings(leaderboard: Leaderboard) -> dict[str, str]:
+    """What the limits that occur in a leaderboard mean."""
+    rows = [row for entry in leaderboard.models for row in entry.certificates]
+    found = {limit for row in rows for limit in row.limits}
+    return {limit.value: meaning for limit, meaning in MEANINGS.items() if limit in found}
+
+
+def flag_page(name: str) -> str:
+    """Where a flag is explained: a link from a report in reports/<suite>/ of a checkout."""
+    return f"../../docs/attacks.md#{name}"
 
 
 def title(leaderboard: Leaderboard) -> str:

@@ -8,7 +8,8 @@ from robustness.recipe import replace_file
 from robustness.reporting.figures import FIGURES, figures
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text
-from robustness.reporting.tables import csv_text
+from robustness.reporting.pictures import FOLDER, PARTS, pictures
+from robustness.reporting.tables import csv_text, samples_csv
 
 
 def write_report(leaderboard: Leaderboard, folder: Path) -> list[Path]:
@@ -19,7 +20,8 @@ def write_report(leaderboard: Leaderboard, folder: Path) -> list[Path]:
         folder: created if it does not exist; other files in it are left alone.
 
     Returns:
-        The files written: leaderboard.json, .csv and .md, index.html and figures/*.svg.
+        The files written: leaderboard.json, .csv and .md, samples.csv, index.html, figures/*.svg
+        and, where a certificate was broken, counterexamples/*.png.
 
     Raises:
         UsageError: the folder cannot be written to.
@@ -41,19 +43,26 @@ def render(leaderboard: Leaderboard) -> dict[str, bytes]:
         "leaderboard.csv": csv_text(leaderboard),
         "leaderboard.md": markdown_text(leaderboard, list(drawn)),
         "index.html": html_text(leaderboard, drawn),
+        "samples.csv": samples_csv(leaderboard),
     }
-    files = {name: text.encode() for name, text in texts.items()}
+    files = {name: text.encode() for name, text in texts.items()} | pictures(leaderboard)
     return files | {_figure_file(name): content for name, content in drawn.items()}
 
 
 def _write(files: dict[str, bytes], folder: Path) -> list[Path]:
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(folder / name, content)
-    for name in map(_figure_file, FIGURES):
-        if name not in files:  # an earlier run's, which would contradict this one
+    # An earlier run's figures and counter-examples would contradict this one.
+    stale = [*map(_figure_file, FIGURES), *(f"{FOLDER}/{f.name}" for f in _pngs(folder))]
+    for name in stale:
+        if name not in files:
             (folder / name).unlink(missing_ok=True)
     return [folder / name for name in files]
+
+
+def _pngs(folder: Path) -> list[Path]:
+    return [f for part in PARTS for f in (folder / FOLDER).glob(f"[0-9]*-{part}.png")]
 
 
 def _figure_file(name: str) -> str:

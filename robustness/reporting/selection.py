@@ -1,5 +1,6 @@
 """Which of a leaderboard's numbers a table shows, and in which order."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ from robustness.evaluation.leaderboard import (
     AttackRow,
     Bracket,
     CertificateRow,
+    Cost,
+    Flag,
     Leaderboard,
     ModelEntry,
 )
@@ -41,6 +44,19 @@ class AttackLine:
     def rejected(self) -> int:
         """Proposed images that did not count, over all threats."""
         return sum(row.rejected for row in self.run)
+
+    @property
+    def found_by(self) -> dict[str, int]:
+        """Which of its stages broke how many samples over all threats, most first."""
+        total: Counter[str] = Counter()
+        for row in self.run:
+            total.update(row.found_by)
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def skipped(self) -> int:
+        """Samples left out as certified, over all threats."""
+        return sum(row.skipped for row in self.run)
 
 
 def norms(leaderboard: Leaderboard) -> list[Norm]:
@@ -127,6 +143,21 @@ def partial_attacks(leaderboard: Leaderboard) -> dict[str, list[int]]:
 def certificate_rows(entry: ModelEntry, norm: Norm) -> list[CertificateRow]:
     """The model's certificates in one norm."""
     return [row for row in entry.certificates if row.norm is norm]
+
+
+def costs(leaderboard: Leaderboard, model: str) -> dict[tuple[Norm, str], Cost]:
+    """What each certificate of a model takes, by norm and name."""
+    return {(c.norm, c.certificate): c for c in leaderboard.costs if c.model == model}
+
+
+def raised(entry: ModelEntry) -> list[Flag]:
+    """The flags of a model that are up."""
+    return [flag for flag in entry.flags if flag.raised]
+
+
+def smoothed(leaderboard: Leaderboard) -> bool:
+    """Whether any model has a probabilistic certificate."""
+    return any(b.probabilistic is not None for m in leaderboard.models for b in m.brackets)
 
 
 def failures(leaderboard: Leaderboard) -> list[ModelEntry]:

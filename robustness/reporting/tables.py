@@ -15,6 +15,20 @@ from robustness.threat import Norm
 # One rule below the heading and nothing else, in ASCII: it survives any pipe and encoding.
 PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
+SAMPLE_COLUMNS = (
+    "model",
+    "index",
+    "label",
+    "prediction",
+    "norm",
+    "certified_radius",
+    "certificate",
+    "limit",
+    "adversarial_distance",
+    "found_by",
+    "failed_at",
+)
+
 COLUMNS = (
     "model",
     "norm",
@@ -92,12 +106,13 @@ def _caption(leaderboard: Leaderboard) -> str:
 def soundness_line(soundness: Soundness) -> str:
     """How often a certified image was broken, in one line; words that follow `Soundness:`."""
     violations = len(soundness.violations)
-    if not soundness.pairs and not violations:
+    if not soundness.pairs and not soundness.audited and not violations:
         return "nothing was certified and attacked, so nothing could be refuted"
     broken = words.plural(violations, "VIOLATION") if violations else "no violation"
     return (
-        f"{broken} in {words.plural(soundness.pairs, 'pair')} of a certified radius and an "
-        f"attacked image, {soundness.attacked_inside:,} of them attacked inside the radius"
+        f"{broken}; {words.plural(soundness.audited, 'certified image')} audited just inside the "
+        f"radius, and {words.plural(soundness.pairs, 'pair')} of a radius and an attacked image, "
+        f"{soundness.attacked_inside:,} of them attacked inside"
     )
 
 
@@ -105,9 +120,10 @@ def csv_text(leaderboard: Leaderboard) -> str:
     """One row per model, threat and quantity.
 
     `quantity` is `clean` and `errors` (no threat), `certified` and `attacked` (the bracket),
-    `attack` (one attack alone, named by `method`) or `certificate` (one certificate alone; its
-    `kind` says whether it proves anything). Values are proportions and are written so that
-    reading them back gives the same floats.
+    `probabilistic` (the best certificate of that kind), `attack` (one attack alone, named by
+    `method`) or `certificate` (one certificate alone; its `kind` says whether it proves
+    anything). Values are proportions and are written so that reading them back gives the same
+    floats.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -129,6 +145,8 @@ def _tidy_rows(entry: ModelEntry, samples: int) -> Iterator[tuple[object, ...]]:
     for b in entry.brackets:
         yield row("certified", b.certified, (b.norm.value, b.eps), "", "")
         yield row("attacked", b.attacked, (b.norm.value, b.eps), "", "")
+        if b.probabilistic is not None:
+            yield row("probabilistic", b.probabilistic, (b.norm.value, b.eps), "", "")
     for a in entry.attacks:
         yield row("attack", a.robust, (a.norm.value, a.eps), a.attack, "")
     for c in entry.certificates:
@@ -137,3 +155,37 @@ def _tidy_rows(entry: ModelEntry, samples: int) -> Iterator[tuple[object, ...]]:
         for eps, accuracy in zip(c.eps, c.accuracy, strict=True):
             threat = (c.norm.value, eps)
             yield row("certificate", accuracy, threat, c.certificate, c.kind.value)
+
+
+def samples_csv(leaderboard: Leaderboard) -> str:
+    """One row per model, sample and norm: what is proved of it and what was found.
+
+    `adversarial_distance` is 0 for a misclassified sample and empty where nothing was found;
+    `failed_at` is the smallest radius at which the model or an attack failed, empty for none.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(SAMPLE_COLUMNS)
+    for entry in leaderboard.models:
+        if entry.samples is None:
+            continue
+        who = list(
+            zip(
+                entry.samples.index,
+                entry.samples.label,
+                entry.samples.prediction,
+                strict=True,
+            )
+        )
+        for known in entry.samples.norms:
+            columns = (
+                known.radius,
+                known.certificate,
+                known.limit,
+                known.distance,
+                known.found_by,
+                known.failed,
+            )
+            for sample, facts in zip(who, zip(*columns, strict=True), strict=True):
+                writer.writerow((entry.name, *sample, known.norm.value, *facts))
+    return buffer.getvalue()

@@ -1,11 +1,12 @@
 """How numbers, radii and threats are written, the same in every table and figure."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+from robustness.certificates.limits import Limit
 from robustness.evaluation.leaderboard import Bracket, Proportion
 from robustness.threat import Norm, ThreatModel, format_eps
 
@@ -77,6 +78,11 @@ def plural(count: int, noun: str) -> str:
     """`1 model`, `2 models`, `1,024 models`."""
     ending = "" if count == 1 else "S" if noun.isupper() else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def counts(numbers: Mapping[str, int] | Mapping[Limit, int]) -> str:
+    """Counts by name on one line: `encoder 566, prediction 33`."""
+    return ", ".join(f"{name} {count:,}" for name, count in numbers.items()) or ABSENT
 
 
 def setting(value: Any) -> str:

@@ -6,17 +6,25 @@ from functools import cache
 import numpy as np
 
 from robustness.certificates.base import Kind
+from robustness.certificates.limits import Limit
 from robustness.evaluation.leaderboard import (
     AttackRow,
+    AuditRow,
     Bracket,
     CertificateRow,
+    Cost,
     Curve,
     Decay,
+    Distances,
+    Flag,
     Leaderboard,
     ModelEntry,
+    Picture,
     Proportion,
+    Samples,
     Soundness,
     SuiteSummary,
+    Violation,
 )
 from robustness.threat import Norm
 
@@ -38,6 +46,7 @@ DESCRIPTIONS = {
     "digits/lyanet": "LyaNet: the field trained with the Monte Carlo Lyapunov loss",
     "digits/lyanet-certified": "LyaNet with a target-seeking field behind a contractive encoder",
 }
+CURVE = {norm: np.linspace(0.0, 1.25 * radii[-1], 41).tolist() for norm, radii in RADII.items()}
 LINF_OF_L2 = 0.16  # how an l2 radius on 8x8 images translates here, roughly
 
 
@@ -61,11 +70,46 @@ def leaderboard(seed: int = 0, **suite: object) -> Leaderboard:
     return Leaderboard(
         suite=SuiteSummary(**(summary | suite)),
         models=list(_entries()),
-        soundness=Soundness(pairs=9584, attacked_inside=1312, violations=[]),
+        soundness=Soundness(pairs=9584, attacked_inside=1312, audited=80, violations=[]),
         environment={"python": "3.12.3", "torch": "2.13.0", "platform": "Linux x86_64"},
         timings={"digits/resnet": 41.2, "digits/node": 180.9, "total": 702.4},
+        costs=[
+            Cost(
+                model="digits/lyanet",
+                norm=Norm.L2,
+                certificate="target-seeking",
+                images=SAMPLES,
+                milliseconds=4.25,
+            )
+        ],
         created="2026-11-23T21:00:00+00:00",
     )
+
+
+def violation(index: int = 7, pictured: bool = False) -> Violation:
+    """A broken certificate, with or without the images that broke it."""
+    original = [0.0, 0.25, 0.5, 1.0]
+    picture = Picture(shape=(1, 2, 2), original=original, adversarial=[0.0, 0.3, 0.5, 1.0])
+    return Violation(
+        model="digits/lyanet",
+        digest="ab" * 32,
+        certificate="target-seeking",
+        norm=Norm.L2,
+        index=index,
+        label=3,
+        prediction=8,
+        radius=0.5,
+        distance=0.05,
+        attack="the audit, pgd@deployed",
+        seed=4,
+        picture=picture if pictured else None,
+    )
+
+
+def broken(board: Leaderboard, *violations: Violation) -> Leaderboard:
+    """The board with violations."""
+    soundness = board.soundness.model_copy(update={"violations": list(violations)})
+    return board.model_copy(update={"soundness": soundness})
 
 
 @cache
@@ -99,7 +143,7 @@ def _entry(name: str, rng: np.random.Generator) -> ModelEntry:
     shared = rng.normal(0.0, 0.6, SAMPLES)
     broken_at = np.where(right, attacked_median * np.exp(shared), 0.0)
     proved_to = np.where(right, certified_median * np.exp(shared), 0.0)
-    brackets, attacks, curves = [], [], []
+    brackets, attacks, curves, distances = [], [], [], []
     for norm, radii in RADII.items():
         scale = LINF_OF_L2 if norm is Norm.LINF else 1.0
         broken, proved = broken_at * scale, proved_to * scale * 0.8
@@ -108,6 +152,7 @@ def _entry(name: str, rng: np.random.Generator) -> ModelEntry:
             for e in radii
         ]
         attacks += _attacks(norm, radii, broken)
+        distances.append(_distances(norm, proved, broken, radii[-1]))
         grid = np.linspace(0.0, 1.25 * radii[-1], 101)
         curves.append(
             Curve(
@@ -131,6 +176,52 @@ def _entry(name: str, rng: np.random.Generator) -> ModelEntry:
         certificates=[row for norm in RADII for row in _certificates(norm, rate, proved_to)],
         curves=curves,
         decay=None if rate is None else _decay(rate, clean_rate),
+        audits=[] if rate is None else [_audit(norm) for norm in RADII],
+        flags=[
+            _flag("masked-gradients", name == "digits/lyanet"),
+            _flag("batch-invariance", False),
+        ],
+        samples=Samples(
+            index=list(range(SAMPLES)),
+            label=[3] * SAMPLES,
+            prediction=[3 if ok else 8 for ok in right],
+            norms=distances,
+        ),
+    )
+
+
+def _distances(norm: Norm, proved: np.ndarray, broken: np.ndarray, largest: float) -> Distances:
+    found = [None if d > largest else float(d) for d in broken]
+    return Distances(
+        norm=norm,
+        radius=proved.tolist(),
+        certificate=["target-seeking" if r > 0 else "" for r in proved],
+        limit=["encoder" if r > 0 else "" for r in proved],
+        distance=found,
+        found_by=["" if d is None else "pgd" for d in found],
+        failed=[None] * SAMPLES,
+    )
+
+
+def _audit(norm: Norm) -> AuditRow:
+    return AuditRow(
+        norm=norm,
+        attack="3 stages",
+        pairs=40,
+        broken=0,
+        errors=0,
+        smallest=0.01,
+        largest=0.9,
+    )
+
+
+def _flag(name: str, raised: bool) -> Flag:
+    return Flag(
+        name=name,
+        raised=raised,
+        value=0.25 if raised else 0.0,
+        threshold=0.05,
+        detail=f"{name} was measured on 64 samples",
     )
 
 
@@ -169,7 +260,7 @@ def _certificates(norm: Norm, rate: float | None, proved: np.ndarray) -> list[Ce
         reason = "the model exposes no vector field; only neural ODEs have a Lyapunov certificate"
         return [_certificate("lyapunov", norm, None, reason, np.zeros(SAMPLES), {})]
     scale = LINF_OF_L2 if norm is Norm.LINF else 1.0
-    limits = {
+    reasons = {
         "Lipschitz bound of the margin over class 8": 211,
         "Lipschitz bound of the margin over class 3": 187,
         "Lipschitz bound of the margin over class 9": 120,
@@ -178,7 +269,7 @@ def _certificates(norm: Norm, rate: float | None, proved: np.ndarray) -> list[Ce
     }
     return [
         _certificate("lyapunov", norm, Kind.ESTIMATE, None, proved * scale * 1.4, {}),
-        _certificate("target-seeking", norm, Kind.CERTIFIED, None, proved * scale * 0.8, limits),
+        _certificate("target-seeking", norm, Kind.CERTIFIED, None, proved * scale * 0.8, reasons),
     ]
 
 
@@ -188,7 +279,7 @@ def _certificate(
     kind: Kind | None,
     refusal: str | None,
     radii: np.ndarray,
-    limits: dict[str, int],
+    reasons: dict[str, int],
 ) -> CertificateRow:
     return CertificateRow(
         certificate=name,
@@ -198,7 +289,11 @@ def _certificate(
         eps=RADII[norm],
         accuracy=[_above(radii, eps) for eps in RADII[norm]],
         median_radius=float(np.median(radii)),
-        limits=limits,
+        won=int((radii > 0).sum()) if kind is Kind.CERTIFIED else 0,
+        limits={Limit.ENCODER: 563, Limit.PREDICTION: 36} if reasons else {},
+        reasons=reasons,
+        curve_eps=CURVE[norm],
+        curve=[float((radii > eps).mean()) for eps in CURVE[norm]],
     )
 
 

@@ -2,9 +2,10 @@ import csv
 import io
 
 import boards
+import pytest
 
 from robustness.certificates.base import Kind
-from robustness.reporting.tables import csv_text
+from robustness.reporting.tables import csv_text, samples_csv
 
 
 def rows_of(board):
@@ -51,3 +52,15 @@ def test_attack_rows_name_the_attack_and_its_own_total(board):
 def test_a_comma_in_a_name_stays_in_its_cell(board):
     odd = boards.edit(board, "digits/node", name='a,"b"')
     assert 'a,"b"' in {row["model"] for row in rows_of(odd)}
+
+
+def test_samples_have_a_row_per_model_norm_and_image(board):
+    rows = list(csv.DictReader(io.StringIO(samples_csv(board))))
+    assert len(rows) == len(board.models) * 2 * boards.SAMPLES
+    entry = board.models[-1]
+    mine = [r for r in rows if (r["model"], r["norm"]) == (entry.name, "L2")]
+    known = entry.samples.norms[-1]
+    assert [float(r["certified_radius"]) for r in mine] == known.radius
+    assert [float(r["adversarial_distance"] or "nan") for r in mine] == [
+        d if d is not None else pytest.approx(float("nan"), nan_ok=True) for d in known.distance
+    ]

@@ -53,6 +53,24 @@ def test_the_line_at_ln_2_is_drawn_and_labelled(board):
     assert ax.get_yscale() == "log"
 
 
+def test_every_certificate_and_every_model_it_speaks_of_is_named(board):
+    shown = words_in(figures.certificates_figure(board))
+    assert {"lyapunov", "target-seeking", "estimate", "certified"} <= set(shown)
+    assert {"digits/lyanet", "digits/lyanet-certified"} <= set(shown)
+    assert "digits/resnet" not in shown
+
+
+def test_each_sample_is_one_point_of_radius_and_distance(board):
+    figure = figures.distances_figure(board)
+    entry = board.models[-1]
+    known = next(n for n in entry.samples.norms if n.norm is Norm.L2)
+    marked = [line for line in figure.axes[-1].lines if line.get_marker() != "None"]
+    points = sum(len(line.get_xdata()) for line in marked)
+    assert points == sum(distance != 0.0 for distance in known.distance)
+    (nearest,) = [line for line in marked if line.get_marker() == "o"]
+    assert set(nearest.get_ydata()) == {d for d in known.distance if d}
+
+
 def test_a_board_without_odes_has_only_the_bracket_figure(board):
     discrete = board.model_copy(update={"models": board.models[:1]})
     assert list(figures.figures(discrete)) == ["brackets"]
@@ -69,7 +87,7 @@ def test_a_board_without_curves_or_models_has_no_figures(board):
 def test_figures_are_well_formed_and_the_same_every_time(board):
     first, second = figures.figures(board), figures.figures(board)
     assert first == second
-    assert list(first) == ["brackets", "decay", "horizon"]
+    assert list(first) == ["brackets", "certificates", "distances", "decay", "horizon"]
     for content in first.values():
         ElementTree.fromstring(content)
         assert b"<dc:date>" not in content

@@ -6,7 +6,7 @@ import pytest
 
 from robustness.certificates.base import Kind
 from robustness.reporting.figures import figures
-from robustness.reporting.html import html_text, limits
+from robustness.reporting.html import html_text, reasons
 
 VOID = {"meta", "br", "img", "rect", "col", "link", "input", "hr"}
 
@@ -58,8 +58,9 @@ def test_the_page_asks_for_nothing_outside_itself(source):
     assert "url(" not in source
     page = Page(source)
     assert {"script", "link", "iframe"}.isdisjoint(page.tags)
-    assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in page.links)
-    assert sum(link.startswith("data:") for link in page.links) == 3
+    ways = ("#", "data:image/svg+xml;base64,", "../../docs/attacks.md#")
+    assert all(link.startswith(ways) for link in page.links)
+    assert sum(link.startswith("data:") for link in page.links) == 5
 
 
 def test_links_inside_the_page_lead_somewhere_and_ids_are_unique(source):
@@ -71,7 +72,7 @@ def test_links_inside_the_page_lead_somewhere_and_ids_are_unique(source):
 def test_the_page_says_what_it_was_run_on(source):
     text = Page(source).text
     assert "599 samples of the test split of digits, seed 0" in text
-    assert "no violation in 9,584 pairs" in text
+    assert "no violation; 80 certified images audited" in text
     assert "2.13.0" in text
     assert "11 min 42 s" in text
 
@@ -81,7 +82,7 @@ def test_every_model_has_its_bracket_width_in_the_headline(source, board):
     for entry in board.models:
         assert entry.description in text
         bracket = next(b for b in entry.brackets if b.eps == 0.5)
-        assert re.search(rf"{entry.name} {100 * bracket.width:.1f} ", text)
+        assert re.search(rf"{entry.name} (masked-gradients )?{100 * bracket.width:.1f} ", text)
 
 
 def test_each_certificate_wears_its_kind_and_a_refusal_its_reason(source, board):
@@ -102,7 +103,7 @@ def test_the_subset_of_a_costly_attack_is_listed(source, board):
 def test_foreign_words_are_shown_and_never_obeyed(board, hostile):
     entry = board.models[1]
     attack = entry.attacks[0].model_copy(update={"attack": hostile, "version": hostile})
-    certificate = entry.certificates[1].model_copy(update={"limits": {hostile: 3}})
+    certificate = entry.certificates[1].model_copy(update={"reasons": {hostile: 3}})
     odd = boards.edit(
         board,
         "digits/node",
@@ -120,11 +121,44 @@ def test_foreign_words_are_shown_and_never_obeyed(board, hostile):
 
 
 def test_a_violation_turns_the_verdict_red_and_is_spelt_out(board):
-    soundness = board.soundness.model_copy(update={"violations": ["image 7 broke"]})
-    source = render(board.model_copy(update={"soundness": soundness}))
+    source = render(boards.broken(board, boards.violation()))
     assert 'class="verdict unsound"' in source
-    assert "image 7 broke" in Page(source).text
+    assert "image 7 (class 3) is certified by target-seeking to L2 0.5" in Page(source).text
     assert 'class="verdict unsound"' not in render(board)
+
+
+def test_a_counter_example_is_shown_with_its_numbers(board):
+    source = render(boards.broken(board, boards.violation(7), boards.violation(9, pictured=True)))
+    page = Page(source)
+    assert sum(link.startswith("data:image/png;base64,") for link in page.links) == 3
+    assert "image 9, class 3 read as 8" in page.text
+    for fact in ("target-seeking", "broken at ℓ2 0.05", "the audit, pgd@deployed", "seed 4"):
+        assert fact in page.text
+
+
+def test_a_raised_flag_is_a_badge_with_a_link_and_one_that_is_down_is_none(source):
+    (name,) = set(re.findall(r'class="flag" href="([^"]+)"', source))
+    assert name == "../../docs/attacks.md#masked-gradients"
+    text = Page(source).text
+    assert "masked-gradients raised 0.25 0.05 masked-gradients was measured on 64" in text
+    assert "batch-invariance down" in text
+
+
+def test_certificates_say_what_they_won_what_they_cost_and_what_limits_them(source):
+    text = Page(source).text
+    assert "encoder 563, prediction 36" in text
+    assert "4.25" in text
+    assert "Limited by: encoder" in text
+
+
+def test_a_probabilistic_accuracy_has_a_column_of_its_own(board):
+    assert "probabilistic 95%" not in Page(render(board)).text
+    entry = board.models[1]
+    share = entry.brackets[0].certified.model_copy(update={"count": 123})
+    brackets = [b.model_copy(update={"probabilistic": share}) for b in entry.brackets]
+    text = Page(render(boards.edit(board, entry.name, brackets=brackets))).text
+    assert "probabilistic 95% interval" in text
+    assert "20.5" in text  # 123 of 599
 
 
 def test_a_board_with_gaps_is_still_a_page(board):
@@ -137,6 +171,9 @@ def test_a_board_with_gaps_is_still_a_page(board):
         curves=[],
         decay=None,
         nfe=None,
+        audits=[],
+        flags=[],
+        samples=None,
     )
     suite = bare.suite.model_copy(update={"subsets": {}, "settings": {}})
     gaps = bare.model_copy(update={"suite": suite, "timings": {}, "environment": {}})
@@ -145,15 +182,15 @@ def test_a_board_with_gaps_is_still_a_page(board):
     Page(render(board.model_copy(update={"models": []})))
 
 
-def test_rare_limits_are_summed_in_one_line(board):
+def test_rare_reasons_are_summed_in_one_line(board):
     row = board.models[1].certificates[1]
     many = {f"reason {i}": 10 - i for i in range(8)}
-    shown = limits(row.model_copy(update={"limits": many}))
+    shown = reasons(row.model_copy(update={"reasons": many}))
     assert shown[:2] == [("reason 0", 10), ("reason 1", 9)]
     assert shown[-1] == ("4 other reasons", 6 + 5 + 4 + 3)
     assert sum(n for _, n in shown) == sum(many.values())
 
 
-def test_one_more_limit_is_named_rather_than_counted(board):
+def test_one_more_reason_is_named_rather_than_counted(board):
     row = board.models[1].certificates[1]
-    assert limits(row) == list(row.limits.items())
+    assert reasons(row) == list(row.reasons.items())

@@ -19,11 +19,11 @@ def test_every_bracket_and_width_is_in_the_file(board):
 
 def test_the_soundness_line_stands_near_the_top(board):
     head = markdown_text(board, []).split("## Brackets")[0]
-    assert "**Soundness**: no violation in 9,584 pairs" in head
-    soundness = board.soundness.model_copy(update={"violations": ["image 7 broke"]})
-    head = markdown_text(board.model_copy(update={"soundness": soundness}), []).split("## B")[0]
+    assert "**Soundness**: no violation; 80 certified images audited" in head
+    head = markdown_text(boards.broken(board, boards.violation(pictured=True)), []).split("## B")[0]
     assert "1 VIOLATION" in head
-    assert "- image 7 broke" in head
+    assert "- digits/lyanet: image 7 (class 3) is certified by target-seeking to L2 0.5" in head
+    assert "![adversarial](counterexamples/01-adversarial.png)" in head
 
 
 def test_certificates_attacks_environment_and_settings_have_their_tables(board):
@@ -33,6 +33,10 @@ def test_certificates_attacks_environment_and_settings_have_their_tables(board):
         "| `digits/lyanet` | `target-seeking` | certified |",
         "| `digits/resnet` | `lyapunov` | refuses |",
         "| `digits/node` | `autoattack` | 64 |",
+        "| encoder 563, prediction 36 |",
+        "| `digits/lyanet` | ℓ2 | 40 | 0 | 0 | 0.01 | 0.9 |",
+        "| [masked-gradients](../../docs/attacks.md#masked-gradients) | **raised** |",
+        "`digits/lyanet` [⚑ masked-gradients](../../docs/attacks.md#masked-gradients) |",
         "- `pgd`: torchattacks 3.5.1 PGD, 20 steps",
         "| torch | 2.13.0 |",
         "| seed | 0 |",

@@ -1,3 +1,4 @@
+import boards
 import pytest
 
 from robustness.errors import UsageError
@@ -9,7 +10,10 @@ FILES = {
     "leaderboard.csv",
     "leaderboard.md",
     "index.html",
+    "samples.csv",
     "figures/brackets.svg",
+    "figures/certificates.svg",
+    "figures/distances.svg",
     "figures/decay.svg",
     "figures/horizon.svg",
 }
@@ -45,6 +49,15 @@ def test_a_figure_of_an_earlier_run_does_not_stay_behind(board, tmp_path):
     write_report(board.model_copy(update={"models": board.models[:1]}), tmp_path)
     left = {path.name for path in (tmp_path / "figures").iterdir()}
     assert left == {"brackets.svg", "mine.svg"}
+
+
+def test_the_pictures_of_an_earlier_violation_do_not_stay_behind(board, tmp_path):
+    write_report(boards.broken(board, boards.violation(pictured=True)), tmp_path)
+    pictures = tmp_path / "counterexamples"
+    (pictures / "mine.png").write_text("mine")
+    assert len(list(pictures.iterdir())) == 4
+    write_report(board, tmp_path)
+    assert [path.name for path in pictures.iterdir()] == ["mine.png"]
 
 
 def test_a_place_that_cannot_hold_a_report_is_refused_in_one_line(board, tmp_path):

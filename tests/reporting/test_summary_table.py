@@ -46,17 +46,16 @@ def test_without_autoattack_the_middle_radius_is_shown(board):
 def test_failed_samples_and_soundness_are_said_below_the_table(board):
     text = " ".join(printed(summary_table(board)).split())
     assert "digits/node: 3 samples failed, not robust" in text
-    assert "soundness: no violation in 9,584 pairs" in text
+    assert "soundness: no violation; 80 certified images audited" in text
 
 
 def test_a_soundness_violation_cannot_be_overlooked(board):
-    soundness = board.soundness.model_copy(update={"violations": ["image 7", "image 9"]})
-    unsound = board.model_copy(update={"soundness": soundness})
-    assert "soundness: 2 VIOLATIONS in 9,584 pairs" in printed(summary_table(unsound))
+    unsound = boards.broken(board, boards.violation(7), boards.violation(9))
+    assert "soundness: 2 VIOLATIONS; 80 certified" in printed(summary_table(unsound))
 
 
 def test_a_run_without_certificates_does_not_claim_to_be_sound(board):
-    soundness = board.soundness.model_copy(update={"pairs": 0, "attacked_inside": 0})
+    soundness = board.soundness.model_copy(update={"pairs": 0, "attacked_inside": 0, "audited": 0})
     text = printed(summary_table(board.model_copy(update={"soundness": soundness})))
     assert "nothing was certified and attacked" in " ".join(text.split())
     assert "no violation" not in text

@@ -1,0 +1,265 @@
+"""Views: differentiable surrogates of a model to take gradients through.
+
+Where the gradients of a model as deployed are of no use (logits that saturate softmax, an
+adaptive solver whose steps hide the slope, an encoder whose units are dead), those of a near
+relative often are: the same weights read at a shorter horizon, with logits rescaled, by another
+solver. An attack ascends a view; what it finds counts only if it fools the deployed model.
+
+No view changes the model that it is made from. All share its weights but the float64 copy.
+
+A further view, for models of one type, is registered in three lines:
+
+    @register_view(MyModel)
+    def without_temperature(model: MyModel) -> Iterator[View]:
+        yield View("without-temperature", model.logits)
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.continuous import ContinuousNet
+from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
+
+_OdeModel = NeuralODEClassifier | ContinuousNet
+_Model = TypeVar("_Model", bound=nn.Module)
+_Ode = TypeVar("_Ode", NeuralODEClassifier, ContinuousNet)
+
+# Sharpness of the softplus that replaces a ReLU, in units of the inverse pre-activation.
+_SHARPNESS = 10.0
+# Steps of the fixed-step stand-in for an adaptive solver, and the tolerance of its tight twin.
+_STAND_IN_STEPS, _TIGHT = 8, 1e-6
+
+
+@dataclass(frozen=True)
+class View:
+    """A differentiable surrogate of a model.
+
+    Attributes:
+        name: what distinguishes it from the model's other views, in tables and the store.
+        module: pixels in [0, 1], shape (n, c, h, w), to scores of the classes, shape (n, classes).
+        faithful: whether the scores order the classes as the deployed model's logits do, up to
+            rounding, so that an attack needs no further query to see whether it has succeeded.
+    """
+
+    name: str
+    module: nn.Module
+    faithful: bool = False
+
+
+_BUILDERS: list[tuple[type[nn.Module], Callable[[Any], Iterable[View]]]] = []
+
+
+def register_view(
+    kind: type[_Model],
+) -> Callable[[Callable[[_Model], Iterable[View]]], Callable[[_Model], Iterable[View]]]:
+    """Register a function from a model of type `kind` to further views of it.
+
+    Args:
+        kind: the type of model that the views apply to; `torch.nn.Module` for any.
+    """
+
+    def register(build: Callable[[_Model], Iterable[View]]) -> Callable[[_Model], Iterable[View]]:
+        _BUILDERS.append((kind, build))
+        return build
+
+    return register
+
+
+def unregister_view(build: Callable[[Any], Iterable[View]]) -> None:
+    """Undo `register_view`."""
+    _BUILDERS[:] = [entry for entry in _BUILDERS if entry[1] is not build]
+
+
+def views_of(model: nn.Module) -> list[View]:
+    """All views that apply to a model's structure, the deployed model first.
+
+    Args:
+        model: pixels to logits.
+    """
+    return [view for kind, build in _BUILDERS if isinstance(model, kind) for view in build(model)]
+
+
+@register_view(nn.Module)
+def _of_any_model(model: nn.Module) -> Iterator[View]:
+    yield View("deployed", model, faithful=True)
+    yield View("rescaled", Rescaled(model), faithful=True)
+    yield View("smooth", Smooth(model))
+    yield View("smooth-backward", Smooth(model, backward_only=True), faithful=True)
+
+
+@register_view(NeuralODEClassifier)
+def _of_a_neural_ode(model: NeuralODEClassifier) -> Iterator[View]:
+    yield View("initial-velocity", InitialVelocity(model))
+    yield from _of_a_solved_model(model)
+
+
+@register_view(ContinuousNet)
+def _of_a_continuous_net(model: ContinuousNet) -> Iterator[View]:
+    yield from _of_a_solved_model(model)
+
+
+def _of_a_solved_model(model: _Ode) -> Iterator[View]:
+    for name, solver in _shorter(model.solver):
+        yield View(name, Rescaled(with_solver(model, solver)))
+    for name, solver in _other_solvers(model.solver):
+        yield View(name, with_solver(model, solver))
+    if model.solver.gradient != "adjoint":
+        adjoint = replace(model.solver, gradient="adjoint")
+        yield View("adjoint", with_solver(model, adjoint), faithful=True)
+    else:
+        direct = replace(model.solver, gradient="backprop")
+        yield View("backprop", with_solver(model, direct), faithful=True)
+    yield View("float64", Float64(model), faithful=True)
+
+
+def with_solver(model: _Ode, solver: Solver) -> _Ode:
+    """The same network, weights shared, solved otherwise."""
+    twin = copy.copy(model)
+    twin.solver = solver
+    return twin
+
+
+def _shorter(solver: Solver) -> Iterator[tuple[str, Solver]]:
+    """The same steps over a part of the horizon, down to a single step."""
+    if isinstance(solver, AdaptiveSolver):
+        for part in (2, 4, 8):
+            yield f"horizon/{part}", replace(solver, horizon=solver.horizon / part)
+        return
+    seen = {solver.steps}
+    for part, steps in ((2, solver.steps // 2), (4, solver.steps // 4), (8, solver.steps // 8)):
+        if steps > 1 and steps not in seen:
+            seen.add(steps)
+            yield f"horizon/{part}", replace(solver, steps=steps, horizon=steps * solver.step_size)
+    if 1 not in seen:
+        yield "one-step", replace(solver, steps=1, horizon=solver.step_size)
+
+
+def _other_solvers(solver: Solver) -> Iterator[tuple[str, Solver]]:
+    if isinstance(solver, AdaptiveSolver):
+        fixed = FixedStepSolver("rk4", _STAND_IN_STEPS, solver.horizon)
+        yield "rk4", fixed
+        yield "euler", replace(fixed, method="euler")
+        if max(solver.rtol, solver.atol) > _TIGHT:
+            yield "tight-tolerance", replace(solver, rtol=_TIGHT, atol=_TIGHT, coupled=False)
+        return
+    for method in ("euler", "rk4"):
+        if solver.method != method:
+            yield method, replace(solver, method=method)
+    yield "double-steps", replace(solver, steps=2 * solver.steps)
+
+
+class Rescaled(nn.Module):
+    """A model with the logits of each sample shifted and scaled to unit spread.
+
+    The scale carries no gradient, so that scores change with the image exactly as the logits do,
+    only in a range in which softmax does not saturate.
+
+    Args:
+        inner: pixels to logits.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Scores of standard deviation 1 per sample, shape (n, classes)."""
+        logits = self.inner(images)
+        with torch.no_grad():
+            centre = logits.mean(dim=1, keepdim=True)
+            # Divided by the largest deviation first: squares of large logits overflow.
+            largest = (logits - centre).abs().amax(dim=1, keepdim=True)
+            largest = largest.clamp_min(torch.finfo(logits.dtype).tiny)
+            scale = largest * ((logits - centre) / largest).std(dim=1, keepdim=True)
+            scale = scale.clamp_min(torch.finfo(logits.dtype).tiny)
+        return (logits - centre) / scale
+
+
+class InitialVelocity(nn.Module):
+    """The velocity of the class state at time 0, f(eta_0, z), read as logits.
+
+    Args:
+        model: the neural ODE.
+    """
+
+    def __init__(self, model: NeuralODEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Velocities, shape (n, classes)."""
+        features = self.model.features(images)
+        start = features.new_zeros(())
+        return self.model.field(start, self.model.initial_state(features), features)
+
+
+class Float64(nn.Module):
+    """A copy of a model that computes in float64 throughout.
+
+    Args:
+        model: the model; its weights are copied and stay as they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).double()
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits in float64, shape (n, classes)."""
+        return self.model(images.double())
+
+
+class Smooth(nn.Module):
+    """A model with each ReLU replaced by a softplus, so that dead units pass a gradient.
+
+    The replacement is made at the call of the function, wherever the model makes it, and ends
+    with it: no module is touched. Solved by the adjoint method, ReLUs inside a vector field are
+    replaced in the forward solve alone.
+
+    Args:
+        inner: pixels to logits.
+        backward_only: compute with ReLU, and back-propagate as if through softplus.
+    """
+
+    def __init__(self, inner: nn.Module, backward_only: bool = False) -> None:
+        super().__init__()
+        self.inner, self.backward_only = inner, backward_only
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of the smooth twin, shape (n, classes)."""
+        with _ReplacedReLU(self.backward_only):
+            return self.inner(images)
+
+
+class _ReplacedReLU(TorchFunctionMode):
+    _RELUS = frozenset(
+        {functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+    )
+
+    def __init__(self, backward_only: bool) -> None:
+        super().__init__()
+        self.backward_only = backward_only
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        del types
+        if func not in self._RELUS:
+            return func(*args, **(kwargs or {}))
+        smooth = functional.softplus(args[0], beta=_SHARPNESS)
+        if not self.backward_only:
+            return smooth
+        return smooth + (args[0].clamp_min(0) - smooth).detach()

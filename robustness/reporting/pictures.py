@@ -1,0 +1,52 @@
+"""Counter-examples as PNG files: the image, the adversarial one, and their difference.
+
+A PNG has 256 levels and an adversarial image may differ by less. The pictures are to look at; the
+numbers that refute a certificate are in leaderboard.json.
+"""
+
+import io
+
+import numpy as np
+from matplotlib.image import imsave
+
+from robustness.evaluation.leaderboard import Leaderboard, Picture
+
+FOLDER = "counterexamples"
+PARTS = ("original", "adversarial", "difference")
+# Small images are shown with whole pixels enlarged to about this many screen pixels.
+_SIDE = 168
+
+
+def pictures(leaderboard: Leaderboard) -> dict[str, bytes]:
+    """Path inside the report's folder to PNG, three for each violation that has a picture."""
+    return {
+        path_of(number, part): png
+        for number, violation in enumerate(leaderboard.soundness.violations)
+        if violation.picture is not None
+        for part, png in zip(PARTS, _pngs(violation.picture), strict=True)
+    }
+
+
+def path_of(violation: int, part: str) -> str:
+    """Where the picture of the violation of that number lies."""
+    return f"{FOLDER}/{violation + 1:02d}-{part}.png"
+
+
+def _pngs(picture: Picture) -> list[bytes]:
+    original, adversarial = (
+        np.array(pixels, dtype=np.float64).reshape(picture.shape)
+        for pixels in (picture.original, picture.adversarial)
+    )
+    change = adversarial - original
+    largest = np.abs(change).max() or 1.0
+    return [_png(image) for image in (original, adversarial, 0.5 + change / (2 * largest))]
+
+
+def _png(image: np.ndarray) -> bytes:
+    """Pixels of [0, 1], shape (c, h, w) with one channel or three, as PNG."""
+    colours = np.moveaxis(image if len(image) == 3 else image[:1].repeat(3, axis=0), 0, 2)
+    factor = max(1, round(_SIDE / max(colours.shape[:2])))
+    enlarged = colours.clip(0, 1).repeat(factor, axis=0).repeat(factor, axis=1)
+    buffer = io.BytesIO()
+    imsave(buffer, enlarged, format="png", metadata={"Software": ""})
+    return buffer.getvalue()

@@ -1,0 +1,92 @@
+"""Work that is shared is done once, and only within the block and for the same objects."""
+
+import torch
+from torch import nn
+
+from robustness.certificates import CERTIFICATES
+from robustness.certificates.limits import Limit, limit_of
+from robustness.certificates.sharing import shared, shared_work
+from robustness.data import load_images
+from robustness.threat import Norm
+from robustness.zoo import load_model
+
+calls: list[object] = []
+
+
+@shared
+def largest(module: nn.Linear, scale: float) -> float:
+    calls.append(module)
+    return scale * float(module.weight.detach().abs().max())
+
+
+def test_within_a_block_the_same_question_is_answered_once() -> None:
+    calls.clear()
+    module, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    with shared_work() as ledger:
+        assert largest(module, 1.0) == largest(module, 1.0)
+        assert largest(other, 1.0) != largest(module, 1.0)
+        assert len(calls) == 2
+        assert ledger.saved > 0
+    largest(module, 1.0)
+    assert len(calls) == 3
+
+
+def test_outside_of_a_block_altered_weights_are_seen() -> None:
+    module = nn.Linear(2, 2)
+    before = largest(module, 1.0)
+    with shared_work():
+        largest(module, 1.0)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    assert largest(module, 1.0) == 2 * before
+    with shared_work():
+        assert largest(module, 1.0) == 2 * before
+
+
+def test_certificates_give_the_same_radii_with_and_without_sharing() -> None:
+    model, images = (
+        load_model("digits/lyanet-certified").module,
+        load_images("digits", "test", None),
+    )
+    pixels, labels = images.images[:4], images.labels[:4]
+
+    def everything() -> list[object]:
+        return [
+            claim
+            for certificate in CERTIFICATES.values()
+            for norm in Norm
+            if certificate.refusal(model, norm) is None
+            for claim in certificate.certify(model, pixels, labels, norm)
+        ]
+
+    alone = everything()
+    with shared_work():
+        assert everything() == alone
+
+
+def test_a_limit_is_read_off_the_reason() -> None:
+    for reason, limit in {
+        "the prediction is wrong": Limit.PREDICTION,
+        "margin over class 3 is within float32 rounding": Limit.ROUNDING,
+        "Lipschitz bound of the margin over class 3": Limit.ENCODER,
+        "Lipschitz bound, through the l2 ball around the l-infinity ball": Limit.NORM,
+        "the node budget ran out": Limit.BUDGET,
+        "abstained": Limit.CONFIDENCE,
+        "the moon": Limit.OTHER,
+    }.items():
+        assert limit_of(reason) is limit
+
+
+def test_the_comparison_certificates_say_what_takes_most_of_the_room() -> None:
+    model, images = (
+        load_model("digits/lyanet-certified").module,
+        load_images("digits", "test", None),
+    )
+    claims = CERTIFICATES["lyapunov"].certify(
+        model, images.images[:16], images.labels[:16], Norm.L2
+    )
+    right = [claim for claim in claims if claim.limited_by is not Limit.PREDICTION]
+    assert len(right) > 12
+    for claim in right:
+        assert claim.limited_by in (Limit.ENCODER, Limit.FIELD, Limit.HORIZON)
+        assert claim.radius > 0 or claim.limited_by is not Limit.ENCODER

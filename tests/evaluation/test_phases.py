@@ -1,0 +1,201 @@
+"""What starts from certificates waits for them, and its keys say what it started from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustness.evaluation.work as work
+from robustness.api import evaluate
+from robustness.attacks import Flag
+from robustness.certificates import CERTIFICATES
+from robustness.certificates.target_seeking import TargetSeekingCertificate
+from robustness.data import load_images
+from robustness.errors import UsageError
+from robustness.evaluation.plan import make_plan
+from robustness.evaluation.runner import Workbench, run_plan
+from robustness.evaluation.store import Store
+from robustness.evaluation.suite import Suite
+from robustness.evaluation.summarise import summarise
+from robustness.evaluation.units import Schedule
+from robustness.threat import Norm
+from robustness.zoo import load_model
+
+MODEL = "digits/lyanet-certified"
+SUITE = {
+    "name": "phases",
+    "data": "digits",
+    "samples": 32,
+    "models": [MODEL],
+    "certificates": ["target-seeking"],
+    "decay": False,
+    "audit": {"samples": 1, "largest": 1},
+    "threats": [{"norm": "L2", "eps": [0.5]}],
+    "attacks": [{"kind": "worst-case", "effort": "quick"}],
+}
+
+
+def run(out: Path, workers: int = 1, **changes: object):
+    return evaluate(Suite.model_validate(SUITE | changes), out=out, workers=workers)
+
+
+@pytest.fixture(autouse=True)
+def no_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit is tested elsewhere; here it takes no time."""
+
+    def nothing(model, image, *rest):
+        images = image[None]
+        return work.worst_case(model, images, model(images).argmax(1), THREAT, [])[0]
+
+    monkeypatch.setattr(work, "audit", nothing)
+
+
+THREAT = work.ThreatModel(Norm.L2, 0.1)
+
+
+def test_the_worst_case_leaves_out_exactly_what_is_certified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacked, real = [], work.worst_case
+
+    def note(model, images, labels, threat, stages, certified=None, seed=0):
+        if certified is not None:
+            attacked.append(int((certified <= threat.eps).sum()))
+        return real(model, images, labels, threat, stages, certified, seed)
+
+    monkeypatch.setattr(work, "worst_case", note)
+    entry = run(tmp_path).models[0]
+    (row,), radii = entry.attacks, entry.samples.norms[0].radius
+    certified = sum(radius > 0.5 for radius in radii)
+    assert 0 < certified < 32
+    assert row.skipped == certified
+    assert attacked == [32 - certified]
+    assert row.robust.count >= certified
+    broken = sum(row.found_by.values())
+    assert broken == entry.clean.count - row.robust.count
+    assert all("@" in stage for stage in row.found_by)
+
+
+def test_what_is_skipped_is_part_of_the_key_and_other_radii_are_not() -> None:
+    models, images = [load_model(MODEL)], load_images("digits", "test", None)
+    plan = make_plan(Suite.model_validate(SUITE), images, models)
+    jobs = {job.kind: job for job in plan.jobs}
+    keys = []
+    for scale in (1.0, 1.0 + 1e-9, 1.5):
+        with Store(None) as store:
+            schedule = Schedule(plan, store)
+            certificate = jobs["certificate"]
+            for unit in schedule.units(certificate):
+                chosen = torch.tensor(unit.indices)
+                bench = work.Bench(models[0].module, None, {})
+                result = work.run_unit(
+                    unit, certificate, bench, images.images[chosen], images.labels[chosen]
+                )
+                rows = [(i, scale * radius, *rest) for i, radius, *rest in result.rows]
+                store.add(replace(result, rows=rows), certificate, MODEL)
+            worst, audits = schedule.units(jobs["attack"]), schedule.units(jobs["audit"])
+        keys.append((worst[0].key, {unit.key for unit in audits}))
+    assert keys[0][0] == keys[1][0] != keys[2][0]
+    assert keys[0][1].isdisjoint(keys[1][1])  # an audit attacks at the radius itself
+
+
+def test_other_models_of_the_suite_are_part_of_the_key_where_their_images_are_tried() -> None:
+    images = load_images("digits", "test", None)
+
+    def key(transfer: bool, *names: str) -> str:
+        attacks = [{"kind": "worst-case", "transfer": transfer}]
+        suite = Suite.model_validate(
+            SUITE | {"models": list(names), "attacks": attacks, "certificates": []}
+        )
+        plan = make_plan(suite, images, [load_model(name) for name in names])
+        job = next(job for job in plan.jobs if job.kind == "attack")
+        with Store(None) as store:
+            return Schedule(plan, store).units(job)[0].key
+
+    assert key(True, MODEL) != key(True, MODEL, "digits/resnet")
+    assert key(False, MODEL) == key(False, MODEL, "digits/resnet")
+
+
+def test_a_plan_survives_the_store() -> None:
+    models, images = [load_model(MODEL)], load_images("digits", "test", None)
+    suite = Suite.model_validate(SUITE | {"flags": {"samples": 8}})
+    plan = make_plan(suite, images, models)
+    assert type(plan).from_json(plan.to_json()) == plan
+
+
+def test_second_phase_work_is_not_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tmp_path)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a stored unit was computed again")
+
+    monkeypatch.setattr("robustness.evaluation.runner.run_unit", refuse)
+    assert run(tmp_path).comparable() == first.comparable()
+
+
+def test_flags_are_computed_on_the_first_samples_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def check(model, images, labels, threat, seed, sources):
+        seen.update(images=len(images), threat=threat, sources=list(sources))
+        return [Flag("toy", True, 0.5, 0.1, "half of it"), Flag("calm", False, 0.0, 0.1, "none")]
+
+    monkeypatch.setattr(work, "check", check)
+    entry = run(tmp_path, flags={"samples": 8}, attacks=[]).models[0]
+    assert [(f.name, f.raised, f.value) for f in entry.flags] == [
+        ("calm", False, 0.0),
+        ("toy", True, 0.5),
+    ]
+    assert (seen["images"], seen["sources"]) == (8, [])
+    assert "attacks.md#toy" in (tmp_path / "index.html").read_text()
+
+
+def test_checks_that_fail_raise_a_flag_and_do_not_lose_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> list[Flag]:
+        raise ArithmeticError("no\nway")
+
+    monkeypatch.setattr(work, "check", fail)
+    (flag,) = run(tmp_path, flags={"samples": 8}, attacks=[]).models[0].flags
+    assert (flag.name, flag.raised) == ("checks-failed", True)
+    assert flag.detail == "ArithmeticError: no way"
+
+
+def test_the_largest_radius_wins_and_the_first_of_equals() -> None:
+    models, images = [load_model(MODEL)], load_images("digits", "test", None)
+    names = ["lyapunov", "target-seeking"]
+    suite = Suite.model_validate(SUITE | {"certificates": names, "attacks": []})
+    plan = make_plan(suite, images, models)
+    with Store(None) as store:
+        run_plan(plan, store, Workbench(plan, images, models), 1, 64, None, True)
+        board = summarise(plan, store, {})
+    rows = {row.certificate: row for row in board.models[0].certificates}
+    positive = sum(radius > 0 for radius in board.models[0].samples.norms[0].radius)
+    assert sum(row.won for row in rows.values()) == positive
+    assert rows["target-seeking"].won == positive  # never below the other, and strictly above
+    for row in rows.values():
+        assert sum(row.limits.values()) == sum(row.reasons.values()) == 32
+        assert row.curve == sorted(row.curve, reverse=True)
+    assert {cost.certificate for cost in board.costs} == set(names)
+    assert all(cost.milliseconds > 0 for cost in board.costs)
+
+
+def test_a_star_stands_for_every_entry_with_weights(tmp_path: Path) -> None:
+    board = run(tmp_path, models=["digits/*"], certificates=[], attacks=[], samples=1)
+    names = [model.name for model in board.models]
+    assert names == sorted(names)
+    assert {"digits/lyanet", "digits/resnet"} <= set(names)
+    with pytest.raises(UsageError, match="entries with weights"):
+        run(tmp_path, models=["imagenet/*"])
+
+
+def test_all_certificates_are_meant_by_all() -> None:
+    suite = Suite.model_validate(SUITE | {"certificates": "all"})
+    assert suite.certificates == list(CERTIFICATES)
+    assert TargetSeekingCertificate().name in suite.certificates
