@@ -1,31 +1,46 @@
 """Attacks over views of a model, the harness that judges them, and audits of the harness."""
 
 from robustness.attacks.ascent import Ascent
-from robustness.attacks.audits import Flag, audit
-from robustness.attacks.autoattack_adapter import AutoAttack
+from robustness.attacks.audits import audit
+from robustness.attacks.autoattack_adapter import APGD, FAB, AutoAttack, Square
 from robustness.attacks.base import Attack, Guided
-from robustness.attacks.cascade import Outcome, Stage, default_stages, worst_case
+from robustness.attacks.cascade import Outcome, Stage, worst_case
+from robustness.attacks.flags import Flag
+from robustness.attacks.historical import PaperProtocol, published_accuracy
 from robustness.attacks.judge import Status, Verdict, judge, predict_alone
-from robustness.attacks.torchattacks_adapter import FGSM, PGD
+from robustness.attacks.minimal import nearest_adversarial
+from robustness.attacks.pipeline import default_stages
+from robustness.attacks.torchattacks_adapter import FGSM, MIFGSM, PGD, CarliniWagner, DeepFool
+from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import View, register_view, views_of
 
 __all__ = [
+    "APGD",
+    "FAB",
     "FGSM",
+    "MIFGSM",
     "PGD",
     "Ascent",
     "Attack",
     "AutoAttack",
+    "CarliniWagner",
+    "DeepFool",
     "Flag",
     "Guided",
     "Outcome",
+    "PaperProtocol",
+    "Square",
     "Stage",
     "Status",
+    "Transfer",
     "Verdict",
     "View",
     "audit",
     "default_stages",
     "judge",
+    "nearest_adversarial",
     "predict_alone",
+    "published_accuracy",
     "register_view",
     "views_of",
     "worst_case",

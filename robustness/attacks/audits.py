@@ -4,52 +4,33 @@ Each audit is a pure function of a model, images and settings, and answers with 
 raised flag means, and what to do about it, is in docs/attacks.md.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.attacks.judge import predict_alone
+from robustness.attacks.flags import Flag
+from robustness.attacks.gradient_audits import (
+    gradient_agreement,
+    gradient_health,
+    larger_eps,
+    masked_gradients,
+    more_steps,
+    solver_tolerance,
+    unbounded_attack,
+)
+from robustness.attacks.lanes import scores
+from robustness.attacks.model_audits import (
+    batch_invariance,
+    input_range,
+    logits_check,
+    normalisation,
+    randomness,
+    solver_failures,
+)
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.continuous import ContinuousNet
 from robustness.threat import ThreatModel
-
-
-@dataclass(frozen=True)
-class Flag:
-    """The answer of one audit.
-
-    Attributes:
-        name: which audit, in lower case with hyphens.
-        raised: whether the value is on the wrong side of the threshold.
-        value: what was measured.
-        threshold: what it was compared with.
-        detail: the measurement in words, with its units and numbers of samples.
-    """
-
-    name: str
-    raised: bool
-    value: float
-    threshold: float
-    detail: str
-
-
-@torch.no_grad()
-def batch_invariance(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Flag:
-    """Whether a prediction changes with its company: alone, in a batch, in a shuffled batch.
-
-    Raised if any prediction flips.
-    """
-    alone, _ = predict_alone(model, images)
-    order = torch.arange(len(images)).flip(0)
-    half = len(images) // 2
-    together = model(images).argmax(dim=1)
-    shuffled = torch.empty_like(together)
-    shuffled[order] = model(images[order]).argmax(dim=1)
-    split = torch.cat([model(part).argmax(dim=1) for part in images.tensor_split([half])])
-    flips = int(((together != alone) | (shuffled != alone) | (split != alone)).sum())
-    detail = f"{flips} of {len(images)} predictions change with the batch they are made in"
-    return Flag("batch-invariance", flips > 0, float(flips), 0.0, detail)
 
 
 def audit(
@@ -62,12 +43,66 @@ def audit(
 ) -> list[Flag]:
     """All audits that apply to a model.
 
+    An audit that cannot be run, because the model raises or has no samples that it gets right,
+    raises its flag and says why; the others are not lost.
+
     Args:
         model: the deployed model.
-        images: originals in [0, 1], shape (n, c, h, w).
+        images: originals in [0, 1], shape (n, c, h, w); 64 or more for the tests to have power.
         labels: true classes, shape (n,).
         threat: the ball that attacks are compared in.
         seed: decides every random draw.
         sources: other models by name, whose adversarial images are tried on this one.
     """
-    return [batch_invariance(model, images)]
+    flags = _audit_model(model, images, labels)
+    return flags + _audit_gradients(model, images, labels, threat, seed, sources)
+
+
+def _audit_model(model: nn.Module, images: Tensor, labels: Tensor) -> list[Flag]:
+    audits: dict[str, Callable[[], Flag | list[Flag]]] = {
+        "batch-invariance": lambda: batch_invariance(model, images),
+        "randomness": lambda: randomness(model, images),
+        "solver-failures": lambda: solver_failures(model, images),
+        "logits": lambda: logits_check(model, images),
+        "input-range": lambda: input_range(model, images, labels),
+        "normalisation": lambda: normalisation(model, images, labels),
+    }
+    return [flag for name, run in audits.items() for flag in _guarded(name, run)]
+
+
+def _audit_gradients(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    seed: int,
+    sources: Mapping[str, nn.Module] | None,
+) -> list[Flag]:
+    def correct() -> tuple[Tensor, Tensor]:
+        right = scores(model, images).argmax(dim=1) == labels
+        if not bool(right.any()):
+            raise ValueError("expected samples that the model gets right, got none")
+        return images[right], labels[right]
+
+    audits: dict[str, Callable[[], Flag | list[Flag]]] = {
+        "masked-gradients": lambda: masked_gradients(model, *correct(), threat, seed, sources),
+        "gradient-health": lambda: gradient_health(model, *correct()),
+        "gradient-agreement": lambda: gradient_agreement(model, *correct()),
+        "more-steps": lambda: more_steps(model, *correct(), threat, seed),
+        "larger-eps": lambda: larger_eps(model, *correct(), threat, seed),
+        "unbounded-attack": lambda: unbounded_attack(model, *correct(), threat.norm, seed),
+    }
+    if isinstance(model, NeuralODEClassifier | ContinuousNet):
+        solved = model
+        audits["solver-tolerance"] = lambda: solver_tolerance(solved, *correct(), threat, seed)
+    return [flag for name, run in audits.items() for flag in _guarded(name, run)]
+
+
+def _guarded(name: str, run: Callable[[], Flag | list[Flag]]) -> Iterator[Flag]:
+    try:
+        found = run()
+    except Exception as error:  # a user's model: any failure is data
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        yield Flag(name, True, None, 0.0, f"could not be run: {reason}")
+        return
+    yield from [found] if isinstance(found, Flag) else found

@@ -7,18 +7,17 @@ of stages and the samples that were skipped change the time and never a status.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.attacks.ascent import Ascent
 from robustness.attacks.base import Attack, Guided
 from robustness.attacks.judge import Status, Verdict, judge
 from robustness.attacks.lanes import Meter, Metered
-from robustness.attacks.views import View, views_of
+from robustness.attacks.views import View
 from robustness.threat import ThreatModel
 
 CLEAN = "clean"
@@ -130,7 +129,8 @@ def worst_case(
         images: originals in [0, 1], shape (n, c, h, w).
         labels: true classes, shape (n,).
         threat: the ball.
-        stages: attacks and views, in the order in which they run; see `default_stages`.
+        stages: attacks and views, in the order in which they run; see
+            `pipeline.default_stages`.
         certified: certified radii in the threat's norm, shape (n,); samples with more than eps
             are not attacked. None attacks all.
         seed: decides every random draw.
@@ -253,21 +253,3 @@ class _Queue:
             else outcome
             for outcome, failed in zip(self.known, self.failures, strict=True)
         ]
-
-
-def default_stages(
-    model: nn.Module,
-    threat: ThreatModel,
-    effort: str = "standard",
-    sources: Mapping[str, nn.Module] | None = None,
-) -> list[Stage]:
-    """The pipeline of a verdict, cheap stages first.
-
-    Args:
-        model: the deployed model.
-        threat: the ball.
-        effort: `quick` or `standard`.
-        sources: other models of the data set by name, whose adversarial images are tried.
-    """
-    views = {view.name: view for view in views_of(model)}
-    return [Stage(Ascent("margin", 20), views["rescaled"])]

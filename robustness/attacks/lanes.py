@@ -3,7 +3,8 @@
 Floating-point kernels depend on the shape of a batch. An attack whose batch shrinks as samples
 break would compute something else for those that are left, and its result for one sample would
 depend on which others were attacked, skipped or broken earlier. In a lane of fixed size a row's
-value and gradient depend on that row alone.
+logits depend on that row alone. So does its gradient, but for the last digits, which in some
+fields depend on the row's place in the lane.
 """
 
 import hashlib

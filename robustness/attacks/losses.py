@@ -65,5 +65,6 @@ def likely_targets(
     logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], count: int
 ) -> Int[Tensor, "n t"]:
     """The wrong classes of largest logit, `count` of them or as many as there are."""
-    wrong = logits.scatter(1, labels.unsqueeze(1), -torch.inf).nan_to_num(nan=-torch.inf)
+    finite = logits.nan_to_num(nan=torch.finfo(logits.dtype).min)
+    wrong = finite.scatter(1, labels.unsqueeze(1), -torch.inf)
     return wrong.argsort(dim=1, descending=True)[:, : min(count, logits.shape[1] - 1)]

@@ -29,9 +29,8 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
 
-_OdeModel = NeuralODEClassifier | ContinuousNet
 _Model = TypeVar("_Model", bound=nn.Module)
-_Ode = TypeVar("_Ode", NeuralODEClassifier, ContinuousNet)
+_Ode = TypeVar("_Ode", bound=NeuralODEClassifier | ContinuousNet)
 
 # Sharpness of the softplus that replaces a ReLU, in units of the inverse pre-activation.
 _SHARPNESS = 10.0
@@ -128,6 +127,24 @@ def with_solver(model: _Ode, solver: Solver) -> _Ode:
     return twin
 
 
+def graded(model: _Ode) -> dict[str, _Ode]:
+    """The same network solved more coarsely, as deployed, and more finely.
+
+    An adaptive solver at ten times and a hundredth of its tolerances, a fixed-step one in half
+    and in twice its steps.
+    """
+    solver = model.solver
+    twins: dict[str, Solver] = {}
+    if isinstance(solver, AdaptiveSolver):
+        for name, factor in (("coarser", 10.0), ("deployed", 1.0), ("finer", 0.01)):
+            twins[name] = replace(solver, rtol=factor * solver.rtol, atol=factor * solver.atol)
+    else:
+        if solver.steps > 1:
+            twins["coarser"] = replace(solver, steps=solver.steps // 2)
+        twins |= {"deployed": solver, "finer": replace(solver, steps=2 * solver.steps)}
+    return {name: with_solver(model, twin) for name, twin in twins.items()}
+
+
 def _shorter(solver: Solver) -> Iterator[tuple[str, Solver]]:
     """The same steps over a part of the horizon, down to a single step."""
     if isinstance(solver, AdaptiveSolver):
@@ -219,8 +236,9 @@ class Float64(nn.Module):
 
 
 class Smooth(nn.Module):
-    """A model with each ReLU replaced by a softplus, so that dead units pass a gradient.
+    """A model with a softplus for each ReLU, so that dead units pass a gradient.
 
+    A clamp from below at 0 counts as a ReLU.
     The replacement is made at the call of the function, wherever the model makes it, and ends
     with it: no module is touched. Solved by the adjoint method, ReLUs inside a vector field are
     replaced in the forward solve alone.
@@ -245,6 +263,8 @@ class _ReplacedReLU(TorchFunctionMode):
         {functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
     )
 
+    _CLAMPS = frozenset({torch.clamp_min, Tensor.clamp_min})
+
     def __init__(self, backward_only: bool) -> None:
         super().__init__()
         self.backward_only = backward_only
@@ -257,9 +277,14 @@ class _ReplacedReLU(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         del types
-        if func not in self._RELUS:
+        at_zero = func in self._CLAMPS and len(args) > 1 and _is_zero(args[1])
+        if func not in self._RELUS and not at_zero:
             return func(*args, **(kwargs or {}))
         smooth = functional.softplus(args[0], beta=_SHARPNESS)
         if not self.backward_only:
             return smooth
-        return smooth + (args[0].clamp_min(0) - smooth).detach()
+        return smooth + (torch.clamp_min(args[0], 0) - smooth).detach()
+
+
+def _is_zero(bound: object) -> bool:
+    return isinstance(bound, int | float) and bound == 0

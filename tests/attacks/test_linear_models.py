@@ -4,46 +4,16 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from toys import CLASSES, SIDE, Linear, make_problem, minimal_distance
 
 from robustness.attacks import FGSM, PGD, Attack, AutoAttack, Status, judge
 from robustness.threat import Norm, ThreatModel
-
-# Square in l2 needs images of at least 5 pixels a side.
-CLASSES, SIDE = 5, 6
-
-
-class Linear(nn.Module):
-    def __init__(self, classes: int = CLASSES) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.weight = nn.Parameter(torch.randn(classes, SIDE * SIDE, generator=generator))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images.flatten(1) - 0.5) @ self.weight.T
-
-
-def make_problem(classes: int) -> tuple[Linear, Tensor, Tensor]:
-    """A model and images near mid-grey, so that the box never binds."""
-    model = Linear(classes)
-    generator = torch.Generator().manual_seed(4)
-    images = 0.5 + 0.4 * (torch.rand(12, 1, SIDE, SIDE, generator=generator) - 0.5)
-    return model, images, model(images).argmax(dim=1)
 
 
 @pytest.fixture(scope="module")
 def problem() -> tuple[Linear, Tensor, Tensor]:
     return make_problem(CLASSES)
-
-
-def minimal_distance(model: Linear, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-    """min_j (margin over j) / dual norm of (w_y - w_j), in float64."""
-    weight, scores = model.weight.detach().double(), model(images).detach().double()
-    difference = weight[labels].unsqueeze(1) - weight
-    dual = difference.norm(dim=2) if norm is Norm.L2 else difference.abs().sum(dim=2)
-    margins = scores.gather(1, labels.unsqueeze(1)) - scores
-    distance = margins / dual.clamp_min(1e-12)
-    return distance.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
 
 
 # Cross-entropy pulls towards a mixture of classes, so plain PGD is exact with two classes;

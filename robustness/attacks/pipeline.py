@@ -1,0 +1,107 @@
+"""The default pipelines of the cascade: which attack, through which view, in which order."""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from torch import nn
+
+from robustness.attacks.ascent import Ascent
+from robustness.attacks.autoattack_adapter import FAB, Square
+from robustness.attacks.cascade import Stage
+from robustness.attacks.transfer import Transfer
+from robustness.attacks.views import View, views_of
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.continuous import ContinuousNet
+from robustness.nets.solvers import AdaptiveSolver
+from robustness.threat import ThreatModel
+
+Effort = Literal["quick", "standard", "thorough"]
+
+# Views that a sweep takes once each: those whose failures resemble one another least.
+_SWEPT = (
+    "smooth-backward",
+    "rescaled",
+    "horizon/2",
+    "horizon/4",
+    "one-step",
+    "initial-velocity",
+    "euler",
+    "rk4",
+    "smooth",
+)
+
+
+def default_stages(
+    model: nn.Module,
+    threat: ThreatModel,
+    effort: Effort = "standard",
+    sources: Mapping[str, nn.Module] | None = None,
+) -> list[Stage]:
+    """The stages of a verdict, cheap ones first.
+
+    Short ascents break what breaks easily; then every likely target is climbed on the deployed
+    model, each view is swept once, other models' adversarial images are tried, and what is left
+    is climbed for longer. A model whose structure is not known is searched without gradients as
+    well, as its gradients may be worth nothing and it has few views.
+
+    Args:
+        model: the deployed model.
+        threat: the ball; every stage applies in both norms.
+        effort: `quick` ends after the targets, `thorough` adds starts, steps, FAB and Square.
+        sources: other models of the data set by name, whose adversarial images are tried.
+    """
+    del threat
+    views = {view.name: view for view in views_of(model)}
+    stages = list(_first(views, _base(model, views)))
+    if effort != "quick":
+        stages += _sweep(model, views)
+        stages += [
+            Stage(Transfer(name, source), views["deployed"])
+            for name, source in (sources or {}).items()
+        ]
+        stages += _deep(model, views)
+    if effort == "thorough":
+        stages += _exhaustive(model, views)
+    return stages
+
+
+def _base(model: nn.Module, views: Mapping[str, View]) -> View:
+    """Where the long ascents run: the deployed model, or a fixed-step twin of an adaptive one.
+
+    An adaptive solve takes each sample by itself, and so tens of times as long.
+    """
+    adaptive = isinstance(getattr(model, "solver", None), AdaptiveSolver)
+    return views["rk4"] if adaptive and "rk4" in views else views["deployed"]
+
+
+def _first(views: Mapping[str, View], base: View) -> Iterator[Stage]:
+    yield Stage(Ascent("ce", 10), base)
+    if base is not views["deployed"]:
+        yield Stage(Ascent("margin", 10), views["deployed"])
+    yield Stage(Ascent("targeted", 20), base)
+
+
+def _sweep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
+    for name in _SWEPT:
+        if name in views:
+            yield Stage(Ascent("margin", 20), views[name])
+    yield Stage(Ascent("ce", 20, starts=2), views["rescaled"])
+    if not isinstance(model, NeuralODEClassifier | ContinuousNet):
+        yield Stage(Square(300), views["deployed"], copies=8)
+
+
+def _deep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
+    base = _base(model, views)
+    yield Stage(Ascent("targeted", 60), base)
+    yield Stage(Ascent("targeted", 40, targets=4), views["smooth-backward"])
+    yield Stage(Ascent("dlr", 60, starts=4), base)
+
+
+def _exhaustive(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
+    base = _base(model, views)
+    yield Stage(Ascent("targeted", 200, starts=3), base)
+    for name in _SWEPT:
+        if name in views:
+            yield Stage(Ascent("targeted", 50), views[name])
+    yield Stage(FAB(), base)
+    yield Stage(Square(2000), views["deployed"], copies=4)

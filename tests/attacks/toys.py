@@ -1,0 +1,69 @@
+"""Models small enough to know everything about."""
+
+import torch
+from torch import Tensor, nn
+
+from robustness.threat import Norm
+
+# Square in l2 needs images of at least 5 pixels a side.
+CLASSES, SIDE = 5, 6
+
+
+class Linear(nn.Module):
+    def __init__(self, classes: int = CLASSES, scale: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        weight = scale * torch.randn(classes, SIDE * SIDE, generator=generator)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.flatten(1) - 0.5) @ self.weight.T
+
+
+class Perceptron(nn.Module):
+    """A small honest network with kinks, untrained: its gradients are what they should be."""
+
+    def __init__(self, classes: int = CLASSES, width: int = 24) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        for name, shape in {"first": (width, SIDE * SIDE), "second": (classes, width)}.items():
+            weight = torch.randn(shape, generator=generator) / shape[1] ** 0.5
+            setattr(self, name, nn.Parameter(weight, requires_grad=False))
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = torch.relu(4 * (images.flatten(1) - 0.5) @ self.first.T)
+        return 4 * hidden @ self.second.T
+
+
+class Raises(nn.Module):
+    """A linear model that raises on some image of its batch: bright ones, or all."""
+
+    def __init__(self, above: float) -> None:
+        super().__init__()
+        self.linear, self.above = Linear(), above
+
+    def forward(self, images: Tensor) -> Tensor:
+        if bool((images.flatten(1).mean(dim=1) > self.above).any()):
+            raise ArithmeticError("underflow in dt nan")
+        return self.linear(images)
+
+
+def make_problem(classes: int, count: int = 12) -> tuple[Linear, Tensor, Tensor]:
+    """A model and images near mid-grey, so that the box never binds."""
+    model, images = Linear(classes), grey_images(count)
+    return model, images, model(images).argmax(dim=1)
+
+
+def grey_images(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return 0.5 + 0.4 * (torch.rand(count, 1, SIDE, SIDE, generator=generator) - 0.5)
+
+
+def minimal_distance(model: Linear, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+    """min_j (margin over j) / dual norm of (w_y - w_j), in float64."""
+    weight, scores = model.weight.detach().double(), model(images).detach().double()
+    difference = weight[labels].unsqueeze(1) - weight
+    dual = difference.norm(dim=2) if norm is Norm.L2 else difference.abs().sum(dim=2)
+    margins = scores.gather(1, labels.unsqueeze(1)) - scores
+    distance = margins / dual.clamp_min(1e-12)
+    return distance.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
