@@ -22,6 +22,7 @@ from robustness.nets.encoders import (
     MLPEncoder,
     Normalise,
 )
+from robustness.nets.orthogonal import OrthogonalLinear
 
 # Unit roundoff of the float32 arithmetic that predicts.
 UNIT = 2.0**-24
@@ -155,8 +156,9 @@ def _(module: Normalise) -> UpperBound | None:
     return _bound(steepest * (1 + _FLOAT64_ROOM), "1/std of the normalising layer")
 
 
-@_lipschitz.register
-def _(module: nn.Linear) -> UpperBound | None:
+@_lipschitz.register(nn.Linear)
+@_lipschitz.register(OrthogonalLinear)
+def _(module: nn.Linear | OrthogonalLinear) -> UpperBound | None:
     return spectral_norm(module.weight)
 
 
@@ -264,8 +266,9 @@ def _(module: Normalise, tube: Tube) -> Tube:
     return Tube(centre, steepest * tube.reach, steepest * tube.error + local)
 
 
-@_propagate.register
-def _(module: nn.Linear, tube: Tube) -> Tube:
+@_propagate.register(nn.Linear)
+@_propagate.register(OrthogonalLinear)
+def _(module: nn.Linear | OrthogonalLinear, tube: Tube) -> Tube:
     weight = module.weight.detach().double()
     offset = torch.zeros(len(weight)).double() if module.bias is None else module.bias.double()
     centre = tube.centre @ weight.T + offset

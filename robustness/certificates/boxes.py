@@ -56,7 +56,7 @@ class Box:
         return torch.maximum(self.low.abs(), self.high.abs())
 
 
-def rounding(terms: int, size: Tensor, operands: float) -> Tensor:
+def rounding(terms: int, size: Tensor, operands: Tensor | float) -> Tensor:
     """Float32 error of each entry of a layer of sums of products.
 
     Args:

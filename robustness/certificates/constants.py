@@ -19,6 +19,7 @@ from robustness.certificates import bounds
 from robustness.certificates.base import Kind
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
+from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.threat import Norm
 
@@ -77,14 +78,15 @@ def refusal_of_flow(model: object) -> str | None:
         return "the model is not a neural ODE on the class state"
     if not isinstance(model.field, TargetSeekingField):
         return "the vector field is not target-seeking, so no slack is proved for it"
-    return _refusal_of_arithmetic(model) or _refusal_of_program(model)
+    return refusal_of_arithmetic(model) or _refusal_of_program(model)
 
 
-def _refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
+def refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
+    """Why the rounding bounds do not cover the arithmetic of `model`; None where they do."""
     tensors = [*model.parameters(), *model.buffers()]
     if not all(t.dtype is torch.float32 and bool(t.isfinite().all()) for t in tensors):
         return "the weights are not all finite float32 numbers, which the rounding bounds are for"
-    assert isinstance(model.field, TargetSeekingField)
+    assert isinstance(model.field, TargetSeekingField | SimplexField)
     if not 1 / bounds.LARGEST <= model.field.gain <= bounds.LARGEST:
         return f"a gain of {model.field.gain:g} leaves the range of float32"
     backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
