@@ -248,7 +248,7 @@ class InvarianceCertificate:
     """
 
     name: str = "forward-invariance"
-    budget: int = 2000
+    budget: int = 500
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why nothing is proved of the model; it keeps to the simplex by convex steps or not."""

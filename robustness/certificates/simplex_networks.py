@@ -46,17 +46,18 @@ class SimplexNetwork:
     @classmethod
     def of(cls, field: SimplexField) -> "SimplexNetwork":
         """The network of `field`."""
-        inner, outer = field.from_state, field.to_state
-        columns = field.gain * outer.weight.detach().double()
-        largest = max(float(inner.weight.abs().max()), float(outer.weight.abs().max()), field.gain)
+        inner = field.from_state.weight.detach().double()
+        outer = field.to_state.weight.detach().double()
+        largest = max(float(inner.abs().max()), float(outer.abs().max()), field.gain)
+        columns = field.gain * outer
         return cls(
-            inner.weight.detach().double(),
-            inner.bias.detach().double(),
+            inner,
+            field.from_state.bias.detach().double(),
             columns,
-            field.gain * outer.bias.detach().double(),
-            (columns.T.unsqueeze(2) * inner.weight.detach().double().unsqueeze(1)).flatten(1),
-            bounds.spectral_norm(inner.weight).value,
-            field.gain * bounds.spectral_norm(outer.weight).value,
+            field.gain * field.to_state.bias.detach().double(),
+            (columns.T.unsqueeze(2) * inner.unsqueeze(1)).flatten(1),
+            bounds.spectral_norm(inner).value,
+            field.gain * bounds.spectral_norm(outer).value,
             max(1.0, field.gain) * largest,
         )
 

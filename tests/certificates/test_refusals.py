@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_models import PIXELS, SHAPE, Blueprint, random_images
+from small_models import PIXELS, SEEKING, SHAPE, Blueprint, random_images
 from torch import nn
 
 from robustness.certificates import CERTIFICATES, CertifiedRadius, Kind, best
@@ -129,7 +129,7 @@ def test_a_model_without_a_proof_is_refused_with_the_reason(case):
         certificate.certify(model, images, torch.zeros(2, dtype=torch.int64), Norm.L2)
 
 
-@pytest.mark.parametrize("name", CERTIFICATES)
+@pytest.mark.parametrize("name", SEEKING)
 def test_a_provable_model_is_not_refused(name):
     assert CERTIFICATES[name].refusal(Blueprint().build(), Norm.LINF) is None
 
@@ -244,7 +244,7 @@ def test_an_infinite_slope_leaves_no_radius_to_estimate(name):
     assert radii[1].radius == 0
 
 
-@pytest.mark.parametrize("name", CERTIFICATES)
+@pytest.mark.parametrize("name", SEEKING)
 @pytest.mark.parametrize("norm", Norm)
 def test_a_wrong_prediction_has_radius_zero_for_certain(name, norm):
     model, images = Blueprint().build(), random_images(4, 0)
@@ -253,7 +253,7 @@ def test_a_wrong_prediction_has_radius_zero_for_certain(name, norm):
         assert radius == CertifiedRadius(0.0, norm, Kind.CERTIFIED, name, "the prediction is wrong")
 
 
-@pytest.mark.parametrize("name", CERTIFICATES)
+@pytest.mark.parametrize("name", SEEKING)
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_logits_that_overflow_have_no_radius_whatever_the_label(name, label):
     model = Blueprint(gain=1e20).build()
@@ -272,7 +272,7 @@ def test_an_exact_tie_is_not_certified():
         parameter.zero_()
     images = random_images(3, 0)
     labels = model(images).argmax(dim=1)
-    for certificate in CERTIFICATES.values():
+    for certificate in (CERTIFICATES[name] for name in SEEKING):
         assert [r.radius for r in certificate.certify(model, images, labels, Norm.L2)] == [0] * 3
 
 
