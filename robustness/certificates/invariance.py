@@ -40,6 +40,7 @@ from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.simplex_networks import SimplexNetwork, rounding_of_target
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.simplex import SimplexField, project_to_simplex
+from robustness.nets.solvers import FixedStepSolver
 from robustness.threat import Norm
 
 _FLOAT64_ROOM = 1e-9
@@ -175,6 +176,7 @@ def rounding_loss(
     features: Float[Tensor, "n f"],
     distance: Float[Tensor, " n"],
     share: float,
+    shortest: float,
 ) -> Float[Tensor, " n"]:
     """What float32 rounding can take from a lead in one step, shape (n,); infinite if too much.
 
@@ -190,7 +192,8 @@ def rounding_loss(
     reach = torch.full_like(distance, 1 + _LARGEST_DRIFT)
     of_target = rounding_of_target(net, centre, reach, features, distance)
     of_step = tubes.STAGE_ROUNDINGS * bounds.UNIT * (1 + _LARGEST_DRIFT)
-    low = of_step / share
+    # What earlier steps left behind is largest where they retained the most.
+    low = of_step / shortest
     drift = math.sqrt(classes) * low + 1.02 * (of_target.total + 2 * classes * low)
     per_step = 2 * (share * of_target.entry + of_step)
     loss = math.sqrt(2) * (1 + share * net.inner_norm * net.outer_norm) * drift + per_step
@@ -217,7 +220,7 @@ def answers(
     """
     assert isinstance(model.field, SimplexField)
     solver = model.solver
-    assert isinstance(solver, tubes.FixedStepSolver)
+    assert isinstance(solver, FixedStepSolver)
     net, distance = SimplexNetwork.of(model.field), features.distance(radius)
     steps = sorted(set(tubes.shares(solver, model.field.rate)))
     # Of steps that differ by float32 rounding alone the shortest and the longest are enough: the
@@ -225,7 +228,7 @@ def answers(
     ends = {steps[0], steps[-1]}
     found = [Answer(True, 0, refuted=False)] * len(labels)
     for share in sorted(ends):
-        losses = rounding_loss(net, features.centre, distance, share).tolist()
+        losses = rounding_loss(net, features.centre, distance, share, steps[0]).tolist()
         for i, (label, loss) in enumerate(zip(labels.tolist(), losses, strict=True)):
             if not found[i].holds:
                 continue
@@ -259,7 +262,7 @@ class InvarianceCertificate:
         assert isinstance(model, NeuralODEClassifier)
         if not isinstance(model.field, SimplexField):
             return "the state does not live on the probability simplex"
-        assert isinstance(model.solver, tubes.FixedStepSolver)
+        assert isinstance(model.solver, FixedStepSolver)
         if model.solver.method not in ("euler", "heun2"):
             return (
                 f"{model.solver.method} steps are not convex combinations of Euler steps; "

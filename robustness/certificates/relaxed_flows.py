@@ -88,12 +88,12 @@ def solve(
     """
     field, solver, distance = model.field, model.solver, features.distance(radius)
     assert isinstance(solver, FixedStepSolver)
-    rate = float(field.rate)
+    assert isinstance(field, TargetSeekingField | SimplexField)
+    rate = field.rate
     start = torch.full((len(labels), model.classes), model.initial, dtype=torch.float32).double()
     if isinstance(field, TargetSeekingField):
         seeking = TargetSeekingRelaxation(field, features.centre, distance, labels, local)
         return tubes.solve(seeking, solver, rate, tubes.Ball.point(start))
-    assert isinstance(field, SimplexField)
     if local:
         zonotopes = SimplexZonotopes(field, features.centre, distance, labels)
         initial = Zonotope.point(start, distance, field.features)
@@ -138,12 +138,13 @@ def _parts(model: NeuralODEClassifier) -> list[tuple[nn.Module, type[nn.Module],
 
 
 def _refusal_of_steps(model: NeuralODEClassifier) -> str | None:
-    solver = model.solver
+    solver, field = model.solver, model.field
+    assert isinstance(field, TargetSeekingField | SimplexField)
     if isinstance(solver, AdaptiveSolver):
         return f"{solver.method} chooses its own steps, about which nothing is proved"
     if type(solver) is not FixedStepSolver:
         return f"nothing is known of the steps of a {type(solver).__name__}"
-    steps = tubes.shares(solver, float(model.field.rate))
+    steps = tubes.shares(solver, field.rate)
     if max(steps) > 1 - _STEP_ROOM:
         return (
             f"a step of h*kappa = {max(steps):.4g} overshoots the target; "

@@ -99,7 +99,7 @@ def assert_holds(model: NeuralODEClassifier, images: Tensor, name: str = "contra
     return float(lengths.mean())
 
 
-@pytest.mark.parametrize(("method", "seed"), zip(METHODS, range(4), strict=True))
+@pytest.mark.parametrize(("method", "seed"), list(zip(METHODS, range(4), strict=True)))
 def test_no_perturbation_inside_the_radius_changes_a_simplex_models_prediction(method, seed):
     model = simplex_model(method, seed, gain=1.5)
     assert assert_holds(model, random_images(6, seed)) > 1e-3
@@ -110,7 +110,7 @@ def test_no_perturbation_inside_the_radius_changes_a_target_seeking_prediction(m
     assert assert_holds(seeking_model(method, 3), random_images(6, 3)) > 1e-3
 
 
-@pytest.mark.parametrize(("method", "seed"), zip(METHODS, range(4), strict=True))
+@pytest.mark.parametrize(("method", "seed"), list(zip(METHODS, range(4), strict=True)))
 @pytest.mark.parametrize("local", [True, False])
 def test_every_state_of_the_perturbed_program_lies_in_the_tube(method, seed, local):
     """States at the horizon, not only predictions, for tubes small and large."""
