@@ -110,8 +110,10 @@ class ConeStep:
         entry = project_to_simplex(torch.cat([torch.zeros_like(leads[:, :1]), -leads], dim=1))
         together = (1 - self.share) * lead + self.share * rows
         joint = cells.least(together) + self.share * constant
-        capped = (1 - self.share) * cells.least(lead) + self.share * entry[:, :1]
-        worst, rival = torch.minimum(joint, capped).min(dim=1)
+        kept = (1 - self.share) * cells.least(lead)
+        capped = torch.minimum(joint, kept + self.share * entry[:, :1])
+        # No target leads by less than -1, however far the proposal is outside of the simplex.
+        worst, rival = torch.maximum(capped, kept - self.share).min(dim=1)
         chosen = together.gather(1, rival.view(-1, 1, 1).expand(-1, 1, classes)).squeeze(1)
         level = cells.centres().unsqueeze(1) @ chosen.unsqueeze(2)
         influence = (cells.high - cells.low) * (chosen[:, 1:] - level.squeeze(2)).abs()

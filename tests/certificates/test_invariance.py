@@ -112,7 +112,7 @@ def test_the_boundary_condition_alone_does_not_hold_the_discrete_program():
     0.7 and the rival's from 0.75 on. The boundary, eta_0 = 1/2, is safe; a long step goes to
     0.95 and from there back across it.
     """
-    field = SimplexField(2, 2, 1.0)
+    field = SimplexField(2, 2, 1.0).requires_grad_(False)
     with torch.no_grad():
         field.from_state.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
         field.from_state.bias.copy_(torch.tensor([-0.7, 0.0]))
