@@ -24,6 +24,7 @@ from robustness.nets.encoders import (
     MLPEncoder,
     Normalise,
 )
+from robustness.nets.orthogonal import OrthogonalLinear
 
 # Relative error of a float64 SVD and of float64 sums of at most a million terms is far below
 # this; every bound is raised by it.
@@ -235,8 +236,9 @@ def _(module: Normalise) -> UpperBound | None:
     return _bound(steepest * (1 + _FLOAT64_ROOM), "1/std of the normalising layer")
 
 
-@_lipschitz.register
-def _(module: nn.Linear) -> UpperBound | None:
+@_lipschitz.register(nn.Linear)
+@_lipschitz.register(OrthogonalLinear)
+def _(module: nn.Linear | OrthogonalLinear) -> UpperBound | None:
     return spectral_norm(module.weight)
 
 
@@ -345,8 +347,9 @@ def _(module: Normalise, tube: Tube) -> Tube:
     return Tube(centre, steepest * tube.reach, steepest * tube.error + local)
 
 
-@_propagate.register
-def _(module: nn.Linear, tube: Tube) -> Tube:
+@_propagate.register(nn.Linear)
+@_propagate.register(OrthogonalLinear)
+def _(module: nn.Linear | OrthogonalLinear, tube: Tube) -> Tube:
     weight = module.weight.detach().double()
     offset = torch.zeros(len(weight)).double() if module.bias is None else module.bias.double()
     centre = tube.centre @ weight.T + offset

@@ -21,6 +21,7 @@ from robustness.certificates.base import Kind
 from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
+from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.threat import Norm
 
@@ -80,11 +81,12 @@ def refusal_of_flow(model: object) -> str | None:
         return "the model is not a neural ODE on the class state"
     if not isinstance(model.field, TargetSeekingField):
         return "the vector field is not target-seeking, so no slack is proved for it"
-    return _refusal_of_arithmetic(model) or _refusal_of_program(model)
+    return refusal_of_arithmetic(model) or _refusal_of_program(model)
 
 
-def _refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
-    assert isinstance(model.field, TargetSeekingField)
+def refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
+    """Why the rounding bounds do not cover the arithmetic of `model`; None where they do."""
+    assert isinstance(model.field, TargetSeekingField | SimplexField)
     if not 1 / bounds.LARGEST <= model.field.gain <= bounds.LARGEST:
         return f"a gain of {model.field.gain:g} leaves the range of float32"
     return bounds.refusal_of_arithmetic(model, model.dtype)

@@ -24,8 +24,9 @@ from robustness.nets.solvers import FixedStepSolver
 
 SHAPE = (1, 4, 4)
 PIXELS = 16
-# The certificates that speak of flows.
-OF_FLOWS = ("lyapunov", "lyapunov-sharp", "target-seeking")
+# Certificates of target-seeking flows by their margins, and all that apply to such flows.
+BY_MARGINS = ("lyapunov", "lyapunov-sharp", "target-seeking")
+SEEKING = (*BY_MARGINS, "contraction")
 
 
 @dataclass(frozen=True)

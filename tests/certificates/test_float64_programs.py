@@ -58,3 +58,11 @@ def test_logits_that_fall_together_in_float32_are_not_certified_in_float64_eithe
 def test_rounding_bounds_of_another_precision_are_refused():
     with pytest.raises(ValueError, match="float32 or float64"), bounds.computed_in(torch.float16):
         pass
+
+
+def test_tubes_are_for_float32_programs_only():
+    model = Blueprint().build()
+    assert CERTIFICATES["contraction"].refusal(model, Norm.L2) is None
+    assert "float32 programs only" in (
+        CERTIFICATES["contraction"].refusal(model.double(), Norm.L2) or ""
+    )

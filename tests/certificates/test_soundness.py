@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_models import (
-    OF_FLOWS,
+    BY_MARGINS,
     PIXELS,
     SHAPE,
     Blueprint,
@@ -122,7 +122,7 @@ def test_no_perturbation_inside_the_radius_changes_the_prediction(plan, tie):
         bring_near_a_tie(model, images[0], tie)
     labels = model(images).argmax(dim=1)
     for norm in Norm:
-        assert_nothing_inside_changes_a_prediction(model, images, labels, list(OF_FLOWS), norm)
+        assert_nothing_inside_changes_a_prediction(model, images, labels, list(BY_MARGINS), norm)
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_each_certificate_is_at_least_as_good_as_the_one_before(plan):
 
 
 @settings(max_examples=20)
-@given(plan=blueprints(), name=st.sampled_from(OF_FLOWS))
+@given(plan=blueprints(), name=st.sampled_from(BY_MARGINS))
 def test_the_l_infinity_radius_is_the_l2_radius_by_the_root_of_the_pixels(plan, name):
     model, images = plan.build(), random_images(5, plan.seed)
     labels = model(images).argmax(dim=1)
@@ -198,7 +198,7 @@ def test_the_l_infinity_radius_is_the_l2_radius_by_the_root_of_the_pixels(plan, 
 
 
 @settings(max_examples=20)
-@given(plan=blueprints(), name=st.sampled_from(OF_FLOWS))
+@given(plan=blueprints(), name=st.sampled_from(BY_MARGINS))
 def test_radii_are_certified_finite_within_the_box_and_alike_in_any_batch(plan, name):
     model, images = plan.build(), random_images(5, plan.seed)
     labels = model(images).argmax(dim=1)

@@ -1,0 +1,138 @@
+"""The contraction certificate: two trajectories that approach each other (theory.md, equation 6).
+
+    r_{k+1} = a_k r_k + b_k |E(x') - E(x)|,   r_0 = 0,
+
+with a_k and b_k proven suprema, over the tube of radius r_k around the trajectory that is solved,
+of the norms of the one-step map's Jacobians in the state and in the features (`tubes`,
+`relaxations`). Beside r_k, the change of the label's lead over each class is followed, which is at
+most sqrt(2) r_k and mostly less. The prediction holds while every lead at the horizon is larger
+than its change.
+
+With bounds that hold everywhere the radius is in closed form; with bounds over the tube, which
+depend on the radius, it is found by bisection. Any radius that passes is proved for all
+perturbations up to it, so that the bisection is no part of the proof.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustness.certificates import relaxed_flows
+from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.constants import failure, to_norm
+from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.relaxed_flows import Features
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.threat import Norm
+
+_BISECTIONS = 10
+# A radius so small that the tube of nearly every image is still affine in it.
+_PROBE = 1e-3
+# Images whose tubes are followed at once: few enough for their matrices to stay in the cache.
+_CHUNK = 64
+
+
+@torch.no_grad()
+def contraction_radius(
+    model: NeuralODEClassifier,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    local: bool = True,
+) -> Float[Tensor, " n"]:
+    """The l2 radius of each image, shape (n,); 0 where none is proved.
+
+    Args:
+        model: a model that the certificate does not refuse.
+        images: pixels in [0, 1].
+        labels: classes that are to be predicted.
+        local: whether to go on, from the closed form, to bounds over the tube.
+    """
+    chunks = zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True)
+    return torch.cat([_radius(model, some, labels_, local) for some, labels_ in chunks])
+
+
+def _radius(model: NeuralODEClassifier, images: Tensor, labels: Tensor, local: bool) -> Tensor:
+    features = relaxed_flows.perturbed_features(model, images)
+    low = _closed_form(model, features, labels)
+    if not local:
+        return low
+    high = torch.maximum(low, _affine_guess(model, features, labels, local))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        proved = _holds(model, features, labels, middle, local=True)
+        low, high = torch.where(proved, middle, low), torch.where(proved, high, middle)
+    return low
+
+
+def _closed_form(model: NeuralODEClassifier, features: Features, labels: Tensor) -> Tensor:
+    """Where the bounds hold everywhere, each lead's least value is affine in the radius."""
+    radius = _affine_guess(model, features, labels, local=False) * SHRINK
+    return torch.where(_holds(model, features, labels, radius, local=False), radius, 0.0)
+
+
+def _affine_guess(
+    model: NeuralODEClassifier, features: Features, labels: Tensor, local: bool
+) -> Tensor:
+    """Where a lead would reach 0 if it fell on as it does at first; no farther than the box."""
+    zero = torch.zeros(len(labels), dtype=torch.float64)
+    still, moved = (
+        relaxed_flows.solve(model, features, radius, labels, local).least_leads(labels)
+        for radius in (zero, zero + _PROBE)
+    )
+    # The lead over the label itself is infinite, and sets no limit.
+    limits = (_PROBE * still / (still - moved).clamp_min(1e-300)).nan_to_num(torch.inf)
+    return limits.amin(dim=1).clamp(0, features.farthest)
+
+
+def _holds(
+    model: NeuralODEClassifier, features: Features, labels: Tensor, radius: Tensor, local: bool
+) -> Tensor:
+    final = relaxed_flows.solve(model, features, radius, labels, local)
+    return (final.least_leads(labels) > 0).all(dim=1)
+
+
+@dataclass(frozen=True)
+class ContractionCertificate:
+    """Equation (6) of the theory, for the fixed steps that really run."""
+
+    name: str = "contraction"
+
+    def refusal(self, model: nn.Module, norm: Norm) -> str | None:
+        """Why no proof is known for this model: its field, its solver, or its encoder."""
+        del norm
+        return relaxed_flows.refusal(model)
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        norm: Norm,
+    ) -> list[CertifiedRadius]:
+        """The radius of each image; see `Certificate.certify`.
+
+        Raises:
+            ValueError: the certificate refuses the model.
+        """
+        refusal = self.refusal(model, norm)
+        if refusal is not None:
+            raise ValueError(f"expected a model with a proof, got one without: {refusal}")
+        assert isinstance(model, NeuralODEClassifier)
+        failures = failure(model, images, labels)
+        radii = torch.zeros(len(images), dtype=torch.float64)
+        sound = torch.tensor([not failed for failed in failures])
+        if bool(sound.any()):
+            radii[sound] = contraction_radius(model, images[sound], labels[sound]) * SHRINK
+        radii = to_norm(radii, images[0].numel(), norm)
+        detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
+        results = []
+        for radius, failed in zip(radii.tolist(), failures, strict=True):
+            reason = f"growth of the tube around the solved trajectory{detour}"
+            if failed:
+                reason = failed
+            elif radius <= 0:
+                reason = "the lead at the horizon is within float32 rounding"
+            results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason))
+        return results
