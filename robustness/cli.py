@@ -17,6 +17,9 @@ from rich.table import Table
 
 from robustness import api
 from robustness.certificates import Kind
+from robustness.claims.report import write_claims
+from robustness.claims.run import measure_claims
+from robustness.claims.verdicts import claims as decide
 from robustness.errors import SoundnessError, UsageError
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
 from robustness.recipe import read_recipe
@@ -302,6 +305,21 @@ def _names_of(dataset: str | None) -> list[str]:
     return names
 
 
+@app.command()
+def claims(
+    out: Annotated[
+        Path, typer.Option("--out", help="Report folder; a killed run goes on in it.")
+    ] = Path("reports/lyanet-claims"),
+    data_dir: DataDir = None,
+) -> None:
+    """Measure the claims of the LyaNet paper on MNIST over three seeds (long; resumable)."""
+    seeds = measure_claims(out, data_dir)
+    write_claims(seeds, out)
+    for claim in decide(seeds):
+        console.print(escape(f"{claim.statement}: {claim.verdict}"), soft_wrap=True)
+    console.print(escape(f"report: {out / 'index.html'}"))
+
+
 @app.command("compare")
 def compare_command(
     first: Annotated[Path, typer.Argument(metavar="A", help="Leaderboard or its folder.")],
@@ -374,7 +392,8 @@ def run(command: Callable[[], object]) -> int:
         result = _INTERRUPTED
     if result == _INTERRUPTED:
         errors.print(
-            "interrupted; `evaluate` continues with the same command, `train` with --resume"
+            "interrupted; `evaluate` and `claims` continue with the same command, "
+            "`train` with --resume"
         )
     return result if isinstance(result, int) else 0
 

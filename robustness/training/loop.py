@@ -427,3 +427,27 @@ def _publish(folder: Path, state: _State, held_out: ImageSet, storage: str) -> M
     record_training(folder, hashlib.sha256(content).hexdigest(), measured)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return measured
+
+
+def epoch_runner(recipe: Recipe, images: ImageSet) -> Callable[[], float]:
+    """One epoch of a fresh training over `images` per call, for measuring what it costs.
+
+    A call does all that an epoch of `train` does but validation and checkpoint, and returns the
+    mean loss. The schedule is as long as if an epoch had a step per image.
+    """
+    state = _fresh_state(recipe, len(images))
+    loss = _loss(recipe.training, recipe.data.classes, state.model)
+    return lambda: _train_epoch(state, recipe.training, images, loss)
+
+
+def step_runner(recipe: Recipe, images: ImageSet) -> Callable[[], None]:
+    """Loss and back-propagation of one batch per call, for measuring what they cost."""
+    model = _fresh_state(recipe, 1).model.train()
+    loss = _loss(recipe.training, recipe.data.classes, model)
+    generator = torch.Generator().manual_seed(recipe.training.seed)
+
+    def step() -> None:
+        model.zero_grad()
+        loss(images.images, images.labels, generator).backward()
+
+    return step

@@ -62,7 +62,6 @@ def test_rounding_bounds_of_another_precision_are_refused():
 
 def test_tubes_are_for_float32_programs_only():
     model = Blueprint().build()
-    assert CERTIFICATES["contraction"].refusal(model, Norm.L2) is None
-    assert "float32 programs only" in (
-        CERTIFICATES["contraction"].refusal(model.double(), Norm.L2) or ""
-    )
+    refusal = CERTIFICATES["contraction"].refusal
+    assert refusal(model, Norm.L2) is None
+    assert "float32 programs only" in (refusal(model.double(), Norm.L2) or "")

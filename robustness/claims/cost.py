@@ -1,0 +1,73 @@
+"""The cost of a Monte Carlo LyaNet step, as a multiple of the same step through the solver."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from robustness.claims.models import recipe_of
+from robustness.data import ImageSet
+from robustness.nets.config import FixedStepConfig, NeuralODEConfig
+from robustness.recipe import CrossEntropyConfig, Recipe
+from robustness.training.loop import epoch_runner, step_runner
+
+# Batches of a block; an epoch is measured as interleaved blocks of real training.
+_BLOCK, _BLOCKS, _ROUNDS = 6, 2, 12
+
+
+def variants(seed: int) -> tuple[Recipe, dict[str, Recipe]]:
+    """LyaNet's recipe, and those of one model and batch size trained through its solver."""
+    lyanet = recipe_of("lyanet", seed)
+    node = recipe_of("node", seed)
+    assert isinstance(lyanet.model, NeuralODEConfig)
+    assert isinstance(node.model, NeuralODEConfig)
+    assert isinstance(lyanet.model.solver, FixedStepConfig)
+    assert isinstance(node.model.solver, FixedStepConfig)
+    steps = {"its own": lyanet.model.solver, "node's": node.model.solver}
+    rivals = {}
+    for whose, solver in steps.items():
+        for gradient in ("backprop", "adjoint"):
+            model = lyanet.model.model_copy(
+                update={"solver": solver.model_copy(update={"gradient": gradient})}
+            )
+            training = lyanet.training.model_copy(
+                update={"loss": CrossEntropyConfig(kind="cross-entropy")}
+            )
+            by = "back-propagation" if gradient == "backprop" else "adjoint"
+            rivals[f"{by}, {solver.steps} {solver.method} steps ({whose})"] = lyanet.model_copy(
+                update={"model": model, "training": training}
+            )
+    return lyanet, rivals
+
+
+def step_and_epoch_ratios(seed: int, images: ImageSet) -> dict[str, float]:
+    """Monte Carlo cost over each rival's: of a step, and of an epoch with all that it does.
+
+    A step is loss and back-propagation, encoder included. An epoch is measured on blocks of
+    batches: augmentation, step, optimiser, schedule, weight averaging. Everything is interleaved,
+    so that a busy machine slows all alike.
+    """
+    lyanet, rivals = variants(seed)
+    batch = lyanet.training.batch_size
+    block = images.take(torch.arange(_BLOCK * batch))
+    found = {}
+    for name, rival in rivals.items():
+        first = images.take(torch.arange(batch))
+        ours, theirs = step_runner(lyanet, first), step_runner(rival, first)
+        found[f"step: {name}"] = _ratio(ours, theirs, _ROUNDS)
+        our_epoch, their_epoch = epoch_runner(lyanet, block), epoch_runner(rival, block)
+        found[f"epoch: {name}"] = _ratio(our_epoch, their_epoch, _BLOCKS)
+    return found
+
+
+def _ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> float:
+    ours(), theirs()  # the first call allocates
+    return round(statistics.median([seconds(ours) / seconds(theirs) for _ in range(rounds)]), 4)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Processor time of one call, which other programs lengthen less than the clock's."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started

@@ -1,0 +1,140 @@
+"""All measurements of all seeds, resumable part by part."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from robustness.claims import protocol
+from robustness.claims.cost import step_and_epoch_ratios
+from robustness.claims.horizon import TOLERANCES, along_horizon, dopri5_evaluations
+from robustness.claims.models import DATA, MODELS, trained
+from robustness.claims.results import SeedResults, keep, stored
+from robustness.data import ImageSet, load_images
+from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import Proportion
+from robustness.evaluation.runner import reproducible_arithmetic
+from robustness.nets.classifiers import NeuralODEClassifier
+
+SEEDS = (1, 2, 3)
+_NFE_IMAGES, _BATCH = 50, 500
+
+
+def measure_claims(
+    out: Path, data_dir: Path | None, seeds: Sequence[int] = SEEDS, quiet: bool = False
+) -> list[SeedResults]:
+    """Train the five models of every seed and measure them; what was done before is kept.
+
+    Args:
+        out: receives `seed-<seed>.json`, rewritten after every part, and `work/`, the weights.
+        data_dir: folder with the official image files; None downloads them.
+        seeds: at least two, since intervals are over seeds.
+        quiet: no progress bar.
+
+    Raises:
+        UsageError: the images cannot be read or `out` cannot be written to.
+    """
+    if len(set(seeds)) < 2:
+        raise UsageError(f"expected two seeds or more, got {list(seeds)}; name others")
+    train, test = (load_images(DATA, split, data_dir) for split in ("train", "test"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    parts = 2 * len(MODELS) + 2  # trained, attacked, the course, the cost
+    with Progress(*columns, disable=quiet) as progress:
+        bar = progress.add_task("claims", total=len(seeds) * parts)
+
+        def note(text: str) -> None:
+            progress.update(bar, description=text)
+            if not progress.console.is_terminal and not quiet:
+                progress.console.print(text)
+
+        def advance() -> None:
+            progress.advance(bar)
+
+        return [_Seed(seed, out, data_dir, train, test, note, advance).measure() for seed in seeds]
+
+
+class _Seed:
+    """The measurements of one seed."""
+
+    def __init__(
+        self,
+        seed: int,
+        out: Path,
+        data_dir: Path | None,
+        train: ImageSet,
+        test: ImageSet,
+        note: Callable[[str], None],
+        advance: Callable[[], None],
+    ) -> None:
+        self.seed, self.out, self.data_dir = seed, out, data_dir
+        self.train, self.test, self.note, self.advance = train, test, note, advance
+        self.results = stored(seed, out)
+
+    def measure(self) -> SeedResults:
+        models: dict[str, nn.Module] = {}
+        for name in MODELS:
+            self.note(f"seed {self.seed}: training {name}")
+            models[name] = trained(name, self.seed, self.out / "work", self.data_dir, quiet=True)
+            self.advance()
+        with reproducible_arithmetic():
+            self._part("clean", lambda: {n: _clean(m, self.test) for n, m in models.items()})
+            self._part("horizon", lambda: {n: along_horizon(m, self.test) for n, m in odes(models)})
+            self._part("nfe", lambda: self._evaluations(models))
+            self.advance()
+            self._part("cost", lambda: step_and_epoch_ratios(self.seed, self.train))
+            self.advance()
+            self._robustness(models)
+        return self.results
+
+    def _part(self, name: str, work: Callable[[], Any]) -> None:
+        if not getattr(self.results, name):
+            self.note(f"seed {self.seed}: measuring {name}")
+            self._keep(name, work())
+
+    def _keep(self, name: str, value: Any) -> None:
+        self.results = self.results.model_copy(update={name: value})
+        keep(self.results, self.out)
+
+    def _evaluations(self, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
+        few = self.test.take(torch.arange(_NFE_IMAGES))
+        return {
+            f"{tolerance:g}": {n: dopri5_evaluations(m, few, tolerance) for n, m in odes(models)}
+            for tolerance in TOLERANCES
+        }
+
+    def _robustness(self, models: dict[str, nn.Module]) -> None:
+        images = self.test.take(torch.arange(min(protocol.IMAGES, len(self.test))))
+        for name, model in models.items():
+            if not any(name in table for table in self.results.robust.values()):
+                self.note(f"seed {self.seed}: attacking {name}")
+                robust = {key: dict(value) for key, value in self.results.robust.items()}
+                for key, value in protocol.protocols(model, images).items():
+                    robust.setdefault(key, {})[name] = value
+                self._keep("robust", robust)
+            self.advance()
+
+
+def odes(models: dict[str, nn.Module]) -> list[tuple[str, NeuralODEClassifier]]:
+    """The models whose class state moves along a horizon."""
+    return [
+        (name, model) for name, model in models.items() if isinstance(model, NeuralODEClassifier)
+    ]
+
+
+@torch.no_grad()
+def _clean(model: nn.Module, images: ImageSet) -> Proportion:
+    correct = sum(
+        int((model(pixels).argmax(dim=1) == labels).sum())
+        for pixels, labels in zip(
+            images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
+        )
+    )
+    return Proportion.of(correct, len(images))

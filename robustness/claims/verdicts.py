@@ -1,0 +1,213 @@
+"""From numbers to verdicts, by one rule for every claim.
+
+A comparison is one quantity of LyaNet and of its rival over the same seeds. It is *better* if the
+95% Student interval of the paired difference lies wholly on the better side of zero, *worse* if
+wholly on the other side, else *open*: these seeds do not tell. A claim holds if every one of its
+comparisons is better, does not hold if none is, and else holds only under the condition that
+names those which are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from scipy import stats
+
+from robustness.claims.results import SeedResults
+from robustness.evaluation.leaderboard import Summary
+
+PAIRS = {"lyanet": "node", "lyanet-continuousnet": "continuousnet"}
+
+
+class Outcome(Enum):
+    """What the seeds say about one comparison."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    OPEN = "open"
+
+
+class Interval(Summary):
+    """A mean over seeds with its 95% Student interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """The interval of two or more values, one per seed."""
+        count = len(values)
+        mean = sum(values) / count
+        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
+        reach = float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+        return cls(mean=mean, low=mean - reach, high=mean + reach)
+
+
+class Comparison(Summary):
+    """One quantity of LyaNet and its rival, a value per seed.
+
+    Attributes:
+        quantity: what is compared, with its condition.
+        ours: name of the model trained with the Lyapunov loss.
+        rival: name of what it is compared with.
+        unit: `percent`, `t/T`, `evaluations` or `ratio`.
+        lower_is_better: the direction.
+        our_values: per seed.
+        rival_values: per seed.
+    """
+
+    quantity: str
+    ours: str
+    rival: str
+    unit: str
+    lower_is_better: bool
+    our_values: list[float]
+    rival_values: list[float]
+
+    @property
+    def difference(self) -> Interval:
+        """Ours less the rival's, paired by seed."""
+        pairs = zip(self.our_values, self.rival_values, strict=True)
+        return Interval.of([ours - rival for ours, rival in pairs])
+
+    @property
+    def outcome(self) -> Outcome:
+        """By the rule above."""
+        difference = self.difference
+        if difference.low <= 0 <= difference.high:
+            return Outcome.OPEN
+        return Outcome.BETTER if (difference.high < 0) == self.lower_is_better else Outcome.WORSE
+
+
+class Claim(Summary):
+    """A claim of the paper with the comparisons that decide it."""
+
+    statement: str
+    comparisons: list[Comparison]
+
+    @property
+    def verdict(self) -> str:
+        """`holds`, `does not hold`, or the condition under which it holds."""
+        better = [c for c in self.comparisons if c.outcome is Outcome.BETTER]
+        if len(better) == len(self.comparisons):
+            return "holds"
+        rest = []
+        for outcome, words in ((Outcome.WORSE, "the opposite for"), (Outcome.OPEN, "open for")):
+            if named := [_named(c) for c in self.comparisons if c.outcome is outcome]:
+                rest.append(f"{words} {'; '.join(named)}")
+        if not better:
+            return f"does not hold ({' — '.join(rest)})"
+        condition = "; ".join(_named(c) for c in better)
+        return f"holds only for {condition} ({' — '.join(rest)})"
+
+
+def _named(comparison: Comparison) -> str:
+    return f"{comparison.quantity}, {comparison.ours} against {comparison.rival}"
+
+
+def claims(seeds: Sequence[SeedResults]) -> list[Claim]:
+    """The paper's four claims over these seeds, all of which are complete."""
+    return [
+        Claim(
+            statement="Better prediction than the same model trained through its solver",
+            comparisons=[
+                _compared(
+                    seeds, "test error", pair, lambda s, m: 100 * (1 - s.clean[m].value), "percent"
+                )
+                for pair in PAIRS.items()
+            ],
+        ),
+        Claim(statement="Faster convergence of inference", comparisons=_convergence(seeds)),
+        Claim(statement="Better adversarial robustness", comparisons=_robustness(seeds)),
+        Claim(
+            statement="Training without back-propagation through a solver is cheaper",
+            comparisons=_costs(seeds),
+        ),
+    ]
+
+
+def _compared(
+    seeds: Sequence[SeedResults],
+    quantity: str,
+    pair: tuple[str, str],
+    value: Callable[[SeedResults, str], float],
+    unit: str,
+    lower_is_better: bool = True,
+) -> Comparison:
+    ours, rival = pair
+    return Comparison(
+        quantity=quantity,
+        ours=ours,
+        rival=rival,
+        unit=unit,
+        lower_is_better=lower_is_better,
+        our_values=[value(seed, ours) for seed in seeds],
+        rival_values=[value(seed, rival) for seed in seeds],
+    )
+
+
+def _convergence(seeds: Sequence[SeedResults]) -> list[Comparison]:
+    pair = ("lyanet", "node")
+    found = []
+    for share in seeds[0].horizon["node"].reached:
+
+        def time(seed: SeedResults, model: str, share: str = share) -> float:
+            return seed.horizon[model].reached[share]
+
+        quantity = f"time to {100 * float(share):g}% of the final accuracy"
+        found.append(_compared(seeds, quantity, pair, time, "t/T"))
+    for tolerance in seeds[0].nfe:
+
+        def evaluations(seed: SeedResults, model: str, tolerance: str = tolerance) -> float:
+            return seed.nfe[tolerance][model]
+
+        quantity = f"dopri5 evaluations at tolerance {tolerance}"
+        found.append(_compared(seeds, quantity, pair, evaluations, "evaluations"))
+    return found
+
+
+def _robustness(seeds: Sequence[SeedResults]) -> list[Comparison]:
+    found = []
+    for protocol, table in seeds[0].robust.items():
+        for pair in PAIRS.items():
+            if not set(pair) <= set(table):
+                continue
+
+            def robust(seed: SeedResults, model: str, protocol: str = protocol) -> float:
+                return 100 * seed.robust[protocol][model].value
+
+            quantity = f"robust accuracy, {PROTOCOLS[protocol.split()[0]]} {_threat(protocol)}"
+            found.append(_compared(seeds, quantity, pair, robust, "percent", False))
+    return found
+
+
+PROTOCOLS = {
+    "paper": "the paper's protocol",
+    "pixels": "the same in pixel units",
+    "wide": "PGD on the deployed model",
+    "short": "and through a shorter horizon",
+}
+
+
+def _threat(protocol: str) -> str:
+    _, norm, eps = protocol.split()
+    return f"{'ℓ∞' if norm == 'linf' else 'ℓ2'} {eps}"
+
+
+def _costs(seeds: Sequence[SeedResults]) -> list[Comparison]:
+    found = []
+    for label in seeds[0].cost:
+        what, rival = label.split(": ")
+        found.append(
+            Comparison(
+                quantity=f"cost of a training {what}",
+                ours="lyanet, Monte Carlo",
+                rival=rival,
+                unit="ratio",
+                lower_is_better=True,
+                our_values=[seed.cost[label] for seed in seeds],
+                rival_values=[1.0] * len(seeds),
+            )
+        )
+    return found

@@ -1,0 +1,92 @@
+"""Verdicts follow from the numbers by the stated rule, and the report from the results."""
+
+import math
+
+import pytest
+from results import results
+
+from robustness.claims.report import write_claims
+from robustness.claims.results import SeedResults
+from robustness.claims.verdicts import Claim, Comparison, Interval, Outcome, claims
+
+
+def comparison(ours: list[float], rival: list[float], lower: bool = True) -> Comparison:
+    return Comparison(
+        quantity="q",
+        ours="a",
+        rival="b",
+        unit="percent",
+        lower_is_better=lower,
+        our_values=ours,
+        rival_values=rival,
+    )
+
+
+def test_the_interval_is_students() -> None:
+    interval = Interval.of([1.0, 2.0, 3.0])
+    # Standard deviation 1, and t is 4.3027 for two degrees of freedom.
+    assert interval.mean == pytest.approx(2.0)
+    assert interval.high - interval.mean == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert interval.mean - interval.low == pytest.approx(interval.high - interval.mean)
+
+
+@pytest.mark.parametrize(
+    ("ours", "rival", "lower", "outcome"),
+    [
+        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], True, Outcome.BETTER),
+        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], False, Outcome.WORSE),
+        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], True, Outcome.WORSE),
+        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], False, Outcome.BETTER),
+        ([1.0, 3.0, 2.0], [2.0, 2.0, 2.1], True, Outcome.OPEN),
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], True, Outcome.OPEN),
+        # Pairing by seed: seeds differ much, the difference does not.
+        ([10.0, 20.0, 30.0], [11.0, 21.1, 30.9], True, Outcome.BETTER),
+    ],
+)
+def test_a_comparison_is_decided_by_the_paired_interval(
+    ours: list[float], rival: list[float], lower: bool, outcome: Outcome
+) -> None:
+    assert comparison(ours, rival, lower).outcome is outcome
+
+
+BETTER = comparison([1.0, 1.1, 0.9], [2.0, 2.1, 1.9])
+WORSE = comparison([2.0, 2.1, 1.9], [1.0, 1.1, 0.9])
+OPEN = comparison([1.0, 3.0, 2.0], [2.0, 2.0, 2.1])
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "verdict"),
+    [
+        ([BETTER, BETTER], "holds"),
+        ([WORSE], "does not hold (the opposite for q, a against b)"),
+        ([OPEN], "does not hold (open for q, a against b)"),
+        ([BETTER, OPEN], "holds only for q, a against b (open for q, a against b)"),
+    ],
+)
+def test_a_claim_holds_if_all_hold_and_under_a_condition_if_some_do(
+    comparisons: list[Comparison], verdict: str
+) -> None:
+    assert Claim(statement="s", comparisons=comparisons).verdict == verdict
+
+
+def test_every_claim_of_the_paper_is_compared_with_the_right_sign() -> None:
+    prediction, convergence, robustness, cost = claims(results(gain=0.5))
+    for claim in (prediction, convergence, robustness, cost):
+        assert claim.verdict == "holds", claim
+    for claim in claims(results(gain=-0.5)):
+        assert claim.verdict.startswith("does not hold (the opposite for"), claim
+    assert len(prediction.comparisons) == 2
+    assert len(convergence.comparisons) == 4
+    assert len(robustness.comparisons) == 5 * 2 + 1
+
+
+def test_the_report_is_a_function_of_the_results_and_says_every_verdict(tmp_path) -> None:
+    seeds: list[SeedResults] = results(gain=0.5)
+    first, second = (write_claims(seeds, tmp_path / copy) for copy in ("a", "b"))
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+    report = (tmp_path / "a" / "report.md").read_text()
+    page = (tmp_path / "a" / "index.html").read_text()
+    for claim in claims(seeds):
+        assert f"{claim.statement} | holds |" in report
+        assert claim.statement in page
+    assert 'src="data:image/svg+xml' in page
