@@ -448,6 +448,6 @@ def step_runner(recipe: Recipe, images: ImageSet) -> Callable[[], None]:
 
     def step() -> None:
         model.zero_grad()
-        loss(images.images, images.labels, generator).backward()
+        loss(images.images, images.labels, generator, 0.0).backward()
 
     return step
