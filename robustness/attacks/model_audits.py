@@ -12,7 +12,7 @@ from robustness.attacks.judge import predict_alone
 # Largest difference, relative to the largest logit, of two calls that compute the same.
 _ROUNDING = 1e-6
 # Pairs of images whose boundary is looked for, and how close, as a part of the way between them.
-_PAIRS, _BESIDE = 8, 1e-3
+_PAIRS, _BESIDE = 8, 1e-2
 # Probabilities that sum to one up to this are taken for a softmax.
 _SUM = 1e-4
 
