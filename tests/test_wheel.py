@@ -21,13 +21,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_recipe_and_weight_file_of_the_zoo(wheel: Path) -> None:
+def test_the_wheel_holds_every_recipe_weight_file_and_card_of_the_zoo(wheel: Path) -> None:
     carried = set(zipfile.ZipFile(wheel).namelist())
-    entries = [*(ROOT / "models").glob("*/*/recipe.toml"), *(ROOT / "models").glob("*/*/*.safe*")]
+    patterns = ("recipe.toml", "*.safetensors", "CARD.md", "measured.json")
+    entries = [path for pattern in patterns for path in (ROOT / "models").glob(f"*/*/{pattern}")]
     assert len(entries) >= 8
     for path in entries:
         assert f"robustness/_zoo/{path.relative_to(ROOT / 'models').as_posix()}" in carried
     assert "robustness/suites/digits.toml" in carried
+    assert "robustness/claims/page.html.j2" in carried
 
 
 @pytest.mark.slow

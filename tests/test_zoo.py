@@ -101,6 +101,18 @@ def test_every_entry_of_the_zoo_is_listed_and_loads():
     assert load_model("digits/lyanet-certified").module(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("name", zoo_names())
+def test_the_weights_that_a_recipe_records_fill_the_network_that_it_builds(name: str):
+    recipe = read_recipe(zoo.zoo_folder() / name)
+    if recipe.weights is None:
+        assert not (zoo.zoo_folder() / name / "weights.safetensors").exists()
+        assert "robustness train" in refusal(name)
+        return
+    loaded = load_model(name)
+    assert all(p.isfinite().all() for p in loaded.module.parameters())
+    assert (zoo.zoo_folder() / name / "weights.safetensors").stat().st_size < 2**22
+
+
 def test_a_near_name_is_suggested():
     assert refusal("digits/lyanet-certfied").endswith("did you mean digits/lyanet-certified?")
 

@@ -48,6 +48,13 @@ class SeedResults(Summary):
     cost: dict[str, float] = Field(default_factory=dict)
     robust: dict[str, dict[str, Proportion]] = Field(default_factory=dict)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every part was measured, and every model attacked."""
+        parts = (self.clean, self.horizon, self.nfe, self.cost)
+        attacked = {name for table in self.robust.values() for name in table}
+        return all(parts) and attacked == set(MODELS)
+
 
 def recipes_digest(seed: int) -> str:
     """SHA-256 of the five recipes of a seed."""

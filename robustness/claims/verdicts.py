@@ -92,14 +92,15 @@ class Claim(Summary):
         better = [c for c in self.comparisons if c.outcome is Outcome.BETTER]
         if len(better) == len(self.comparisons):
             return "holds"
-        rest = []
-        for outcome, words in ((Outcome.WORSE, "the opposite for"), (Outcome.OPEN, "open for")):
-            if named := [_named(c) for c in self.comparisons if c.outcome is outcome]:
-                rest.append(f"{words} {'; '.join(named)}")
+        counts = ", ".join(
+            f"{outcome.value} in {sum(c.outcome is outcome for c in self.comparisons)}"
+            for outcome in (Outcome.WORSE, Outcome.OPEN)
+        )
+        total = len(self.comparisons)
         if not better:
-            return f"does not hold ({' — '.join(rest)})"
+            return f"does not hold: of {total} comparisons better in none, {counts}"
         condition = "; ".join(_named(c) for c in better)
-        return f"holds only for {condition} ({' — '.join(rest)})"
+        return f"holds only for {condition}: of {total} comparisons {counts}"
 
 
 def _named(comparison: Comparison) -> str:
@@ -186,7 +187,7 @@ PROTOCOLS = {
     "paper": "the paper's protocol",
     "pixels": "the same in pixel units",
     "wide": "PGD on the deployed model",
-    "short": "and through a shorter horizon",
+    "short": "PGD through a shorter horizon as well",
 }
 
 

@@ -1,0 +1,80 @@
+"""A claims run that stops is continued where it stopped, and gives a whole report."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robustness.claims import run
+from robustness.claims.models import MODELS
+from robustness.claims.report import write_claims
+from robustness.data import ImageSet
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.encoders import Normalise
+from robustness.nets.fields import TargetSeekingField
+from robustness.nets.solvers import FixedStepSolver
+
+
+class Discrete(nn.Module):
+    """Logits without an ODE."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise, self.head = Normalise([0.5], [0.5]), nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.normalise(images).flatten(1))
+
+
+def stand_in(name: str, seed: int, *rest: object, **more: object) -> nn.Module:
+    del rest, more
+    torch.manual_seed(seed)
+    if name not in ("node", "lyanet"):
+        return Discrete().eval()
+    field, solver = TargetSeekingField(3, 4, 2.0, 0.0), FixedStepSolver("euler", 4)
+    return NeuralODEClassifier(Normalise([0.5], [0.5]), nn.Flatten(), field, solver, 3).eval()
+
+
+def images(name: str, split: str, data_dir: Path | None) -> ImageSet:
+    del data_dir
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(60, 1, 2, 2, generator=generator)
+    return ImageSet(name, split, pixels, torch.arange(60) % 3, 3)
+
+
+class StoppedHereError(Exception):
+    pass
+
+
+def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "trained", stand_in)
+    monkeypatch.setattr(run, "_NFE_IMAGES", 2)
+    monkeypatch.setattr(run, "load_images", images)
+    calls: list[str] = []
+
+    def ratios(seed: int, _: ImageSet) -> dict[str, float]:
+        calls.append(f"cost {seed}")
+        return {"step: back-propagation": 0.4, "epoch: back-propagation": 0.5}
+
+    attack, stop_at = run.protocol.protocols, [8]
+
+    def attacked(model: nn.Module, chosen: ImageSet) -> object:
+        calls.append("attack")
+        if calls.count("attack") == stop_at[0]:
+            raise StoppedHereError
+        return attack(model, chosen)
+
+    monkeypatch.setattr(run, "step_and_epoch_ratios", ratios)
+    monkeypatch.setattr(run.protocol, "protocols", attacked)
+    with pytest.raises(StoppedHereError):
+        run.measure_claims(tmp_path, None, quiet=True)
+    seeds = run.measure_claims(tmp_path, None, quiet=True)
+    assert [call for call in calls if call != "attack"] == ["cost 1", "cost 2", "cost 3"]
+    assert calls.count("attack") == 3 * len(MODELS) + 1  # the one that stopped, again
+    monkeypatch.setattr(run, "trained", None)  # complete results need no models
+    before = [seed.model_dump() for seed in seeds]
+    assert [s.model_dump() for s in run.measure_claims(tmp_path, None, quiet=True)] == before
+    assert all(file.is_file() for file in write_claims(seeds, tmp_path))
