@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 from suites import SUITE
 
+from robustness.attacks import Stage, default_stages
+from robustness.evaluation import audit
 from robustness.evaluation.suite import Suite, load_suite
 
 
@@ -16,3 +18,16 @@ def suite_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def suite(suite_file: Path) -> Suite:
     return load_suite(str(suite_file))
+
+
+@pytest.fixture(autouse=True)
+def short_audit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of its own tests the audit takes a few steps only."""
+
+    def quick(model: object, threat: object) -> list[Stage]:
+        return default_stages(model, threat, "quick")  # type: ignore[arg-type]
+
+    if request.module.__name__ != "test_audit":
+        monkeypatch.setattr(audit, "default_stages", quick)
+        monkeypatch.setattr(audit, "_STEPS", 2)
+        monkeypatch.setattr(audit, "_STARTS", 1)

@@ -6,7 +6,7 @@ data = "digits"
 samples = 80
 models = ["digits/resnet", "digits/lyanet-certified"]
 certificates = ["lyapunov", "target-seeking"]
-audit = { samples = 2, largest = 2 }
+audit = { samples = 1, largest = 1 }
 [[threats]]
 norm = "Linf"
 eps = [0.05, "25.5/255"]
