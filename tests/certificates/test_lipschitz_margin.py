@@ -209,7 +209,7 @@ REFUSED = {
         lambda: convolutional().train(),
         "proved for its BatchNorm2d",
     ),
-    "weights in float64": (lambda: linear().double(), "not all finite float32"),
+    "weights in float64": (lambda: linear().double(), "not all finite numbers"),
 }
 
 

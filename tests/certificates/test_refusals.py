@@ -1,13 +1,14 @@
 """What is not proved is refused, or called an estimate; what fails has no radius."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from small_models import PIXELS, SEEKING, SHAPE, Blueprint, random_images
 from torch import nn
 
-from robustness.certificates import CERTIFICATES, CertifiedRadius, Kind, best
+from robustness.certificates import CERTIFICATES, CertifiedRadius, Kind, Limit, best
 from robustness.certificates.constants import (
     refusal_of_proof,
     retained_per_step,
@@ -257,7 +258,9 @@ def test_a_wrong_prediction_has_radius_zero_for_certain(name, norm):
     model, images = Blueprint().build(), random_images(4, 0)
     wrong = (model(images).argmax(dim=1) + 1) % 3
     for radius in CERTIFICATES[name].certify(model, images, wrong, norm):
-        assert radius == CertifiedRadius(0.0, norm, Kind.CERTIFIED, name, "the prediction is wrong")
+        known = CertifiedRadius(0.0, norm, Kind.CERTIFIED, name, "the prediction is wrong")
+        assert replace(radius, limit=None) == known
+        assert radius.limited_by is Limit.PREDICTION
 
 
 @pytest.mark.parametrize("name", SEEKING)
