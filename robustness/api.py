@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from robustness.evaluation.measure import (
     read_measurement,
 )
 from robustness.evaluation.plan import make_plan
+from robustness.evaluation.proofs import PROVED_FILE, prove, read_proofs
 from robustness.evaluation.records import Reader, SampleRecord
 from robustness.evaluation.runner import Workbench, reproducible_arithmetic, run_plan
 from robustness.evaluation.soundness import confront
@@ -397,7 +398,12 @@ def _with_wall_time(leaderboard: Leaderboard, wall: float) -> Leaderboard:
 
 
 def card(
-    model: str, *, data_dir: Path | None = None, remeasure: bool = False
+    model: str,
+    *,
+    data_dir: Path | None = None,
+    remeasure: bool = False,
+    proving: bool = False,
+    audited: int = 100,
 ) -> tuple[Path, Measurement]:
     """Measure a zoo entry on its whole test set and write its card beside its recipe.
 
@@ -407,12 +413,15 @@ def card(
         model: a zoo name, or a folder with a recipe and its weights.
         data_dir: folder with the official image files; None downloads them.
         remeasure: measure again even if the stored facts are of these very weights.
+        proving: certify the whole test set too, where a certificate applies, and audit it.
+        audited: certified images that are attacked inside their radii, in each norm.
 
     Returns:
         The card's file, and the facts.
 
     Raises:
         UsageError: there is no such entry, it has no weights, or its images cannot be read.
+        SoundnessError: the audit broke a certificate, which is a defect of this package.
     """
     folder = find_entry(model)
     loaded = load_model(str(folder))
@@ -423,9 +432,22 @@ def card(
         with reproducible_arithmetic():
             facts = measure(loaded, load_images(loaded.recipe.data.name, "test", data_dir))
     name = entry_name(folder)
-    text = card_text(name, loaded.recipe, facts, committed_leaderboards())
+    proofs = read_proofs(folder / PROVED_FILE)
+    if proving:
+        images = load_images(loaded.recipe.data.name, "test", data_dir)
+        threats = load_suite(loaded.recipe.data.name).threats
+        with reproducible_arithmetic():
+            proofs = prove(
+                replace(loaded, name=name),
+                images,
+                threats,
+                _positive("number of audited images", audited),
+            )
+    text = card_text(name, loaded.recipe, facts, committed_leaderboards(), proofs)
     try:
         replace_file(file, (facts.model_dump_json(indent=1) + "\n").encode())
+        if proofs is not None:
+            replace_file(folder / PROVED_FILE, (proofs.model_dump_json(indent=1) + "\n").encode())
         replace_file(folder / CARD_FILE, text.encode())
     except OSError as error:
         raise UsageError(

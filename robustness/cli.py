@@ -264,11 +264,20 @@ def card(
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="Measure again what is already measured.")
     ] = False,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Certify the whole test set too, and audit it.")
+    ] = False,
+    audit: Annotated[
+        int,
+        typer.Option("--audit", help="Certified images to attack, in each norm."),
+    ] = 100,
     data_dir: DataDir = None,
 ) -> None:
     """Measure zoo entries on their whole test sets, and write their cards."""
     for name in _cards_asked_for(model, dataset, every):
-        file, facts = api.card(name, data_dir=data_dir, remeasure=remeasure)
+        file, facts = api.card(
+            name, data_dir=data_dir, remeasure=remeasure, proving=prove, audited=audit
+        )
         clean = facts.clean
         console.print(
             escape(

@@ -45,22 +45,25 @@ class Norm(StrEnum):
         self,
         candidates: Float[Tensor, "n *shape"],
         centres: Float[Tensor, "n *shape"],
-        eps: float,
+        eps: float | Float[Tensor, " n"],
     ) -> Float[Tensor, "n *shape"]:
         """The candidates, moved to within `eps` of `centres` by a float64 measurement.
 
-        Removes the rounding by which an attack overshoots its ball. A pixel that rounding to
-        float32 would put beyond its place in the ball is set one float32 unit nearer to its
-        centre; what becomes of one image does not depend on the others.
+        `eps` is one radius for all, or one for each image. Removes the rounding by which an attack
+        overshoots its ball. A pixel that rounding to float32 would put beyond its place in the
+        ball is set one float32 unit nearer to its centre; what becomes of one image does not
+        depend on the others.
         """
         centre, delta = centres.double(), candidates.double() - centres.double()
+        radii = torch.as_tensor(eps, dtype=torch.float64).expand(len(centre))
+        each = (-1,) + (1,) * (delta.dim() - 1)
         if self is Norm.LINF:
-            inside = delta.clamp(-eps, eps)
+            inside = delta.clamp(-radii.view(each), radii.view(each))
         else:
             length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
             # The float64 norm of what is scaled must not round to more than eps again.
-            scale = torch.where(length <= eps, 1.0, eps * (1 - 1e-12) / length)
-            inside = delta * scale.view((-1,) + (1,) * (delta.dim() - 1))
+            scale = torch.where(length <= radii, 1.0, radii * (1 - 1e-12) / length)
+            inside = delta * scale.view(each)
         rounded = (centre + inside).to(candidates.dtype)
         beyond = (rounded.double() - centre).abs() > inside.abs()
         return torch.where(beyond, torch.nextafter(rounded, centres.to(rounded.dtype)), rounded)
@@ -120,6 +123,10 @@ class ThreatModel:
             UsageError: the norm is unknown or the radius is not a positive number.
         """
         return cls(Norm.parse(norm), parse_eps(eps))
+
+    def radii(self, count: int) -> Float[Tensor, " count"]:
+        """The radius once for each of `count` images, in float64."""
+        return torch.full((count,), self.eps, dtype=torch.float64)
 
     def __str__(self) -> str:
         symbol = "ℓ∞" if self.norm is Norm.LINF else "ℓ2"

@@ -4,7 +4,7 @@ from robustness.attacks.ascent import Ascent
 from robustness.attacks.audits import audit
 from robustness.attacks.autoattack_adapter import APGD, FAB, AutoAttack, Square
 from robustness.attacks.base import Attack, Guided
-from robustness.attacks.cascade import Outcome, Stage, worst_case
+from robustness.attacks.cascade import Outcome, Stage, worst_case, worst_case_within
 from robustness.attacks.flags import Flag
 from robustness.attacks.historical import PaperProtocol, published_accuracy
 from robustness.attacks.judge import Status, Verdict, judge, predict_alone
@@ -44,4 +44,5 @@ __all__ = [
     "register_view",
     "views_of",
     "worst_case",
+    "worst_case_within",
 ]

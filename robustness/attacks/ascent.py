@@ -73,7 +73,8 @@ class Ascent:
     ) -> Float[Tensor, "k n c h w"]:
         """One candidate per image; see `Attack.propose`."""
         deployed = View("deployed", model, faithful=True)
-        return self.pursue(deployed, model, images, labels, threat, seed)
+        radii = threat.radii(len(images))
+        return self.pursue(deployed, model, images, labels, threat.norm, radii, seed)
 
     def pursue(
         self,
@@ -81,7 +82,8 @@ class Ascent:
         deployed: nn.Module,
         images: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
-        threat: ThreatModel,
+        norm: Norm,
+        radii: Float[Tensor, " n"],
         seed: int,
     ) -> Float[Tensor, "k n c h w"]:
         """Ascend a view until the deployed model is fooled; see `Guided.pursue`.
@@ -90,8 +92,7 @@ class Ascent:
             For each image the candidate that fooled the deployed model; failing that one on
             which it had no finite logits; failing that the one of largest loss.
         """
-        radii = torch.full((len(images),), threat.eps, dtype=torch.float64)
-        return ascend(self, view, deployed, images, labels, threat.norm, radii, seed).unsqueeze(0)
+        return ascend(self, view, deployed, images, labels, norm, radii, seed).unsqueeze(0)
 
 
 def ascend(
@@ -104,7 +105,7 @@ def ascend(
     eps: Float[Tensor, " n"],
     seed: int,
 ) -> Float[Tensor, "n c h w"]:
-    """`Ascent.pursue` with a radius of each image's own, shape (n,), in float64."""
+    """`Ascent.pursue` as one candidate of each image, shape (n, c, h, w)."""
     hunt = _Hunt(view, deployed, images, labels, norm, eps)
     rows = hunt.starts(ascent, seed)
     loss = LOSSES[ascent.loss]

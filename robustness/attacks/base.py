@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.attacks.views import View
-from robustness.threat import ThreatModel
+from robustness.threat import Norm, ThreatModel
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ class Attack(Protocol):
 class Guided(Attack, Protocol):
     """An attack that climbs a view while it watches the deployed model.
 
-    What it finds for one sample depends on that sample, the threat and the seed, and not on the
+    What it finds for one sample depends on that sample, its ball and the seed, and not on the
     other samples of the call. Any other attack is run by the cascade on each sample by itself.
     """
 
@@ -70,10 +70,14 @@ class Guided(Attack, Protocol):
         deployed: nn.Module,
         images: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
-        threat: ThreatModel,
+        norm: Norm,
+        radii: Float[Tensor, " n"],
         seed: int,
     ) -> Float[Tensor, "k n c h w"]:
-        """Candidates for each image, found on `view`, meant for `deployed`; see `propose`."""
+        """Candidates for each image, found on `view`, meant for `deployed`; see `propose`.
+
+        Each image has a ball of its own: `norm` and float64 `radii` of shape (n,).
+        """
         ...
 
 

@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.attacks.base import Attack, Guided
-from robustness.attacks.judge import Status, Verdict, judge
+from robustness.attacks.judge import Status, Verdict, judge_within
 from robustness.attacks.lanes import Meter, Metered
 from robustness.attacks.views import View
-from robustness.threat import ThreatModel
+from robustness.threat import Norm, ThreatModel
 
 CLEAN = "clean"
 
@@ -54,7 +54,8 @@ class Stage:
         deployed: nn.Module,
         images: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
-        threat: ThreatModel,
+        norm: Norm,
+        radii: Float[Tensor, " n"],
         seed: int,
         meter: Meter,
     ) -> Float[Tensor, "k n c h w"]:
@@ -63,16 +64,16 @@ class Stage:
         seed = (seed + zlib.crc32(self.name.encode())) % 2**63
         if isinstance(self.attack, Guided):
             watched = Metered(deployed, meter)
-            return self.attack.pursue(view, watched, images, labels, threat, seed).detach()
+            return self.attack.pursue(view, watched, images, labels, norm, radii, seed).detach()
         each = [
             self.attack.propose(
                 view.module,
                 image.expand(self.copies, -1, -1, -1).clone(),
                 label.expand(self.copies).clone(),
-                threat,
+                ThreatModel(norm, radius),
                 seed,
             )
-            for image, label in zip(images, labels, strict=True)
+            for image, label, radius in zip(images, labels, radii.tolist(), strict=True)
         ]
         # (k, copies, c, h, w) of each image become k * copies candidates.
         return torch.stack([part.detach().flatten(0, 1) for part in each], dim=1)
@@ -122,23 +123,39 @@ def worst_case(
     certified: Float[Tensor, " n"] | None = None,
     seed: int = 0,
 ) -> list[Outcome]:
+    """Attack every sample at one threat; see `worst_case_within`."""
+    radii = threat.radii(len(images))
+    return worst_case_within(model, images, labels, threat.norm, radii, stages, certified, seed)
+
+
+def worst_case_within(
+    model: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    norm: Norm,
+    radii: Float[Tensor, " n"],
+    stages: Sequence[Stage],
+    certified: Float[Tensor, " n"] | None = None,
+    seed: int = 0,
+) -> list[Outcome]:
     """Attack every sample until it breaks or all stages have failed.
 
     Args:
         model: the deployed model.
         images: originals in [0, 1], shape (n, c, h, w).
         labels: true classes, shape (n,).
-        threat: the ball.
+        norm: what distance is measured in.
+        radii: of each sample's ball, above 0, in float64, shape (n,).
         stages: attacks and views, in the order in which they run; see
             `pipeline.default_stages`.
-        certified: certified radii in the threat's norm, shape (n,); samples with more than eps
-            are not attacked. None attacks all.
+        certified: certified radii in the same norm, shape (n,); samples with more than their
+            ball's are not attacked. None attacks all.
         seed: decides every random draw.
 
     Returns:
         One outcome per sample.
     """
-    queue = _Queue(model, images, labels, threat, seed)
+    queue = _Queue(model, images, labels, norm, radii, seed)
     queue.start(certified)
     for stage in stages:
         queue.run(stage)
@@ -153,11 +170,12 @@ class _Queue:
         model: nn.Module,
         images: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
-        threat: ThreatModel,
+        norm: Norm,
+        radii: Float[Tensor, " n"],
         seed: int,
     ) -> None:
         self.model, self.images, self.labels = model, images, labels
-        self.threat, self.seed = threat, seed
+        self.norm, self.radii, self.seed = norm, radii, seed
         self.known = [Outcome(Status.ROBUST) for _ in labels]
         self.failures = [0 for _ in labels]
 
@@ -167,7 +185,7 @@ class _Queue:
         self._judge(everything, self.images.unsqueeze(0), CLEAN, None)
         if certified is None:
             return
-        for i in torch.nonzero(certified > self.threat.eps).squeeze(1).tolist():
+        for i in torch.nonzero(certified > self.radii).squeeze(1).tolist():
             if self.known[i].status is Status.ROBUST:
                 self.known[i] = replace(self.known[i], certified=True)
 
@@ -193,9 +211,11 @@ class _Queue:
     def _attempt(self, stage: Stage, samples: list[int]) -> str:
         """Run a stage on some samples; why it failed, or nothing."""
         meter = Meter()
-        images, labels = self.images[samples], self.labels[samples]
+        images, labels, radii = (v[samples] for v in (self.images, self.labels, self.radii))
         try:
-            candidates = stage.propose(self.model, images, labels, self.threat, self.seed, meter)
+            candidates = stage.propose(
+                self.model, images, labels, self.norm, radii, self.seed, meter
+            )
         except Exception as error:  # a third party's code on a user's model: any failure is data
             return " ".join(f"{type(error).__name__}: {error}".split())[:300]
         finally:
@@ -210,9 +230,8 @@ class _Queue:
 
     def _judge(self, samples: list[int], candidates: Tensor, attack: str, view: str | None) -> None:
         try:
-            verdicts = judge(
-                self.model, self.images[samples], self.labels[samples], candidates, self.threat
-            )
+            images, labels, radii = (v[samples] for v in (self.images, self.labels, self.radii))
+            verdicts = judge_within(self.model, images, labels, candidates, self.norm, radii)
         except Exception as error:  # the deployed model raises: by itself, where it can be told
             if len(samples) > 1:
                 for row, i in enumerate(samples):

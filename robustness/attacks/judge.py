@@ -74,6 +74,20 @@ def judge(
     candidates: Float[Tensor, "k n c h w"],
     threat: ThreatModel,
 ) -> list[Verdict]:
+    """Judge all candidates of each image within one threat; see `judge_within`."""
+    radii = threat.radii(len(images))
+    return judge_within(model, images, labels, candidates, threat.norm, radii)
+
+
+@torch.no_grad()
+def judge_within(
+    model: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    candidates: Float[Tensor, "k n c h w"],
+    norm: Norm,
+    radii: Float[Tensor, " n"],
+) -> list[Verdict]:
     """Judge all candidates of each image and keep the nearest adversarial one.
 
     Where a model is known to predict each image of a batch by itself, candidates that a batched
@@ -85,7 +99,8 @@ def judge(
         images: originals in [0, 1], shape (n, c, h, w).
         labels: true classes, shape (n,).
         candidates: proposals, shape (k, n, c, h, w).
-        threat: the ball.
+        norm: what distance is measured in.
+        radii: of each image's ball, in float64, shape (n,).
 
     Returns:
         One verdict per image.
@@ -95,9 +110,9 @@ def judge(
     for proposed in candidates:
         finite = proposed.flatten(1).isfinite().all(dim=1)
         boxed = torch.where(_wide(finite), proposed, images).clamp(0, 1)
-        inside = finite & (threat.norm.distance(boxed, images) <= threat.eps * (1 + _OVERSHOOT))
-        held = torch.where(_wide(inside), threat.norm.project(boxed, images, threat.eps), images)
-        inside &= threat.norm.distance(held, images) <= threat.eps
+        inside = finite & (norm.distance(boxed, images) <= radii * (1 + _OVERSHOOT))
+        held = torch.where(_wide(inside), norm.project(boxed, images, radii), images)
+        inside &= norm.distance(held, images) <= radii
         logits = model(held)
         suspect = ~logits.isfinite().all(dim=1) | (logits.argmax(dim=1) != labels)
         again = torch.nonzero((suspect | (not trusted)) & inside).squeeze(1)
@@ -117,7 +132,7 @@ def judge(
                     float(l2[row]),
                     image=held[i].clone(),
                 )
-            verdicts[i] = _worse(verdicts[i], found, threat.norm)
+            verdicts[i] = _worse(verdicts[i], found, norm)
         for i in torch.nonzero(~inside).squeeze(1).tolist():
             verdicts[i] = replace(verdicts[i], rejected=verdicts[i].rejected + 1)
     return verdicts

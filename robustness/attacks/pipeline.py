@@ -92,9 +92,9 @@ def _sweep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
 
 def _deep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     base = _base(model, views)
-    yield Stage(Ascent("targeted", 60), base)
-    yield Stage(Ascent("targeted", 40, targets=4), views["smooth-backward"])
-    yield Stage(Ascent("dlr", 60, starts=4), base)
+    yield Stage(Ascent("targeted", 60, targets=5), base)
+    yield Stage(Ascent("targeted", 40, targets=3), views["smooth-backward"])
+    yield Stage(Ascent("dlr", 60, starts=2), base)
 
 
 def _exhaustive(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from robustness.attacks.ascent import Ascent
 from robustness.attacks.views import View
-from robustness.threat import ThreatModel
+from robustness.threat import Norm, ThreatModel
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Transfer:
     ) -> Float[Tensor, "k n c h w"]:
         """One candidate per image; see `Attack.propose`."""
         deployed = View("deployed", model, faithful=True)
-        return self.pursue(deployed, model, images, labels, threat, seed)
+        radii = threat.radii(len(images))
+        return self.pursue(deployed, model, images, labels, threat.norm, radii, seed)
 
     def pursue(
         self,
@@ -59,10 +60,11 @@ class Transfer:
         deployed: nn.Module,
         images: Float[Tensor, "n c h w"],
         labels: Int[Tensor, " n"],
-        threat: ThreatModel,
+        norm: Norm,
+        radii: Float[Tensor, " n"],
         seed: int,
     ) -> Float[Tensor, "k n c h w"]:
         """Climb the source in place of the view; see `Guided.pursue`."""
         del view
         source = View(self.source, self.model)
-        return self.ascent.pursue(source, deployed, images, labels, threat, seed)
+        return self.ascent.pursue(source, deployed, images, labels, norm, radii, seed)

@@ -1,19 +1,27 @@
 """The audit: the strongest attack there is, just inside what was certified.
 
 Section "What makes a radius certified" of docs/theory.md, point 6. In every run, a random sample
-of the certified images and those with the largest radii are attacked at their own radii, one
-image at a time.
+of the certified images and those with the largest radii are attacked, each just inside its own
+radius.
 """
 
 import hashlib
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.attacks import PGD, Ascent, Outcome, Stage, default_stages, views_of, worst_case
-from robustness.threat import ThreatModel
+from robustness.attacks import (
+    PGD,
+    Ascent,
+    Outcome,
+    Stage,
+    default_stages,
+    views_of,
+    worst_case_within,
+)
+from robustness.threat import Norm, ThreatModel
 
 # A radius promises nothing at its own edge, so the attack stays this share below it.
 INSIDE = 1 - 1e-6
@@ -44,14 +52,20 @@ def describe(stages: list[Stage]) -> str:
 
 
 def audit(
-    model: nn.Module, image: Float[Tensor, "c h w"], label: int, threat: ThreatModel, seed: int
-) -> Outcome:
-    """Attack one image within one ball by every stage of the audit, until one breaks it."""
-    stages = audit_stages(model, threat)
-    outcomes = worst_case(
-        model, image.unsqueeze(0), torch.tensor([label]), threat, stages, seed=seed
-    )
-    return outcomes[0]
+    model: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    norm: Norm,
+    radii: Float[Tensor, " n"],
+    seed: int,
+) -> list[Outcome]:
+    """Attack each image just inside its certified radius by every stage, until one breaks it.
+
+    What comes out for one image depends on it, its radius and the seed, not on its company.
+    """
+    within = radii * INSIDE
+    stages = audit_stages(model, ThreatModel(norm, float(within.max())))
+    return worst_case_within(model, images, labels, norm, within, stages, seed=seed)
 
 
 def choose(

@@ -1,13 +1,14 @@
 """The units of work that answer a job: what is computed in one go and stored whole.
 
 A job of the first phase has one unit per shard. A job of the second phase starts from the
-certified radii that the first one stored: an audit has one unit per chosen image, at its radius;
-an attack that skips what is certified has one per shard, given which of its images those are.
-Whatever a unit starts from is part of its key.
+certified radii that the first one stored: an audit has units of a few chosen images, at their
+radii; an attack that skips what is certified has one per few shards, given which of their images those
+are. Whatever a unit starts from is part of its key.
 """
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 
 from robustness.certificates import CertifiedRadius, Kind, Limit
 from robustness.evaluation.audit import choose
@@ -15,6 +16,12 @@ from robustness.evaluation.plan import SHARD_SIZE, Job, Plan, Unit
 from robustness.evaluation.store import Store
 from robustness.evaluation.work import Row
 from robustness.threat import Norm
+
+# Few images still stand at the later stages of an attack that starts from certified radii, and its
+# lanes of a fixed size are filled up: units of many images waste least. What is found for one
+# image does not depend on the others of its unit.
+SHARDS_AT_ONCE = 4
+AUDITED_AT_ONCE = 32
 
 
 class Schedule:
@@ -39,7 +46,11 @@ class Schedule:
         if job.kind == "flags":
             first = self.plan.order[: job.samples]
             return [Unit(self.plan.key(job, first), first, self.plan.seed(first))]
-        return [self._shard(job, indices) for indices in self._shards[: job.shards]]
+        shards = self._shards[: job.shards]
+        if job.needs_radii:
+            runs = range(0, len(shards), SHARDS_AT_ONCE)
+            shards = [list(chain(*shards[i : i + SHARDS_AT_ONCE])) for i in runs]
+        return [self._shard(job, indices) for indices in shards]
 
     @cached_property
     def _shards(self) -> list[list[int]]:
@@ -64,10 +75,12 @@ class Schedule:
         settings = self.plan.suite.audit
         salt = f"{self.plan.models[job.model].digest}:{job.norm}"
         chosen = choose(radii, settings.samples, settings.largest, self.plan.suite.seed, salt)
-        return [
-            Unit(self.plan.key(job, [i], radii[i]), [i], self.plan.seed([i]), (radii[i],))
-            for i in chosen
-        ]
+        units = []
+        for start in range(0, len(chosen), AUDITED_AT_ONCE):
+            part = chosen[start : start + AUDITED_AT_ONCE]
+            given = tuple(radii[i] for i in part)
+            units.append(Unit(self.plan.key(job, part, given), part, self.plan.seed(part), given))
+        return units
 
     def certified_radii(self, model: int, norm: Norm) -> dict[int, float]:
         """The largest certified radius of each sample that the suite reports; no zeros."""

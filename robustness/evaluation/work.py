@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustness.attacks import Attack, Status, Verdict, judge, predict_alone, worst_case
 from robustness.attacks import audit as check
 from robustness.certificates import Certificate
-from robustness.evaluation.audit import INSIDE, audit
+from robustness.evaluation.audit import audit
 from robustness.evaluation.cascade import WorstCase
 from robustness.evaluation.plan import Job, Unit
 from robustness.nets.classifiers import NeuralODEClassifier, potential
@@ -171,11 +171,10 @@ def _worst_case(
 
 def _audit(job: Job, model: nn.Module, images: Tensor, labels: Tensor, unit: Unit) -> list[Row]:
     assert job.norm is not None
+    radii = torch.tensor(unit.radii, dtype=torch.float64)
+    outcomes = audit(model, images, labels, job.norm, radii, unit.seed)
     rows: list[Row] = []
-    for index, image, label, radius in zip(
-        unit.indices, images, labels.tolist(), unit.radii, strict=True
-    ):
-        o = audit(model, image, label, ThreatModel(job.norm, radius * INSIDE), unit.seed)
+    for index, image, radius, o in zip(unit.indices, images, unit.radii, outcomes, strict=True):
         found = (None, None) if o.image is None else (_bytes(image), _bytes(o.image))
         judged = (o.status.value, o.prediction, o.linf, o.l2, "; ".join(o.errors)[:500])
         by = f"{o.attack}@{o.view}" if o.view else o.attack or ""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from robustness.evaluation.leaderboard import Leaderboard, ModelEntry
 from robustness.evaluation.measure import Measurement
+from robustness.evaluation.proofs import Proofs
 from robustness.nets.config import (
     ContinuousNetConfig,
     FixedStepConfig,
@@ -19,8 +20,10 @@ from robustness.nets.solvers import STAGES
 from robustness.recipe import Recipe, TrainingConfig
 from robustness.reporting import prose, words
 from robustness.reporting.markdown import code, table, text
+from robustness.threat import Norm
 
 CARD_FILE = "CARD.md"
+_SYMBOLS = {Norm.LINF: "ℓ∞", Norm.L2: "ℓ2"}
 
 _LOSSES = {
     "cross-entropy": "cross-entropy of the logits",
@@ -35,7 +38,11 @@ _LOSSES = {
 
 
 def card_text(
-    name: str, recipe: Recipe, measured: Measurement, leaderboards: Mapping[str, Leaderboard]
+    name: str,
+    recipe: Recipe,
+    measured: Measurement,
+    leaderboards: Mapping[str, Leaderboard],
+    proofs: Proofs | None = None,
 ) -> str:
     """The whole card as Markdown.
 
@@ -44,6 +51,7 @@ def card_text(
         recipe: with the weights' SHA-256 and what training measured.
         measured: facts of these very weights.
         leaderboards: by the folder they lie in; those that measured these weights are quoted.
+        proofs: of the whole test set; quoted where they are of these weights.
     """
     blocks = [
         f"# {text(name)}",
@@ -56,6 +64,7 @@ def card_text(
         _facts(_measured(measured)),
         f"**What bounds the state here**: {_bound(recipe)}",
         "## Robustness",
+        *_proved(measured, proofs),
         *_robustness(name, measured, leaderboards),
         "## Again",
         f"`robustness train {name}` trains it again from the recipe, and "
@@ -236,6 +245,34 @@ def _robustness(
             "attacked, which is only as low as that report's attacks are good."
         )
         yield _brackets(entry)
+
+
+def _proved(measured: Measurement, proofs: Proofs | None) -> Iterator[str]:
+    if proofs is None or proofs.weights_sha256 != measured.weights_sha256:
+        return
+    yield (
+        f"Proved on all {measured.clean.total:,} test images, for the program that runs, rounding "
+        "included, in percent:"
+    )
+    rows = [
+        [
+            words.threat_symbol(part.norm, at.eps),
+            f"{100 * at.certified.value:.2f}",
+            f"{100 * at.certified.low:.2f}–{100 * at.certified.high:.2f}",
+        ]
+        for part in proofs.norms
+        for at in part.at
+    ]
+    yield table(["threat", "certified", "95%"], rows)
+    for part in proofs.norms:
+        won = ", ".join(f"{code(name)} {count:,}" for name, count in part.won.items())
+        yield (
+            f"{_SYMBOLS[part.norm]}: median radius {part.median:.3g}, largest "
+            f"{part.largest:.3g}; largest radius by certificate: {won or 'none'}; "
+            f"{part.milliseconds:.3g} ms of processor time per image. "
+            f"{words.plural(part.audited, 'certified image')} attacked just inside "
+            f"their radii by every attack of the suite: none broken."
+        )
 
 
 def _brackets(entry: ModelEntry) -> str:

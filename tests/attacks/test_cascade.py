@@ -22,6 +22,7 @@ from robustness.attacks import (
     default_stages,
     views_of,
     worst_case,
+    worst_case_within,
 )
 from robustness.attacks.lanes import scores_and_gradients
 from robustness.attacks.losses import LOSSES
@@ -118,12 +119,32 @@ def test_order_and_skipping_change_no_status() -> None:
     assert [o.status for o in again] == [statuses[i] for i in shuffled.tolist()]
 
 
+@pytest.mark.parametrize("norm", list(Norm))
+def test_balls_of_different_sizes_are_searched_as_each_would_be_alone(norm: Norm) -> None:
+    model, images, labels = make_problem(CLASSES)
+    radii = minimal_distance(model, images, labels, norm).double()
+    radii *= torch.where(torch.arange(len(images)) % 3 == 0, 0.8, 1.2)
+    views = views_of(model)
+    stages = [Stage(Ascent("targeted", 12), views[0]), Stage(Square(5), views[0], copies=2)]
+    together = worst_case_within(model, images, labels, norm, radii.double(), stages, seed=5)
+    for i in range(len(images)):
+        assert (together[i].status is Status.ROBUST) == (i % 3 == 0)
+    for i in range(0, len(images), 4):
+        threat = ThreatModel(norm, float(radii[i]))
+        alone = worst_case(model, images[i : i + 1], labels[i : i + 1], threat, stages, seed=5)
+        assert alone[0].status is together[i].status
+        assert (alone[0].linf, alone[0].l2) == (together[i].linf, together[i].l2)
+        if together[i].image is not None:
+            distance = norm.distance(together[i].image[None], images[i : i + 1])
+            assert distance <= float(radii[i])
+
+
 def test_a_certified_sample_is_not_attacked_and_a_wrong_one_is_broken_at_distance_zero() -> None:
     images = torch.tensor([0.48, 0.48, 0.6]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     labels = torch.zeros(3, dtype=torch.int64)
     model, threat = Brightness(), ThreatModel(Norm.LINF, 0.05)
     stages = [Stage(Ascent("margin", 5), deployed(model))]
-    certified = torch.tensor([0.06, 0.05, 0.9])  # the second is not beyond eps
+    certified = torch.tensor([0.06, 0.05, 0.9], dtype=torch.float64)  # the second is not beyond eps
     skipped, broken, wrong = worst_case(model, images, labels, threat, stages, certified)
     assert (skipped.status, skipped.certified, skipped.gradients) == (Status.ROBUST, True, 0)
     assert (broken.status, broken.attack, broken.view) == (

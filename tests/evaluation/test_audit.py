@@ -13,7 +13,7 @@ import torch
 import robustness.evaluation.work as work
 from robustness import cli
 from robustness.api import evaluate
-from robustness.attacks import Ascent, Stage, views_of
+from robustness.attacks import Ascent, Stage, views_of, worst_case_within
 from robustness.certificates import CERTIFICATES, CertifiedRadius
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
@@ -122,19 +122,20 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(
     monkeypatch.setattr("robustness.evaluation.audit.audit_stages", short)
     suite, audited, real = load_suite(str(suite_file)), [], work.audit
 
-    def interrupted(model, image, label, threat, seed):
+    def interrupted(model, images, labels, norm, radii, seed):
         if len(audited) == 2:
             raise KeyboardInterrupt
-        audited.append(threat)
-        return real(model, image, label, threat, seed)
+        audited.extend(radii.tolist())
+        return real(model, images, labels, norm, radii, seed)
 
+    monkeypatch.setattr("robustness.evaluation.units.AUDITED_AT_ONCE", 1)
     monkeypatch.setattr(work, "audit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(suite, out=tmp_path / "out", workers=1, batch_size=1)
-    monkeypatch.setattr(work, "audit", lambda *a: audited.append(a[3]) or real(*a))
+    monkeypatch.setattr(work, "audit", lambda *a: audited.extend(a[4].tolist()) or real(*a))
     resumed = evaluate(suite, out=tmp_path / "out", workers=1)
     assert len(audited) == 3
-    assert len({threat.eps for threat in audited}) == 3
+    assert len(set(audited)) == 3
     monkeypatch.setattr(work, "audit", real)
     whole = evaluate(suite, out=tmp_path / "whole", workers=1)
     assert resumed.comparable() == whole.comparable()
@@ -143,13 +144,13 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(
 def test_every_audited_image_is_attacked_just_inside_its_own_radius(
     suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[float, int] = {}
+    seen: list[float] = []
 
-    def note(model, image, label, threat, seed):
-        seen[threat.eps] = label
-        return work.worst_case(model, image.unsqueeze(0), torch.tensor([label]), threat, [])[0]
+    def note(model, images, labels, norm, radii, stages, seed):
+        seen.extend(radii.tolist())
+        return worst_case_within(model, images, labels, norm, radii, [], seed=seed)
 
-    monkeypatch.setattr(work, "audit", note)
+    monkeypatch.setattr("robustness.evaluation.audit.worst_case_within", note)
     board = evaluate(load_suite(str(suite_file)), out=tmp_path / "out", workers=1)
     radii = np.array(board.models[0].samples.norms[0].radius)
     for eps in seen:

@@ -13,6 +13,7 @@ from robustness.data import ImageSet
 from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import Leaderboard, Proportion
 from robustness.evaluation.measure import MEASURED_FILE, Measurement, measure, read_measurement
+from robustness.evaluation.proofs import PROVED_FILE, read_proofs
 from robustness.nets.solvers import FixedStepSolver
 from robustness.recipe import read_recipe
 from robustness.reporting.card import CARD_FILE, card_text
@@ -30,7 +31,11 @@ def test_a_committed_card_is_that_of_its_recipe_its_measurement_and_the_reports(
     assert facts.weights_sha256 == recipe.weights.sha256
     assert facts.digest == load_model(name).digest
     written = (folder / CARD_FILE).read_text(encoding="utf-8")
-    assert written == card_text(name, recipe, facts, committed_leaderboards()), (
+    proofs = read_proofs(folder / PROVED_FILE)
+    assert proofs is None or proofs.weights_sha256 == recipe.weights.sha256, (
+        f"run `robustness card {name} --prove`"
+    )
+    assert written == card_text(name, recipe, facts, committed_leaderboards(), proofs), (
         f"run `robustness card {name}`"
     )
 
