@@ -2,8 +2,8 @@
 
 A job of the first phase has one unit per shard. A job of the second phase starts from the
 certified radii that the first one stored: an audit has units of a few chosen images, at their
-radii; an attack that skips what is certified has one per few shards, given which of their images those
-are. Whatever a unit starts from is part of its key.
+radii; an attack that skips what is certified has one per few shards, given which of their images
+those are. Whatever a unit starts from is part of its key.
 """
 
 from collections.abc import Iterable

@@ -69,7 +69,7 @@ def test_a_certificate_that_lies_ends_in_a_soundness_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(CERTIFICATES, "target-seeking", Boastful())
-    with pytest.raises(SoundnessError, match="certified to L2 .* by target-seeking"):
+    with pytest.raises(SoundnessError, match=r"certified to L2 .* by target-seeking"):
         prove(load_model(NAME), few(64), THREATS[1:], audited=20)
 
 
