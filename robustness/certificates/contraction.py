@@ -24,6 +24,7 @@ from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.constants import failure, to_norm
 from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.relaxed_flows import Features
+from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm
 
@@ -93,6 +94,16 @@ def _holds(
     return (final.least_leads(labels) > 0).all(dim=1)
 
 
+@shared
+def _radii_where_right(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    """The l2 radii, 0 where the deployed model is wrong or fails, shape (n,)."""
+    radii = torch.zeros(len(images), dtype=torch.float64)
+    right = torch.tensor([not failed for failed in failure(model, images, labels)])
+    if bool(right.any()):
+        radii[right] = contraction_radius(model, images[right], labels[right]) * SHRINK
+    return radii
+
+
 @dataclass(frozen=True)
 class ContractionCertificate:
     """Equation (6) of the theory, for the fixed steps that really run."""
@@ -121,11 +132,7 @@ class ContractionCertificate:
             raise ValueError(f"expected a model with a proof, got one without: {refusal}")
         assert isinstance(model, NeuralODEClassifier)
         failures = failure(model, images, labels)
-        radii = torch.zeros(len(images), dtype=torch.float64)
-        sound = torch.tensor([not failed for failed in failures])
-        if bool(sound.any()):
-            radii[sound] = contraction_radius(model, images[sound], labels[sound]) * SHRINK
-        radii = to_norm(radii, images[0].numel(), norm)
+        radii = to_norm(_radii_where_right(model, images, labels), images[0].numel(), norm)
         detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
         results = []
         for radius, failed in zip(radii.tolist(), failures, strict=True):

@@ -37,6 +37,7 @@ from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.cone_cells import Cells
 from robustness.certificates.constants import failure, to_norm
 from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.sharing import shared
 from robustness.certificates.simplex_networks import SimplexNetwork, rounding_of_target
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.simplex import SimplexField, project_to_simplex
@@ -291,21 +292,19 @@ class InvarianceCertificate:
         if refusal is not None:
             raise ValueError(f"expected a model with a proof, got one without: {refusal}")
         assert isinstance(model, NeuralODEClassifier)
-        features = relaxed_flows.perturbed_features(model, images)
-        failures = failure(model, images, labels)
         results = []
-        for i, failed in enumerate(failures):
-            one = slice(i, i + 1)
-            radius, reason = 0.0, failed
-            if not failed:
-                radius, reason = self._radius(model, features[one], labels[one])
-            radius = float(to_norm(torch.tensor([radius * SHRINK]), images[0].numel(), norm)[0])
-            results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason))
+        for radius, reason in _by_cells(self, model, images, labels):
+            # In float64: rounded to float32, a radius could exceed what was proved.
+            shrunk = torch.tensor([radius * SHRINK], dtype=torch.float64)
+            proved = float(to_norm(shrunk, images[0].numel(), norm)[0])
+            results.append(CertifiedRadius(proved, norm, Kind.CERTIFIED, self.name, reason))
         return results
 
-    def _radius(
+    def radius(
         self, model: NeuralODEClassifier, features: relaxed_flows.Features, label: Tensor
     ) -> tuple[float, str]:
+        """The l2 radius of one image that is predicted right, and what limits it."""
+
         def at(radius: float) -> Answer:
             wide = torch.tensor([radius], dtype=torch.float64)
             return answers(model, features, label, wide, self.budget)[0]
@@ -327,3 +326,21 @@ class InvarianceCertificate:
                 high, limit = middle, answer
         why = "a bound that fails" if limit.refuted else f"the budget of {self.budget} cells"
         return low, f"invariance of the label's cone, limited by {why}"
+
+
+@shared
+def _by_cells(
+    certificate: InvarianceCertificate,
+    model: NeuralODEClassifier,
+    images: Tensor,
+    labels: Tensor,
+) -> list[tuple[float, str]]:
+    """The l2 radius of each image, and what limits it or why there is none."""
+    features = relaxed_flows.perturbed_features(model, images)
+    found = []
+    for i, failed in enumerate(failure(model, images, labels)):
+        one = slice(i, i + 1)
+        found.append(
+            (0.0, failed) if failed else certificate.radius(model, features[one], labels[one])
+        )
+    return found

@@ -110,8 +110,9 @@ class SmoothingCertificate:
         elif chosen != label:
             reason = "the smoothed classifier's prediction is wrong"
         else:
-            l2 = torch.tensor([self.sigma * float(normal.ppf(probability)) * SHRINK])
-            radius = float(to_norm(l2.double(), image.numel(), norm))
+            shrunk = self.sigma * float(normal.ppf(probability)) * SHRINK
+            l2 = torch.tensor([shrunk], dtype=torch.float64)
+            radius = float(to_norm(l2, image.numel(), norm)[0])
             limit = "number" if hits == self.samples else "share of the votes"
             detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
             reason = (

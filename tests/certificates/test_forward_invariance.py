@@ -158,3 +158,14 @@ def test_rounding_that_could_leave_the_simplex_far_behind_is_not_certified():
     labels = model(images).argmax(dim=1)
     radii = INVARIANCE.certify(model, images, labels, Norm.L2)
     assert all(radius.radius == 0 and math.isfinite(radius.radius) for radius in radii)
+
+
+def test_a_radius_is_never_rounded_up_to_float32():
+    model, images = simplex_model("euler", 0, gain=2.0), random_images(6, 0)
+    labels = model(images).argmax(dim=1)
+    features = relaxed_flows.perturbed_features(model, images)
+    claims = INVARIANCE.certify(model, images, labels, Norm.L2)
+    proved = [INVARIANCE.radius(model, features[i : i + 1], labels[i : i + 1])[0] for i in range(6)]
+    assert max(proved) > 0
+    for claim, radius in zip(claims, proved, strict=True):
+        assert claim.radius < radius or radius == 0
