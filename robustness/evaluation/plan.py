@@ -243,7 +243,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
             version = describe(audit_stages(loaded.module, ThreatModel(norm, 1.0)))
             add("audit", index, "all", name=AUDIT, version=version, norm=norm)
         if suite.flags is not None:
-            threat = suite.threats[0].threats[len(suite.threats[0].eps) // 2]
+            threat = suite.threats[0].threats[(len(suite.threats[0].eps) - 1) // 2]
             at = {
                 "norm": threat.norm,
                 "eps": threat.eps,
