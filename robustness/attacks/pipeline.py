@@ -39,7 +39,7 @@ def default_stages(
 ) -> list[Stage]:
     """The stages of a verdict, cheap ones first.
 
-    Short ascents break what breaks easily; then every likely target is climbed on the deployed
+    Short ascents break what breaks easily; then the likeliest targets are climbed on the deployed
     model, each view is swept once, other models' adversarial images are tried, and what is left
     is climbed for longer. A model whose structure is not known is searched without gradients as
     well, as its gradients may be worth nothing and it has few views.
@@ -78,7 +78,7 @@ def _first(views: Mapping[str, View], base: View) -> Iterator[Stage]:
     yield Stage(Ascent("ce", 10), base)
     if base is not views["deployed"]:
         yield Stage(Ascent("margin", 10), views["deployed"])
-    yield Stage(Ascent("targeted", 20), base)
+    yield Stage(Ascent("targeted", 20, targets=4), base)
 
 
 def _sweep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:

@@ -20,10 +20,8 @@ from robustness.nets.solvers import STAGES
 from robustness.recipe import Recipe, TrainingConfig
 from robustness.reporting import prose, words
 from robustness.reporting.markdown import code, table, text
-from robustness.threat import Norm
 
 CARD_FILE = "CARD.md"
-_SYMBOLS = {Norm.LINF: "ℓ∞", Norm.L2: "ℓ2"}
 
 _LOSSES = {
     "cross-entropy": "cross-entropy of the logits",
@@ -267,7 +265,7 @@ def _proved(measured: Measurement, proofs: Proofs | None) -> Iterator[str]:
     for part in proofs.norms:
         won = ", ".join(f"{code(name)} {count:,}" for name, count in part.won.items())
         yield (
-            f"{_SYMBOLS[part.norm]}: median radius {part.median:.3g}, largest "
+            f"{words.SYMBOLS[part.norm]}: median radius {part.median:.3g}, largest "
             f"{part.largest:.3g}; largest radius by certificate: {won or 'none'}; "
             f"{part.milliseconds:.3g} ms of processor time per image. "
             f"{words.plural(part.audited, 'certified image')} attacked just inside "
