@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Rows per lane. In smaller batches some kernels treat the last rows differently.
-LANE = 32
+# Rows per lane, for large and for small images. In smaller batches some kernels treat the last rows
+# differently; in larger ones the steps of a solver, which cost a small model more than its sums do,
+# are shared by more rows, and where few rows are left more are filled in.
+LANE, LANE_OF_SMALL = 32, 128
+_SMALL = 32 * 32
 
 
 class Meter:
@@ -52,10 +55,16 @@ class Metered(nn.Module):
         return self.inner(images)
 
 
+def lane_of(images: Float[Tensor, "n c h w"]) -> int:
+    """How many rows a lane of such images has: a function of their shape alone."""
+    return LANE_OF_SMALL if images[0].numel() <= _SMALL else LANE
+
+
 def lanes(images: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "lane c h w"]]:
     """Split into lanes, the last filled up with copies of its first image."""
-    parts = list(images.split(LANE))
-    short = LANE - len(parts[-1])
+    lane = lane_of(images)
+    parts = list(images.split(lane))
+    short = lane - len(parts[-1])
     if short:
         filler = parts[-1][:1].expand(short, -1, -1, -1)
         parts[-1] = torch.cat([parts[-1], filler])
@@ -86,7 +95,7 @@ def scores_and_gradients(
     """
     logits, losses, gradients = [], [], []
     for number, lane in enumerate(lanes(images)):
-        rows = slice(number * LANE, min((number + 1) * LANE, len(images)))
+        rows = slice(number * len(lane), min((number + 1) * len(lane), len(images)))
         count = rows.stop - rows.start
         leaf = lane.clone().requires_grad_()
         with torch.enable_grad():

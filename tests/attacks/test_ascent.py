@@ -7,7 +7,8 @@ from toys import CLASSES, Linear, Perceptron, grey_images, make_problem, minimal
 
 from robustness.attacks import Ascent, Status, View, judge
 from robustness.attacks.ascent import LossName, ascend
-from robustness.attacks.lanes import LANE, scores, scores_and_gradients
+from robustness.attacks.lanes import LANE_OF_SMALL as LANE
+from robustness.attacks.lanes import scores, scores_and_gradients
 from robustness.attacks.losses import LOSSES, likely_targets
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
