@@ -431,30 +431,33 @@ def card(
     if facts is None or facts.digest != loaded.digest:
         with reproducible_arithmetic():
             facts = measure(loaded, load_images(loaded.recipe.data.name, "test", data_dir))
+    # Each file as soon as it is known: what took minutes is not lost to what comes after it.
+    _write(file, facts.model_dump_json(indent=1) + "\n")
     name = entry_name(folder)
-    proofs = read_proofs(folder / PROVED_FILE)
     if proving:
         images = load_images(loaded.recipe.data.name, "test", data_dir)
         threats = load_suite(loaded.recipe.data.name).threats
+        count = _positive("number of audited images", audited)
         with reproducible_arithmetic():
-            proofs = prove(
-                replace(loaded, name=name),
-                images,
-                threats,
-                _positive("number of audited images", audited),
-            )
-    text = card_text(name, loaded.recipe, facts, committed_leaderboards(), proofs)
+            found = prove(replace(loaded, name=name), images, threats, count)
+        if found is not None:
+            _write(folder / PROVED_FILE, found.model_dump_json(indent=1) + "\n")
+    proofs = read_proofs(folder / PROVED_FILE)
+    _write(
+        folder / CARD_FILE,
+        card_text(name, loaded.recipe, facts, committed_leaderboards(), proofs),
+    )
+    return folder / CARD_FILE, facts
+
+
+def _write(file: Path, text: str) -> None:
     try:
-        replace_file(file, (facts.model_dump_json(indent=1) + "\n").encode())
-        if proofs is not None:
-            replace_file(folder / PROVED_FILE, (proofs.model_dump_json(indent=1) + "\n").encode())
-        replace_file(folder / CARD_FILE, text.encode())
+        replace_file(file, text.encode())
     except OSError as error:
         raise UsageError(
-            f"expected a folder to write the card to, got {folder}: {error.strerror or error}; "
-            "copy the entry to where you may write"
+            f"expected a folder to write the card to, got {file.parent}: "
+            f"{error.strerror or error}; copy the entry to where you may write"
         ) from None
-    return folder / CARD_FILE, facts
 
 
 def committed_leaderboards() -> dict[str, Leaderboard]:

@@ -23,11 +23,12 @@ from robustness.reporting.markdown import code, table, text
 
 CARD_FILE = "CARD.md"
 
-_LOSSES = {
+LOSSES = {
     "cross-entropy": "cross-entropy of the logits",
     "lyapunov-monte-carlo": "Monte Carlo Lyapunov loss (arXiv 2202.02526), no solver in the step",
     "lyapunov-path-integral": "path integral Lyapunov loss (arXiv 2202.02526)",
     "certified-lyapunov": "Lyapunov loss at its worst over an l2 ball, by Lipschitz margins",
+    "certified-interval": "Lyapunov loss at its worst over an l-infinity box, by interval bounds",
     "invariance-monte-carlo": "forward invariance at sampled states, after FI-ODE (2210.16940)",
     "adversarial": "cross-entropy at images found by projected gradient descent (1706.06083)",
     "steady-state": "cross-entropy and the distance travelled after the horizon, after TisODE",
@@ -120,7 +121,7 @@ def _solver(solver: SolverConfig) -> str:
 def _training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     training = recipe.training
     settings = training.loss.model_dump(exclude={"kind"}, exclude_none=True)
-    yield "loss", _with(_LOSSES[training.loss.kind], settings)
+    yield "loss", _with(LOSSES[training.loss.kind], settings)
     yield "optimiser", text(_optimiser(training))
     augmentation = training.augmentation.model_dump(exclude_defaults=True)
     yield "augmentation", _settings(augmentation).lstrip(", ") if augmentation else "none"

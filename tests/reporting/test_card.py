@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from robustness.evaluation.leaderboard import Leaderboard, Proportion
 from robustness.evaluation.measure import MEASURED_FILE, Measurement, measure, read_measurement
 from robustness.evaluation.proofs import PROVED_FILE, read_proofs
 from robustness.nets.solvers import FixedStepSolver
-from robustness.recipe import read_recipe
-from robustness.reporting.card import CARD_FILE, card_text
+from robustness.recipe import LossConfig, read_recipe
+from robustness.reporting.card import CARD_FILE, LOSSES, card_text
 from robustness.training.loop import train
 from robustness.zoo import LoadedModel, load_model, zoo_folder, zoo_names
 
@@ -110,6 +111,12 @@ def test_robustness_is_quoted_of_the_same_weights_only(board: Leaderboard) -> No
     assert "Not yet measured" in other
     renamed = card_text("digits/other", recipe, facts_of("digits/lyanet", entry.digest), reports)
     assert "Not yet measured" in renamed
+
+
+def test_every_loss_that_a_recipe_can_name_has_words() -> None:
+    members = get_args(get_args(LossConfig)[0])
+    kinds = {get_args(member.model_fields["kind"].annotation)[0] for member in members}
+    assert kinds == set(LOSSES)
 
 
 def test_images_without_finite_logits_are_said() -> None:
