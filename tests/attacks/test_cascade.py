@@ -26,7 +26,9 @@ from robustness.attacks import (
 )
 from robustness.attacks.lanes import scores_and_gradients
 from robustness.attacks.losses import LOSSES
+from robustness.data import load_images
 from robustness.threat import Norm, ThreatModel
+from robustness.zoo import load_model
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,23 @@ def test_order_and_skipping_change_no_status() -> None:
     shuffled = torch.randperm(30, generator=torch.Generator().manual_seed(2))
     again = worst_case(model, images[shuffled], labels[shuffled], threat, stages, seed=5)
     assert [o.status for o in again] == [statuses[i] for i in shuffled.tolist()]
+
+
+@pytest.mark.parametrize("name", ["digits/lyanet", "digits/resnet"])
+def test_order_company_and_skipping_change_no_status_of_a_trained_model(name: str) -> None:
+    data, model = load_images("digits", "test", None), load_model(name).module
+    images, labels = data.images[:40], data.labels[:40]
+    threat = ThreatModel(Norm.LINF, 0.08)
+    stages = default_stages(model, threat, "quick")
+    stages += [Stage(Ascent("margin", 10), view) for view in views_of(model)[1:4]]
+    statuses = [o.status for o in worst_case(model, images, labels, threat, stages)]
+    assert 3 < statuses.count(Status.ROBUST) < 37
+    shuffled = torch.randperm(40, generator=torch.Generator().manual_seed(2))
+    again = worst_case(model, images[shuffled], labels[shuffled], threat, stages[::-1])
+    assert [o.status for o in again] == [statuses[i] for i in shuffled.tolist()]
+    radii = torch.where(torch.arange(40) % 2 == 0, 1.0, 0.0).double()
+    skipped = worst_case(model, images, labels, threat, stages, radii)
+    assert [o.status for o in skipped[1::2]] == statuses[1::2]
 
 
 @pytest.mark.parametrize("norm", list(Norm))
