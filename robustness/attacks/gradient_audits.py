@@ -27,7 +27,9 @@ _PROBE = Ascent("ce", steps=15)
 # Random starts of the deployed gradients, at most; black-box queries per image.
 _STARTS, _BLACK_BOX = 5, Square(150)
 # Views that tell of the gradient's mode or of the solver's steps; other audits ask about those.
-_NOT_RIVALS = frozenset({"adjoint", "backprop", "float64", "double-steps", "tight-tolerance"})
+_NOT_RIVALS = frozenset(
+    {"adjoint", "backprop", "float32", "float64", "double-steps", "tight-tolerance"}
+)
 # Radii at which gradients are compared, as parts of eps: the first one at which the deployed
 # gradients leave this share of samples standing.
 _PARTS, _STANDING = (1, 2, 4, 8), 0.3

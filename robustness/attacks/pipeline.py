@@ -66,12 +66,15 @@ def default_stages(
 
 
 def _base(model: nn.Module, views: Mapping[str, View]) -> View:
-    """Where the long ascents run: the deployed model, or a fixed-step twin of an adaptive one.
+    """Where the long ascents run: the deployed model, or a cheaper twin of it.
 
-    An adaptive solve takes each sample by itself, and so tens of times as long.
+    An adaptive solve takes each sample by itself, and so tens of times as long; float64 takes
+    twice as long as float32.
     """
     adaptive = isinstance(getattr(model, "solver", None), AdaptiveSolver)
-    return views["rk4"] if adaptive and "rk4" in views else views["deployed"]
+    if adaptive and "rk4" in views:
+        return views["rk4"]
+    return views.get("float32", views["deployed"])
 
 
 def _first(views: Mapping[str, View], base: View) -> Iterator[Stage]:
@@ -93,13 +96,12 @@ def _sweep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
 def _deep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     base = _base(model, views)
     yield Stage(Ascent("targeted", 60, targets=5), base)
-    yield Stage(Ascent("targeted", 40, targets=3), views["smooth-backward"])
-    yield Stage(Ascent("dlr", 60, starts=2), base)
 
 
 def _exhaustive(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     base = _base(model, views)
     yield Stage(Ascent("targeted", 200, starts=3), base)
+    yield Stage(Ascent("dlr", 60, starts=4), base)
     for name in _SWEPT:
         if name in views:
             yield Stage(Ascent("targeted", 50), views[name])

@@ -187,3 +187,19 @@ def test_graded_twins_solve_more_coarsely_and_more_finely(ode: NeuralODEClassifi
     adaptive = with_solver(ode, AdaptiveSolver(rtol=1e-3, atol=1e-3))
     tolerances = {name: twin.solver.rtol for name, twin in graded(adaptive).items()}  # type: ignore[union-attr]
     assert tolerances["coarser"] > tolerances["deployed"] > tolerances["finer"]
+
+
+def test_views_of_a_float64_program_are_made_from_a_float32_copy_that_agrees_with_it() -> None:
+    model = load_model("mnist/lyanet-certified").module
+    assert isinstance(model, NeuralODEClassifier)
+    assert model.dtype is torch.float64
+    views = {view.name: view for view in views_of(model)}
+    assert views["deployed"].module is model
+    twin = views["float32"].module
+    assert isinstance(twin, NeuralODEClassifier)
+    assert twin.dtype is torch.float32
+    assert model.dtype is torch.float64
+    images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(twin(images), model(images), atol=1e-3)
+    assert views["rescaled"].module.inner is not model
+    assert "float32" not in {view.name for view in views_of(load_model("mnist/lyanet").module)}
