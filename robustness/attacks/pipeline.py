@@ -95,7 +95,7 @@ def _sweep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
 
 def _deep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     base = _base(model, views)
-    yield Stage(Ascent("targeted", 60, targets=5), base)
+    yield Stage(Ascent("targeted", 100, targets=5), base)
 
 
 def _exhaustive(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
