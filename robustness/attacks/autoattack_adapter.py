@@ -58,7 +58,7 @@ class AutoAttack:
         classes = model(images[:1]).shape[1]
         logging.getLogger("auto-attack").addHandler(logging.NullHandler())
         logging.getLogger("auto-attack").propagate = False
-        with isolated(seed):
+        with isolated(seed, model):
             # torch accepts seeds below 2^64; pyautoattack passes this one on as it is.
             ensemble = Ensemble(
                 model, norm=threat.norm.value, eps=threat.eps, seed=seed, version="standard"
@@ -112,7 +112,7 @@ class APGD:
         seed: int,
     ) -> Float[Tensor, "k n c h w"]:
         """One candidate per image, the original where nothing was found; see `Attack.propose`."""
-        with isolated(seed):
+        with isolated(seed, model):
             attack = APGDAttack(
                 model,
                 n_iter=self.steps,
@@ -164,7 +164,7 @@ class FAB:
         seed: int,
     ) -> Float[Tensor, "k n c h w"]:
         """One candidate per image, the original where nothing was found; see `Attack.propose`."""
-        with isolated(seed):
+        with isolated(seed, model):
             attack = FABAttack_PT(
                 model,
                 norm=threat.norm.value,

@@ -82,15 +82,30 @@ class Guided(Attack, Protocol):
 
 
 @contextmanager
-def isolated(seed: int) -> Iterator[None]:
+def modes_kept(*modules: nn.Module) -> Iterator[None]:
+    """Restore whether each part of some modules trains or evaluates.
+
+    torchattacks puts back the mode of the module that it was given, and with it all parts of a
+    model that is wrapped in one: batch norm of a deployed model would be left in training.
+    """
+    known = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in known:
+            part.training = training
+
+
+@contextmanager
+def isolated(seed: int, *models: nn.Module) -> Iterator[None]:
     """Run third-party code under its own seed; restore every global state it may disturb.
 
     pyautoattack's check for dynamic defences removes the process's trace function, and both
-    attack libraries draw from torch's global generator.
+    attack libraries draw from torch's global generator. The modes of `models` are kept.
     """
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=[]):
+        with modes_kept(*models), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
             random.seed(seed)

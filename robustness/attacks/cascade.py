@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.attacks.base import Attack, Guided
+from robustness.attacks.base import Attack, Guided, modes_kept
 from robustness.attacks.judge import Status, Verdict, judge_within
 from robustness.attacks.lanes import Meter, Metered
 from robustness.attacks.views import View
@@ -65,16 +65,17 @@ class Stage:
         if isinstance(self.attack, Guided):
             watched = Metered(deployed, meter)
             return self.attack.pursue(view, watched, images, labels, norm, radii, seed).detach()
-        each = [
-            self.attack.propose(
-                view.module,
-                image.expand(self.copies, -1, -1, -1).clone(),
-                label.expand(self.copies).clone(),
-                ThreatModel(norm, radius),
-                seed,
-            )
-            for image, label, radius in zip(images, labels, radii.tolist(), strict=True)
-        ]
+        with modes_kept(deployed, view.module):
+            each = [
+                self.attack.propose(
+                    view.module,
+                    image.expand(self.copies, -1, -1, -1).clone(),
+                    label.expand(self.copies).clone(),
+                    ThreatModel(norm, radius),
+                    seed,
+                )
+                for image, label, radius in zip(images, labels, radii.tolist(), strict=True)
+            ]
         # (k, copies, c, h, w) of each image become k * copies candidates.
         return torch.stack([part.detach().flatten(0, 1) for part in each], dim=1)
 

@@ -63,7 +63,7 @@ class PaperProtocol:
         inner = _FromNormalised(model, normalise)
         settings = {"eps": threat.eps, "alpha": self.step, "steps": self.steps}
         attack_type = torchattacks.PGD if threat.norm is Norm.LINF else torchattacks.PGDL2
-        with isolated(seed):
+        with isolated(seed, model):
             found = attack_type(inner, **settings)(normalise(images), labels)
         return (found * normalise.std + normalise.mean).unsqueeze(0)
 

@@ -45,6 +45,8 @@ class Metered(nn.Module):
     def __init__(self, inner: nn.Module, meter: Meter) -> None:
         super().__init__()
         self.inner, self.meter = inner, meter
+        # A library that asks the wrapper for its mode is told the model's.
+        self.training = inner.training
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """The model's logits, shape (n, classes)."""

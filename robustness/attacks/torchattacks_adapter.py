@@ -41,7 +41,7 @@ class FGSM:
         seed: int,
     ) -> Float[Tensor, "k n c h w"]:
         """One candidate per image; see `Attack.propose`."""
-        with isolated(seed):
+        with isolated(seed, model):
             return torchattacks.FGSM(model, eps=threat.eps)(images, labels).unsqueeze(0)
 
 
@@ -92,7 +92,7 @@ class PGD:
             attack = torchattacks.PGD(model, **settings)
         else:
             attack = torchattacks.PGDL2(model, **settings, eps_for_division=_L2_DIVISION)
-        with isolated(seed):
+        with isolated(seed, model):
             return torch.stack([attack(images, labels) for _ in range(self.restarts)])
 
 
@@ -139,7 +139,7 @@ class MIFGSM:
             steps=self.steps,
             decay=self.decay,
         )
-        with isolated(seed):
+        with isolated(seed, model):
             return attack(images, labels).unsqueeze(0)
 
 
@@ -188,7 +188,7 @@ class CarliniWagner:
         del threat
         start = images.clamp(self.inset, 1 - self.inset)
         positive = _Positive(model)
-        with isolated(seed):
+        with isolated(seed, model):
             return torch.stack(
                 [
                     torchattacks.CW(positive, c=c, steps=self.steps, lr=self.rate)(start, labels)
@@ -240,5 +240,5 @@ class DeepFool:
     ) -> Float[Tensor, "k n c h w"]:
         """One candidate per image, in the ball or not; see `Attack.propose`."""
         del threat
-        with isolated(seed):
+        with isolated(seed, model):
             return torchattacks.DeepFool(model, steps=self.steps)(images, labels).unsqueeze(0)

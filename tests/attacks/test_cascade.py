@@ -11,7 +11,9 @@ from robustness.attacks import (
     FAB,
     FGSM,
     MIFGSM,
+    PGD,
     Ascent,
+    Attack,
     CarliniWagner,
     DeepFool,
     Square,
@@ -136,6 +138,23 @@ def test_order_company_and_skipping_change_no_status_of_a_trained_model(name: st
     radii = torch.where(torch.arange(40) % 2 == 0, 1.0, 0.0).double()
     skipped = worst_case(model, images, labels, threat, stages, radii)
     assert [o.status for o in skipped[1::2]] == statuses[1::2]
+
+
+@pytest.mark.parametrize("attack", [PGD(3), FGSM(), MIFGSM(2), DeepFool(2), CarliniWagner(2)])
+def test_no_attack_leaves_the_deployed_model_in_training(attack: Attack) -> None:
+    """Batch norm in training sees one image as its own mean: every prediction would change."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3))
+    model.eval().requires_grad_(False)
+    images = grey_images(4)
+    labels, before = model(images).argmax(dim=1), model(images)
+    threat = ThreatModel(
+        Norm.L2 if attack.refusal(ThreatModel(Norm.L2, 1e-6), 3) is None else Norm.LINF, 1e-6
+    )
+    for view in (deployed(model), *views_of(model)[1:3]):
+        outcomes = worst_case(model, images, labels, threat, [Stage(attack, view, copies=2)])
+        assert not any(part.training for part in model.modules())
+        assert [outcome.status for outcome in outcomes] == [Status.ROBUST] * 4
+    assert torch.equal(model(images), before)
 
 
 @pytest.mark.parametrize("norm", list(Norm))
