@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from robustness.evaluation.cascade import WORST_CASE
 from robustness.evaluation.leaderboard import (
     AttackRow,
     Bracket,
@@ -104,17 +105,19 @@ def autoattack_sizes(leaderboard: Leaderboard, norm: Norm, eps: float) -> list[i
 def headline(leaderboard: Leaderboard) -> list[tuple[Norm, float]]:
     """One representative threat per norm.
 
-    The middle one of the radii that AutoAttack ran at, the strongest evidence there is; of all
-    radii where it did not run.
+    The middle one of the radii that the worst case over views ran at, the strongest evidence
+    there is; where it did not run, of those of AutoAttack, and failing that of all.
     """
     return [(norm, _middle(leaderboard, norm)) for norm in norms(leaderboard)]
 
 
 def _middle(leaderboard: Leaderboard, norm: Norm) -> float:
     every = radii(leaderboard, norm)
+    rows = [row for m in leaderboard.models for row in m.attacks if row.norm is norm]
+    worst = {row.eps for row in rows if row.attack == WORST_CASE}
     attacked = {r.eps for m in leaderboard.models for r in autoattack_rows(m, norm)}
-    chosen = [eps for eps in every if eps in attacked] or every
-    return chosen[len(chosen) // 2]
+    chosen = [eps for eps in every if eps in (worst or attacked)] or every
+    return chosen[(len(chosen) - 1) // 2 if worst else len(chosen) // 2]
 
 
 def attack_lines(entry: ModelEntry, columns: Sequence[tuple[Norm, float]]) -> list[AttackLine]:
