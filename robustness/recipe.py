@@ -172,6 +172,8 @@ class TrainingConfig(Config):
     `validation` is the fraction of the training split held out to choose the checkpoint;
     `averaging` is the decay per step of an exponential moving average of the weights, 0 for
     none; schedule `step` divides the learning rate by 10 halfway, as LyaNet's authors do;
+    `cycles` restarts schedule and optimiser so many times in equal shares of the epochs, each time
+    from the best weights so far (warm restarts, arXiv 1608.03983);
     `threads` is fixed because the number of threads changes the last bits of a sum;
     `precision` is that of the products in forward and backward passes of training (weights,
     sums, constraints and everything that is deployed stay float32).
@@ -186,6 +188,7 @@ class TrainingConfig(Config):
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["constant", "one-cycle", "cosine", "step"] = "one-cycle"
+    cycles: PositiveInt = 1
     averaging: float = Field(default=0.0, ge=0.0, lt=1.0)
     augmentation: AugmentationConfig = AugmentationConfig()
     validation: float = Field(default=0.1, gt=0.0, lt=1.0)
@@ -193,6 +196,14 @@ class TrainingConfig(Config):
     threads: PositiveInt = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     storage: Literal["float32", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _cycles_share_the_epochs(self) -> "TrainingConfig":
+        if self.epochs % self.cycles:
+            raise ValueError(
+                f"expected epochs to be a multiple of cycles, got {self.epochs} and {self.cycles}"
+            )
+        return self
 
 
 class WeightsConfig(Config):

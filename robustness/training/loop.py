@@ -117,7 +117,8 @@ def _train(
 ) -> MeasuredConfig:
     config = recipe.training
     fit, held_out = _split(images, config)
-    state = _fresh_state(recipe, math.ceil(len(fit) / config.batch_size))
+    steps_per_epoch = math.ceil(len(fit) / config.batch_size)
+    state = _fresh_state(recipe, steps_per_epoch)
     loss = _loss(config, recipe.data.classes, state.model)
     checkpoint = folder / "checkpoints" / f"{recipe.training_digest[:16]}.safetensors"
     if resume and checkpoint.exists():
@@ -149,6 +150,8 @@ def _train(
             if score >= state.best_score:
                 state.best_score, state.best_epoch = score, state.epoch
                 state.best = {k: v.clone() for k, v in _deployable(state).items()}
+            if state.epoch % (config.epochs // config.cycles) == 0 and state.epoch < config.epochs:
+                _restart(state, recipe, steps_per_epoch)
             state.seconds += time.perf_counter() - started
             _save(state, checkpoint)
             progress.update(bar, advance=1, loss=mean_loss, score=score[0])
@@ -162,7 +165,10 @@ def _split(images: ImageSet, config: TrainingConfig) -> tuple[ImageSet, ImageSet
     return images.take(order[held_out:]), images.take(order[:held_out])
 
 
-def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
+def _fresh_state(
+    recipe: Recipe, steps_per_epoch: int, start: dict[str, Tensor] | None = None
+) -> _State:
+    """Model, optimiser and schedule at the first step of a cycle, from plain weights if given."""
     config = recipe.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -171,6 +177,8 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
             model = recipe.model.build(recipe.data.shape, recipe.data.classes).float()
         except ValueError as error:
             raise UsageError(f"the recipe's parts do not fit: {error}; correct [model]") from None
+        if start is not None:
+            model.load_state_dict(start)
         constrain(model)
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     optimiser: torch.optim.Optimizer
@@ -180,7 +188,7 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
         optimiser = torch.optim.AdamW(model.parameters(), **settings)
     else:
         optimiser = torch.optim.Adam(model.parameters(), **settings)
-    steps = config.epochs * steps_per_epoch
+    steps = config.epochs // config.cycles * steps_per_epoch
     schedule: torch.optim.lr_scheduler.LRScheduler
     if config.schedule == "one-cycle":
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -194,6 +202,18 @@ def _fresh_state(recipe: Recipe, steps_per_epoch: int) -> _State:
         schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
     average = {k: v.clone() for k, v in model.state_dict().items()} if config.averaging else {}
     return _State(model, optimiser, schedule, average)
+
+
+def _restart(state: _State, recipe: Recipe, steps_per_epoch: int) -> None:
+    """Begin the next cycle from the best weights, as they would be deployed."""
+    plain = _fresh_state(recipe, steps_per_epoch).model
+    plain.load_state_dict(state.best)
+    release(plain)
+    fresh = _fresh_state(recipe, steps_per_epoch, plain.state_dict())
+    state.model.load_state_dict(fresh.model.state_dict())
+    state.optimiser.load_state_dict(fresh.optimiser.state_dict())
+    state.schedule.load_state_dict(fresh.schedule.state_dict())
+    state.average = fresh.average
 
 
 # Images, labels, source of random draws, share of all training steps that are done.

@@ -126,6 +126,59 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     assert not (recipe_folder / "checkpoints").exists()
 
 
+def test_a_new_cycle_starts_from_the_weights_that_the_last_one_would_have_published(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    edit(recipe_folder, "epochs = 3", "epochs = 2")
+    cycles = copy_of(recipe_folder, "cycles")
+    edit(cycles, "epochs = 2", "epochs = 4\ncycles = 2")
+    loop.train(recipe_folder, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(InterruptedHereError):
+            loop.train(cycles, quiet=True)
+    published = safetensors.torch.load(weights(recipe_folder))
+    with safe_open(checkpoint_of(cycles), framework="pt") as file:
+        scalars = json.loads(file.metadata()["state"])
+        assert not [key for key in file.keys() if key.startswith("optimiser/")]  # noqa: SIM118
+        free = sorted(k for k in file.keys() if k.startswith("model/"))  # noqa: SIM118
+        start = [file.get_tensor(k) for k in free if not k.endswith("vector")]
+    assert len(start) == len(published)
+    for value in published.values():
+        assert any(torch.equal(value, other) for other in start)
+    assert scalars["schedule"]["last_epoch"] == 0
+    assert scalars["schedule"]["total_steps"] * 2 == _steps_of_four_epochs(cycles)
+
+
+def _steps_of_four_epochs(folder: Path) -> int:
+    recipe = read_recipe(folder)
+    fit, _ = loop._split(load_images(recipe.data.name, "train"), recipe.training)
+    return 4 * -(-len(fit) // recipe.training.batch_size)
+
+
+def test_cycles_resume_too_and_end_elsewhere_than_one_long_schedule(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    edit(recipe_folder, "epochs = 3", "epochs = 4")
+    whole = copy_of(recipe_folder, "whole")
+    edit(whole, "epochs = 4", "epochs = 4\ncycles = 2")
+    parts = copy_of(whole, "parts")
+    loop.train(recipe_folder, quiet=True)
+    loop.train(whole, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(InterruptedHereError):
+            loop.train(parts, quiet=True)
+    loop.train(parts, resume=True, quiet=True)
+    assert weights(parts) == weights(whole) != weights(recipe_folder)
+
+
+def test_cycles_that_do_not_divide_the_epochs_are_refused(recipe_folder: Path):
+    edit(recipe_folder, "epochs = 3", "epochs = 3\ncycles = 2")
+    with pytest.raises(UsageError, match="multiple of cycles, got 3 and 2"):
+        loop.train(recipe_folder, quiet=True)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_resumes_to_the_weights_of_an_uninterrupted_one(
     recipe_folder: Path,
