@@ -98,8 +98,7 @@ def evaluate(
         )
         wall = time.perf_counter() - started
         store.end_run(run, wall)
-        leaderboard = summarise(bench.plan, store, versions)
-    leaderboard = _with_wall_time(leaderboard, wall)
+        leaderboard = _with_wall_time(summarise(bench.plan, store, versions), wall, store)
     write_report(leaderboard, folder)
     return leaderboard
 
@@ -124,7 +123,7 @@ def render(results: Path, out: Path) -> Leaderboard:
                 f"{file}: expected every shard of the last run, got {missing} missing; "
                 "run `robustness evaluate` again"
             )
-        leaderboard = _with_wall_time(summarise(plan, store, versions), wall)
+        leaderboard = _with_wall_time(summarise(plan, store, versions), wall, store)
     _require_writable(out)
     write_report(leaderboard, out)
     return leaderboard
@@ -392,8 +391,12 @@ def _default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _with_wall_time(leaderboard: Leaderboard, wall: float) -> Leaderboard:
+def _with_wall_time(leaderboard: Leaderboard, wall: float, store: Store) -> Leaderboard:
     timings = leaderboard.timings | {"wall seconds of this run": round(wall, 2)}
+    starts = store.wall_seconds(leaderboard.suite.name)
+    if len(starts) > 1:
+        what = f"wall seconds of all {len(starts)} starts on these results"
+        timings |= {what: round(sum(starts), 2)}
     return leaderboard.model_copy(update={"timings": timings})
 
 

@@ -8,8 +8,8 @@ from robustness.attacks.cascade import Outcome, Stage, worst_case, worst_case_wi
 from robustness.attacks.flags import Flag
 from robustness.attacks.historical import PaperProtocol, published_accuracy
 from robustness.attacks.judge import Status, Verdict, judge, predict_alone
-from robustness.attacks.minimal import nearest_adversarial
-from robustness.attacks.pipeline import default_stages
+from robustness.attacks.minimal import nearest_adversarial, nearest_version
+from robustness.attacks.pipeline import climbed_view, default_stages
 from robustness.attacks.torchattacks_adapter import FGSM, MIFGSM, PGD, CarliniWagner, DeepFool
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import View, register_view, views_of
@@ -36,9 +36,11 @@ __all__ = [
     "Verdict",
     "View",
     "audit",
+    "climbed_view",
     "default_stages",
     "judge",
     "nearest_adversarial",
+    "nearest_version",
     "predict_alone",
     "published_accuracy",
     "register_view",

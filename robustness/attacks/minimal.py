@@ -10,13 +10,23 @@ from robustness.attacks.ascent import Ascent, ascend
 from robustness.attacks.base import Attack
 from robustness.attacks.judge import Status, Verdict, judge
 from robustness.attacks.lanes import scores
+from robustness.attacks.pipeline import climbed_view
 from robustness.attacks.views import View
 from robustness.threat import Norm, ThreatModel
 
 # Halvings of the logarithm of the radius, from the whole box to a thousandth of it.
 _ROUNDS, _SMALLEST = 8, 1e-3
+_STEPS = 20
 # Halvings of the way from the original to an adversarial image.
 _RETREATS = 8
+
+
+def nearest_version(model: nn.Module) -> str:
+    """What `nearest_adversarial` does without further attacks, for a reader to repeat it."""
+    return (
+        f"bisection of the radius, {_ROUNDS} ascents of the margin of {_STEPS} steps through "
+        f"{climbed_view(model).name}, {_RETREATS} halvings of the way back"
+    )
 
 
 def whole_box(norm: Norm, image: Float[Tensor, "c h w"]) -> ThreatModel:
@@ -74,7 +84,7 @@ def _bisect(
     best = images.clone()
     high = torch.full((len(images),), threat.eps, dtype=torch.float64)
     low = high * _SMALLEST
-    ascent = Ascent("margin", steps=20)
+    ascent = Ascent("margin", steps=_STEPS)
     for turn in range(_ROUNDS):
         radius = high if turn == 0 else (low * high).sqrt()
         proposed = ascend(ascent, view, model, images, labels, threat.norm, radius, seed + turn)

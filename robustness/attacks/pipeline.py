@@ -65,6 +65,11 @@ def default_stages(
     return stages
 
 
+def climbed_view(model: nn.Module) -> View:
+    """Where long ascents against a model run: itself, or a cheaper twin of it."""
+    return _base(model, {view.name: view for view in views_of(model)})
+
+
 def _base(model: nn.Module, views: Mapping[str, View]) -> View:
     """Where the long ascents run: the deployed model, or a cheaper twin of it.
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.constants import to_norm
 from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.sharing import shared
 from robustness.errors import UsageError
 from robustness.nets.classifiers import predicts_each_by_itself
 from robustness.threat import Norm
@@ -91,17 +92,27 @@ class SmoothingCertificate:
         norm: Norm,
     ) -> list[CertifiedRadius]:
         """The radius of each image, 0 where g is wrong or abstains; see `Certificate.certify`."""
+        pixels = images[0].numel()
         return [
-            self._certify_one(model, image, label, norm)
-            for image, label in zip(images, labels.tolist(), strict=True)
+            self._radius(chosen, hits, label, pixels, norm)
+            for (chosen, hits), label in zip(
+                self._tally(model, images), labels.tolist(), strict=True
+            )
         ]
 
-    def _certify_one(
-        self, model: nn.Module, image: Tensor, label: int, norm: Norm
+    @shared
+    def _tally(self, model: nn.Module, images: Tensor) -> list[tuple[int, int]]:
+        """The class that is chosen for each image, and how often it was seen thereafter."""
+        tally = []
+        for image in images:
+            generator = self._generator(image)
+            chosen = int(self._votes(model, image, self.selection, generator).argmax())
+            tally.append((chosen, int(self._votes(model, image, self.samples, generator)[chosen])))
+        return tally
+
+    def _radius(
+        self, chosen: int, hits: int, label: int, pixels: int, norm: Norm
     ) -> CertifiedRadius:
-        generator = self._generator(image)
-        chosen = int(self._votes(model, image, self.selection, generator).argmax())
-        hits = int(self._votes(model, image, self.samples, generator)[chosen])
         probability = lower_confidence(hits, self.samples, self.alpha)
         confidence = f"with confidence {1 - self.alpha:g}"
         radius = 0.0
@@ -112,7 +123,7 @@ class SmoothingCertificate:
         else:
             shrunk = self.sigma * float(normal.ppf(probability)) * SHRINK
             l2 = torch.tensor([shrunk], dtype=torch.float64)
-            radius = float(to_norm(l2, image.numel(), norm)[0])
+            radius = float(to_norm(l2, pixels, norm)[0])
             limit = "number" if hits == self.samples else "share of the votes"
             detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
             reason = (

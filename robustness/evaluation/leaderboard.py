@@ -229,6 +229,28 @@ class AuditRow(Summary):
     largest: float | None
 
 
+class NearestRow(Summary):
+    """How near an adversarial image was found, in one norm: robust radii bounded from above.
+
+    Attributes:
+        version: how it was looked for.
+        samples: on how many samples, the first of the suite's order.
+        found: those of them with an adversarial image, wrong predictions included.
+        errors: samples on which the model failed.
+        median: of the smallest distance that anything in the run found, over the samples that are
+            predicted right, in pixel units; None where most have no adversarial image.
+        median_certified: of the certified radii of the same samples.
+    """
+
+    norm: Norm
+    version: str
+    samples: int
+    found: int
+    errors: int
+    median: float | None
+    median_certified: float
+
+
 class ModelEntry(Summary):
     """Everything measured about one model."""
 
@@ -246,6 +268,7 @@ class ModelEntry(Summary):
     decay: Decay | None
     audits: list[AuditRow] = []
     flags: list[Flag] = []
+    nearest: list[NearestRow] = []
     samples: Samples | None = None
 
 

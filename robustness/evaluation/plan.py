@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from robustness import evaluation
-from robustness.attacks import Attack
+from robustness.attacks import Attack, nearest_version
 from robustness.certificates import DETERMINISTIC, settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError
@@ -34,7 +34,10 @@ from robustness.zoo import LoadedModel
 
 SHARD_SIZE = 32
 
-JobKind = Literal["clean", "attack", "certificate", "decay", "audit", "flags"]
+JobKind = Literal["clean", "attack", "certificate", "decay", "audit", "flags", "nearest"]
+
+# Kinds of jobs that draw at random.
+_SEEDED: tuple[JobKind, ...] = ("attack", "audit", "flags", "nearest")
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Plan:
             "version": job.version,
             "norm": job.norm,
             "eps": job.eps,
-            "seed": self.suite.seed if job.kind in ("attack", "audit", "flags") else None,
+            "seed": self.suite.seed if job.kind in _SEEDED else None,
         }
         if given is not None:
             identity["given"] = given
@@ -228,7 +231,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         add("clean", index, "all")
         if suite.decay and isinstance(loaded.module, NeuralODEClassifier):
             add("decay", index, "all")
-        for name, certificate in suite.build_certificates().items():
+        for name, certificate in suite.build_certificates(loaded.name).items():
             for group in suite.threats:
                 add(
                     "certificate",
@@ -242,6 +245,11 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         for norm in _certified_norms(jobs, index):
             version = describe(audit_stages(loaded.module, ThreatModel(norm, 1.0)))
             add("audit", index, "all", name=AUDIT, version=version, norm=norm)
+        if suite.nearest is not None:
+            version = nearest_version(loaded.module)
+            for group in suite.threats:
+                samples = suite.nearest.samples
+                add("nearest", index, samples, name="nearest", version=version, norm=group.norm)
         if suite.flags is not None:
             threat = suite.threats[0].threats[(len(suite.threats[0].eps) - 1) // 2]
             at = {

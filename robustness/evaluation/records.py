@@ -111,6 +111,8 @@ class Reader:
             self._note_attack(job, records)
         for job in self.jobs(model, "audit"):
             self._note_audit(job, records)
+        for job in self.jobs(model, "nearest"):
+            self._note_nearest(job, records)
         for norm in Norm:
             for _, claims in self.schedule.claims(model, norm):
                 for index, claim in claims.items():
@@ -136,6 +138,11 @@ class Reader:
             if status == "adversarial":
                 distances = {Norm.LINF: linf, Norm.L2: l2}
                 records[index].note_adversarial(distances, f"{job.name}: {found_by}")
+
+    def _note_nearest(self, job: Job, records: dict[int, SampleRecord]) -> None:
+        for index, status, _, linf, l2, _ in self.rows(job):
+            if status == "adversarial":
+                records[index].note_adversarial({Norm.LINF: linf, Norm.L2: l2}, job.name)
 
 
 def sample_table(records: list[SampleRecord], norms: list[Norm]) -> Samples:

@@ -14,12 +14,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from robustness.certificates import Certificate
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
 from robustness.errors import UsageError
@@ -31,7 +33,7 @@ from robustness.evaluation.work import Bench, ShardResult, run_unit
 from robustness.zoo import LoadedModel, load_model
 
 # Jobs whose units take longest.
-_DEAR = ("autoattack", WORST_CASE, "flags")
+_DEAR = ("autoattack", WORST_CASE, "flags", "nearest")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Workbench:
                     results.append(replace(result, seconds=alone))
         return results
 
+    @cached_property
+    def _certificates(self) -> list[dict[str, Certificate]]:
+        """By name for each model: the same objects for all jobs, whose work they may share."""
+        return [self.plan.suite.build_certificates(model.name) for model in self.models]
+
     def _bench(self, job: Job) -> Bench:
         model = self.models[job.model]
         attack = None
@@ -72,7 +79,7 @@ class Workbench:
                 attack = known
         certificate = None
         if job.kind == "certificate":
-            certificate = self.plan.suite.build_certificates()[job.name]
+            certificate = self._certificates[job.model][job.name]
         return Bench(model.module, attack, certificate, others(self.models, model))
 
 

@@ -5,6 +5,7 @@ most the shards in flight, and what is noted as done is whole.
 """
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS audit (
 CREATE TABLE IF NOT EXISTS flags (
     key TEXT NOT NULL, name TEXT NOT NULL, raised INTEGER NOT NULL, value REAL,
     threshold REAL, detail TEXT NOT NULL, PRIMARY KEY (key, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS nearest (
+    key TEXT NOT NULL, sample INTEGER NOT NULL, status TEXT NOT NULL, prediction INTEGER,
+    linf REAL, l2 REAL, detail TEXT NOT NULL, PRIMARY KEY (key, sample)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decay (
     key TEXT NOT NULL, sample INTEGER NOT NULL, step INTEGER NOT NULL, time REAL NOT NULL,
     potential REAL, right INTEGER NOT NULL, PRIMARY KEY (key, sample, step)) WITHOUT ROWID;
@@ -46,7 +50,15 @@ CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY, plan TEXT NOT NULL, environment TEXT NOT NULL, started REAL NOT NULL,
     wall_seconds REAL);
 """
-_COLUMNS = {"clean": 5, "attack": 9, "certificate": 5, "decay": 5, "audit": 12, "flags": 5}
+_COLUMNS = {
+    "clean": 5,
+    "attack": 9,
+    "certificate": 5,
+    "decay": 5,
+    "audit": 12,
+    "flags": 5,
+    "nearest": 6,
+}
 
 
 class Store:
@@ -153,6 +165,24 @@ class Store:
     def end_run(self, run: int, wall_seconds: float) -> None:
         """Note that a run is complete."""
         self._db.execute("UPDATE runs SET wall_seconds = ? WHERE id = ?", (wall_seconds, run))
+
+    def wall_seconds(self, suite: str) -> list[float]:
+        """Wall time of every start of a suite, in order.
+
+        A start that was interrupted lasted until the last shard that it stored.
+        """
+        query = "SELECT json_extract(plan, '$.suite.name'), started, wall_seconds FROM runs"
+        starts = self._db.execute(f"{query} ORDER BY started").fetchall()
+        ends = [started for _, started, _ in starts[1:]] + [math.inf]
+        lasted = []
+        for (name, started, wall), end in zip(starts, ends, strict=True):
+            if name != suite:
+                continue
+            if wall is None:
+                query = "SELECT max(finished) FROM shards WHERE finished BETWEEN ? AND ?"
+                wall = (self._db.execute(query, (started, end)).fetchone()[0] or started) - started
+            lasted.append(wall)
+        return lasted
 
     def last_run(self) -> tuple[Plan, dict[str, str], float, float]:
         """Plan, environment, start time and wall time of the last complete run.

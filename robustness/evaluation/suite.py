@@ -1,6 +1,7 @@
 """Suites: what to evaluate, as a strict TOML file or a bundled name."""
 
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -86,9 +87,13 @@ class AutoAttackConfig(_AttackConfig):
 
 
 class SmoothingConfig(Config):
-    """Randomised smoothing; see `SmoothingCertificate` for what the settings mean."""
+    """Randomised smoothing; see `SmoothingCertificate` for what the other settings mean.
+
+    `models` are patterns of the names of the models that are smoothed.
+    """
 
     name: Literal["smoothing"]
+    models: list[str] = Field(default=["*"], min_length=1)
     sigma: PositiveFloat = SmoothingCertificate.sigma
     samples: PositiveInt = SmoothingCertificate.samples
     selection: PositiveInt = SmoothingCertificate.selection
@@ -96,7 +101,11 @@ class SmoothingConfig(Config):
 
     def build(self, seed: int) -> Certificate:
         """The certificate, its noise drawn with `seed`."""
-        return SmoothingCertificate(**self.model_dump(), seed=seed)
+        return SmoothingCertificate(**self.model_dump(exclude={"models"}), seed=seed)
+
+    def speaks_of(self, model: str) -> bool:
+        """Whether a model of this name is smoothed."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 class WorstCaseConfig(_AttackConfig):
@@ -136,6 +145,12 @@ class FlagsConfig(Config):
     samples: PositiveInt = 32
 
 
+class NearestConfig(Config):
+    """The nearest adversarial image of the first samples of the suite's order, however far."""
+
+    samples: Samples = "all"
+
+
 class Suite(Config):
     """What one run evaluates.
 
@@ -150,10 +165,12 @@ class Suite(Config):
         threats: norms and radii.
         attacks: run on every model.
         certificates: run on every model they apply to; by name, or as a table of a name and
-            settings where a certificate has any; `"all"` stands for all that have none.
+            settings where a certificate has any; `"all"`, alone or in the list, stands for all that
+            have none.
         decay: whether to record V(t) along the trajectories of neural ODEs.
         audit: how many certified images are attacked inside their radii.
         flags: checks of whether the attacks on a model can be believed; None runs none.
+        nearest: bounds on the robust radius from above, in every norm; None looks for none.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -168,11 +185,15 @@ class Suite(Config):
     decay: bool = True
     audit: AuditConfig = Field(default_factory=AuditConfig)
     flags: FlagsConfig | None = None
+    nearest: NearestConfig | None = None
 
     @field_validator("certificates", mode="before")
     @classmethod
     def _all_certificates(cls, value: object) -> object:
-        return list(DETERMINISTIC) if value == "all" else value
+        every = list(DETERMINISTIC)
+        if isinstance(value, list) and "all" in value:
+            return [name for entry in value for name in (every if entry == "all" else [entry])]
+        return every if value == "all" else value
 
     @field_validator("certificates")
     @classmethod
@@ -182,15 +203,15 @@ class Suite(Config):
                 raise ValueError(f"expected certificates among {', '.join(CERTIFICATES)}")
         return values
 
-    def build_certificates(self) -> dict[str, Certificate]:
-        """The certificates by name, in their order, random ones drawn with the suite's seed."""
+    def build_certificates(self, model: str) -> dict[str, Certificate]:
+        """The certificates of a model by name, in their order, drawn with the suite's seed."""
         built: dict[str, Certificate] = {}
         for entry in self.certificates:
             if entry == SmoothingCertificate.name:
                 entry = SmoothingConfig(name="smoothing")
             if isinstance(entry, str):
                 built[entry] = CERTIFICATES[entry]
-            else:
+            elif entry.speaks_of(model):
                 built[entry.name] = entry.build(self.seed)
         return built
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from platform import python_version
+from typing import get_args
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from robustness.evaluation.leaderboard import (
     Flag,
     Leaderboard,
     ModelEntry,
+    NearestRow,
     Proportion,
     SuiteSummary,
 )
@@ -34,6 +36,7 @@ from robustness.evaluation.work import SKIPPED
 from robustness.threat import Norm, ThreatModel
 
 _CURVE_POINTS = 81
+_SETTINGS = {"threats", "attacks", "certificates", "models", "audit", "flags", "nearest"}
 _PACKAGES = (
     "lyanet-robustness",
     "torch",
@@ -77,7 +80,7 @@ def summarise(plan: Plan, store: Store, versions: dict[str, str]) -> Leaderboard
             seed=suite.seed,
             settings=suite.model_dump(
                 mode="json",
-                include={"threats", "attacks", "certificates", "models", "audit", "flags"},
+                include=_SETTINGS,
             )
             | {"order": "random" if plan.samples < len(plan.order) else "all"},
             subsets=subsets,
@@ -92,9 +95,8 @@ def summarise(plan: Plan, store: Store, versions: dict[str, str]) -> Leaderboard
 
 
 def _timings(reader: Reader) -> dict[str, float]:
-    kinds: tuple[JobKind, ...] = ("clean", "attack", "certificate", "decay", "audit", "flags")
     plan, seconds = reader.schedule.plan, {}
-    for kind in kinds:
+    for kind in get_args(JobKind):
         if jobs := [job for job in plan.jobs if job.kind == kind]:
             seconds[f"compute seconds, {kind}"] = round(reader.schedule.seconds(jobs), 2)
     return seconds
@@ -189,6 +191,7 @@ def _entry(
             for job in reader.jobs(model, "flags")
             for name, raised, value, threshold, detail in reader.schedule.rows(job)
         ],
+        nearest=[_nearest_row(reader, job, known) for job in reader.jobs(model, "nearest")],
         samples=sample_table(records, [group.norm for group in suite.threats]),
     )
 
@@ -231,6 +234,22 @@ def _attack_row(reader: Reader, job: Job, records: dict[int, SampleRecord]) -> A
         rejected=sum(row[5] for row in rows),
         skipped=sum(row[1] == SKIPPED for row in rows),
         found_by=_most_first(stages),
+    )
+
+
+def _nearest_row(reader: Reader, job: Job, records: dict[int, SampleRecord]) -> NearestRow:
+    assert job.norm is not None
+    rows = reader.rows(job)
+    right = [records[row[0]] for row in rows if records[row[0]].correct]
+    distance = float(np.median([r.distance.get(job.norm, math.inf) for r in right] or [math.inf]))
+    return NearestRow(
+        norm=job.norm,
+        version=job.version,
+        samples=len(rows),
+        found=sum(row[1] == "adversarial" for row in rows),
+        errors=sum(row[1] == "error" for row in rows),
+        median=distance if math.isfinite(distance) else None,
+        median_certified=float(np.median([r.radius(job.norm) for r in right] or [0.0])),
     )
 
 

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustness.attacks import Attack, Status, Verdict, judge, predict_alone, worst_case
+from robustness.attacks import (
+    Attack,
+    Status,
+    Verdict,
+    climbed_view,
+    judge,
+    nearest_adversarial,
+    predict_alone,
+    worst_case,
+)
 from robustness.attacks import audit as check
 from robustness.certificates import Certificate
 from robustness.evaluation.audit import audit
@@ -81,6 +90,8 @@ def run_unit(unit: Unit, job: Job, bench: Bench, images: Tensor, labels: Tensor)
         rows = _audit(job, bench.model, images, labels, unit)
     elif job.kind == "flags":
         rows = _flags(job, bench, images, labels, unit)
+    elif job.kind == "nearest":
+        rows = _nearest(job, bench.model, images, labels, unit)
     elif isinstance(bench.attack, WorstCase):
         rows = _worst_case(job, bench.attack, bench, images, labels, unit)
     else:
@@ -211,6 +222,19 @@ def _flags(job: Job, bench: Bench, images: Tensor, labels: Tensor, unit: Unit) -
     except Exception as error:  # a user's model may do anything
         return [("checks-failed", 1, None, None, _said(error))]
     return [(f.name, int(f.raised), f.value, f.threshold, f.detail) for f in flags]
+
+
+def _nearest(job: Job, model: nn.Module, images: Tensor, labels: Tensor, unit: Unit) -> list[Row]:
+    assert job.norm is not None
+    try:
+        view = climbed_view(model)
+        verdicts = nearest_adversarial(model, images, labels, job.norm, unit.seed, view=view)
+    except Exception as error:  # a user's model may do anything
+        verdicts = [Verdict(Status.ERROR, detail=_said(error)) for _ in unit.indices]
+    return [
+        (index, v.status.value, v.prediction, v.linf, v.l2, v.detail)
+        for index, v in zip(unit.indices, verdicts, strict=True)
+    ]
 
 
 def _threat(job: Job) -> ThreatModel:

@@ -28,6 +28,7 @@ def markdown_text(leaderboard: Leaderboard, figures: Sequence[str]) -> str:
         *_certificates(leaderboard),
         *_audits(leaderboard),
         *_attacks(leaderboard),
+        *_nearest(leaderboard),
         *_checks(leaderboard),
         *_suite(leaderboard),
         "## Environment",
@@ -234,6 +235,27 @@ def _checks(leaderboard: Leaderboard) -> Iterator[str]:
         yield prose.GLOSSARY["Flag"]
         heading = ["model", "check", "verdict", "measurement", "value", "threshold"]
         yield table(heading, rows, texts=4)
+
+
+def _nearest(leaderboard: Leaderboard) -> Iterator[str]:
+    rows = [
+        [
+            code(entry.name),
+            words.SYMBOLS[row.norm],
+            str(row.samples),
+            str(row.found),
+            str(row.errors),
+            "none" if row.median is None else f"{row.median:.3g}",
+            f"{row.median_certified:.3g}",
+        ]
+        for entry in leaderboard.models
+        for row in entry.nearest
+    ]
+    if rows:
+        yield "## Nearest adversarial images"
+        yield prose.GLOSSARY["Nearest"]
+        heading = ["model", "norm", "samples", "found", "errors", "median distance"]
+        yield table([*heading, "median certified radius"], rows, texts=2)
 
 
 def _attacks(leaderboard: Leaderboard) -> Iterator[str]:

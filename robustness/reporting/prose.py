@@ -103,6 +103,12 @@ GLOSSARY = {
         "the samples that still stand. Samples certified at the radius are not attacked, since "
         "nothing could be found; the audit is what attacks those."
     ),
+    "Nearest": (
+        "The smallest distance of an adversarial image that anything in the run found, and at "
+        "least by a search for the nearest one, however far. It bounds a sample's robust radius "
+        "from above as the certified radius does from below; medians are over the samples that "
+        "were searched and are predicted right."
+    ),
     "Rejected": (
         "Images proposed by an attack that lay outside the ball or the pixel box, or were not "
         "finite. They do not count."

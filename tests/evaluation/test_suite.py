@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from robustness.certificates import CERTIFICATES, SmoothingCertificate
+from robustness.certificates import CERTIFICATES, DETERMINISTIC, SmoothingCertificate
 from robustness.data import load_images
 from robustness.errors import UsageError
 from robustness.evaluation.plan import Plan, make_plan
@@ -58,11 +58,11 @@ SMOOTHING = '{ name = "smoothing", sigma = 0.5, samples = 200 }'
 def test_a_certificate_is_named_or_a_table_of_its_settings(suite_file: Path) -> None:
     content = suite_file.read_text().replace('"target-seeking"]', f"{SMOOTHING}]")
     suite_file.write_text(content)
-    built = load_suite(str(suite_file)).build_certificates()
+    built = load_suite(str(suite_file)).build_certificates("any")
     assert built["smoothing"] == SmoothingCertificate(sigma=0.5, samples=200, seed=0)
     assert built["lyapunov"] is CERTIFICATES["lyapunov"]
     suite_file.write_text("seed = 7\n" + content.replace(SMOOTHING, '"smoothing"'))
-    assert load_suite(str(suite_file)).build_certificates()["smoothing"].seed == 7
+    assert load_suite(str(suite_file)).build_certificates("any")["smoothing"].seed == 7
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,14 @@ def test_an_unknown_suite_suggests_a_near_name() -> None:
 
 def test_fractions_are_read_in_pixel_units(suite_file: Path) -> None:
     assert load_suite(str(suite_file)).threats[0].eps == [0.05, 0.1]
+
+
+def test_all_in_a_list_stands_for_every_certificate_without_settings(suite_file: Path) -> None:
+    some = '["lyapunov", "target-seeking"]'
+    assert some in suite_file.read_text()
+    entry = '{ name = "smoothing", models = ["digits/node", "mnist/*"], samples = 10 }'
+    suite_file.write_text(suite_file.read_text().replace(some, f'["all", {entry}]'))
+    suite = load_suite(str(suite_file))
+    assert list(suite.build_certificates("digits/resnet")) == list(DETERMINISTIC)
+    for model in ("digits/node", "mnist/lyanet"):
+        assert list(suite.build_certificates(model)) == [*DETERMINISTIC, "smoothing"]

@@ -1,0 +1,107 @@
+"""The nearest adversarial images of a suite bound robust radii from above."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+import robustness.evaluation.work as work
+from robustness.api import evaluate
+from robustness.data import load_images
+from robustness.evaluation.leaderboard import Leaderboard
+from robustness.evaluation.plan import make_plan
+from robustness.evaluation.store import Store
+from robustness.evaluation.suite import Suite
+from robustness.evaluation.work import ShardResult
+from robustness.reporting.markdown import markdown_text
+from robustness.zoo import load_model
+
+SUITE = {
+    "name": "nearest",
+    "data": "digits",
+    "samples": 40,
+    "models": ["digits/resnet", "digits/lyanet-certified"],
+    "certificates": ["target-seeking", "lipschitz-margin"],
+    "decay": False,
+    "audit": {"samples": 1, "largest": 1},
+    "nearest": {"samples": 12},
+    "threats": [{"norm": "L2", "eps": [0.05, 0.5, 2.0]}, {"norm": "Linf", "eps": [0.1]}],
+}
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Leaderboard:
+    folder = tmp_path_factory.mktemp("nearest")
+    return evaluate(Suite.model_validate(SUITE), out=folder, workers=1)
+
+
+def test_an_image_is_found_for_each_of_the_first_samples_and_no_nearer_than_is_proved(
+    board: Leaderboard,
+) -> None:
+    for entry in board.models:
+        assert entry.samples is not None
+        for row, known in zip(entry.nearest, entry.samples.norms, strict=True):
+            assert row.norm is known.norm
+            assert (row.samples, row.found, row.errors) == (12, 12, 0)
+            for radius, distance in zip(known.radius[:12], known.distance, strict=False):
+                assert distance is not None
+                assert distance == 0 or distance >= radius
+            assert 0 <= row.median_certified < row.median
+    assert not board.soundness.violations
+
+
+def test_what_was_found_bounds_the_bracket_at_every_radius(board: Leaderboard) -> None:
+    for entry in board.models:
+        assert entry.samples is not None
+        for known in entry.samples.norms:
+            for bracket in (b for b in entry.brackets if b.norm is known.norm):
+                stands = [
+                    p == label and (d is None or d > bracket.eps)
+                    for p, label, d in zip(
+                        entry.samples.prediction, entry.samples.label, known.distance, strict=True
+                    )
+                ]
+                assert bracket.attacked.count == sum(stands)
+        # No attack ran, and yet most of those that were searched fall within the largest radius.
+        assert entry.brackets[2].attacked.count < entry.clean.count - 6
+
+
+def test_the_report_has_a_table_of_them(board: Leaderboard) -> None:
+    text = markdown_text(board, [])
+    assert "## Nearest adversarial images" in text
+    row = board.models[0].nearest[0]
+    assert f"| `digits/resnet` | ℓ2 | 12 | 12 | 0 | {row.median:.3g} |" in text
+
+
+def test_a_model_that_fails_is_an_error_and_not_robust_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments, **keywords):
+        raise RuntimeError("no\nluck")
+
+    monkeypatch.setattr(work, "nearest_adversarial", fails)
+    changes = {"models": ["digits/resnet"], "certificates": [], "samples": 8}
+    entry = evaluate(Suite.model_validate(SUITE | changes), out=tmp_path, workers=1).models[0]
+    for row in entry.nearest:
+        assert (row.samples, row.found, row.errors, row.median) == (8, 0, 8, None)
+
+
+def test_the_wall_time_of_all_starts_counts_those_that_were_killed() -> None:
+    changes = {"models": ["digits/resnet"], "certificates": [], "samples": 8}
+    suite = Suite.model_validate(SUITE | changes)
+    plan = make_plan(suite, load_images("digits", "test", None), [load_model("digits/resnet")])
+    (clean, *_) = plan.jobs
+    with Store(None) as store:
+        before = time.time()
+        store.begin_run(plan, {})
+        time.sleep(0.05)
+        store.add(ShardResult("key", "clean", [(1, 2, 2, "ok", None)], 0.01), clean, "m")
+        after = time.time()
+        time.sleep(0.05)
+        store.begin_run(plan, {})
+        again = store.begin_run(plan, {})
+        store.end_run(again, 7.0)
+        killed, idle, complete = store.wall_seconds("nearest")
+        assert 0.04 < killed <= after - before
+        assert (idle, complete) == (0.0, 7.0)
+        assert store.wall_seconds("another") == []
