@@ -9,7 +9,7 @@ from robustness.attacks.flags import Flag
 from robustness.attacks.historical import PaperProtocol, published_accuracy
 from robustness.attacks.judge import Status, Verdict, judge, predict_alone
 from robustness.attacks.minimal import nearest_adversarial, nearest_version
-from robustness.attacks.pipeline import climbed_view, default_stages
+from robustness.attacks.pipeline import climbed_view, default_stages, shortened
 from robustness.attacks.torchattacks_adapter import FGSM, MIFGSM, PGD, CarliniWagner, DeepFool
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import View, register_view, views_of
@@ -44,6 +44,7 @@ __all__ = [
     "predict_alone",
     "published_accuracy",
     "register_view",
+    "shortened",
     "views_of",
     "worst_case",
     "worst_case_within",

@@ -39,12 +39,15 @@ class Ascent:
         steps: gradient steps per start.
         starts: random starts, per target where the loss has targets.
         targets: likely targets of the targeted loss, at most the number of wrong classes.
+        lane: rows of a lane (see `lanes`); by default a function of the images' shape. Short ones
+            are cheaper where few samples stand.
     """
 
     loss: LossName = "margin"
     steps: int = 50
     starts: int = 1
     targets: int = 9
+    lane: int | None = None
 
     @property
     def name(self) -> str:
@@ -56,7 +59,8 @@ class Ascent:
         """Settings."""
         targets = f", {self.targets} targets" if self.loss == "targeted" else ""
         starts = f", {self.starts} starts" if self.starts > 1 else ""
-        return f"robustness Auto-PGD {self.loss}, {self.steps} steps{starts}{targets}"
+        lane = f", lanes of {self.lane}" if self.lane else ""
+        return f"robustness Auto-PGD {self.loss}, {self.steps} steps{starts}{targets}{lane}"
 
     def refusal(self, threat: ThreatModel, classes: int) -> str | None:
         """Runs in both norms, on any number of classes above one."""
@@ -106,7 +110,7 @@ def ascend(
     seed: int,
 ) -> Float[Tensor, "n c h w"]:
     """`Ascent.pursue` as one candidate of each image, shape (n, c, h, w)."""
-    hunt = _Hunt(view, deployed, images, labels, norm, eps)
+    hunt = _Hunt(view, deployed, images, labels, norm, eps, ascent.lane)
     rows = hunt.starts(ascent, seed)
     loss = LOSSES[ascent.loss]
     halvings = set(_checkpoints(ascent.steps))
@@ -190,7 +194,9 @@ class _Hunt:
         labels: Int[Tensor, " n"],
         norm: Norm,
         eps: Float[Tensor, " n"],
+        lane: int | None,
     ) -> None:
+        self.lane = lane
         self.view, self.deployed, self.norm = view, deployed, norm
         self.images, self.labels, self.eps = images, labels, eps
         self.found = torch.zeros(len(images), dtype=torch.bool)
@@ -201,7 +207,7 @@ class _Hunt:
         """Random points of each sample's ball."""
         count = len(self.images)
         if ascent.loss == "targeted":
-            clean = scores(self.deployed, self.images)
+            clean = scores(self.deployed, self.images, self.lane)
             targets = likely_targets(clean, self.labels, ascent.targets)
         else:
             targets = self.labels.unsqueeze(1)
@@ -264,13 +270,16 @@ class _Hunt:
         """
         labels = self.labels[rows.sample]
         logits, losses, gradients = scores_and_gradients(
-            self.view.module, rows.x, lambda z, part: loss(z, labels[part], rows.target[part])
+            self.view.module,
+            rows.x,
+            lambda z, part: loss(z, labels[part], rows.target[part]),
+            self.lane,
         )
         rows.take(losses.float(), gradients.nan_to_num(0, 0, 0))
         if self.view.faithful:
             self._note(rows, logits)
         elif look:
-            self._note(rows, scores(self.deployed, rows.x))
+            self._note(rows, scores(self.deployed, rows.x, self.lane))
 
     def _note(self, rows: _Rows, logits: Float[Tensor, "r k"]) -> None:
         """Confirm claims of success, the first of each sample, alone in their batch."""

@@ -62,9 +62,11 @@ def lane_of(images: Float[Tensor, "n c h w"]) -> int:
     return LANE_OF_SMALL if images[0].numel() <= _SMALL else LANE
 
 
-def lanes(images: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "lane c h w"]]:
-    """Split into lanes, the last filled up with copies of its first image."""
-    lane = lane_of(images)
+def lanes(
+    images: Float[Tensor, "n c h w"], lane: int | None = None
+) -> list[Float[Tensor, "lane c h w"]]:
+    """Split into lanes, of `lane_of` rows unless said, the last filled up with its first image."""
+    lane = lane or lane_of(images)
     parts = list(images.split(lane))
     short = lane - len(parts[-1])
     if short:
@@ -74,15 +76,18 @@ def lanes(images: Float[Tensor, "n c h w"]) -> list[Float[Tensor, "lane c h w"]]
 
 
 @torch.no_grad()
-def scores(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+def scores(
+    model: nn.Module, images: Float[Tensor, "n c h w"], lane: int | None = None
+) -> Float[Tensor, "n k"]:
     """Logits lane by lane, shape (n, classes)."""
-    return torch.cat([model(lane) for lane in lanes(images)])[: len(images)]
+    return torch.cat([model(part) for part in lanes(images, lane)])[: len(images)]
 
 
 def scores_and_gradients(
     model: nn.Module,
     images: Float[Tensor, "n c h w"],
     loss: Callable[[Tensor, slice], Tensor],
+    lane: int | None = None,
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"], Float[Tensor, "n c h w"]]:
     """Logits, losses and the gradients of the losses, lane by lane.
 
@@ -90,16 +95,17 @@ def scores_and_gradients(
         model: pixels to logits.
         images: shape (n, c, h, w), at least one.
         loss: from the logits of some rows, and which rows, to one value per row.
+        lane: rows of a lane; by default a function of the images' shape.
 
     Returns:
         Logits, shape (n, classes); losses, shape (n,); gradients, shape (n, c, h, w). A row
         without a gradient (a constant model) has a gradient of zero.
     """
     logits, losses, gradients = [], [], []
-    for number, lane in enumerate(lanes(images)):
-        rows = slice(number * len(lane), min((number + 1) * len(lane), len(images)))
+    for number, part in enumerate(lanes(images, lane)):
+        rows = slice(number * len(part), min((number + 1) * len(part), len(images)))
         count = rows.stop - rows.start
-        leaf = lane.clone().requires_grad_()
+        leaf = part.clone().requires_grad_()
         with torch.enable_grad():
             out = model(leaf)
             values = loss(out[:count], rows)
@@ -109,7 +115,7 @@ def scores_and_gradients(
                 gradient = None
         logits.append(out[:count].detach())
         losses.append(values.detach())
-        found = torch.zeros_like(lane) if gradient is None else gradient
+        found = torch.zeros_like(part) if gradient is None else gradient
         gradients.append(found[:count].to(images.dtype))
     return torch.cat(logits), torch.cat(losses), torch.cat(gradients)
 

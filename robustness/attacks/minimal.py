@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustness.attacks.ascent import Ascent, ascend
 from robustness.attacks.base import Attack
 from robustness.attacks.judge import Status, Verdict, judge
-from robustness.attacks.lanes import scores
+from robustness.attacks.lanes import LANE, scores
 from robustness.attacks.pipeline import climbed_view
 from robustness.attacks.views import View
 from robustness.threat import Norm, ThreatModel
@@ -84,11 +84,11 @@ def _bisect(
     best = images.clone()
     high = torch.full((len(images),), threat.eps, dtype=torch.float64)
     low = high * _SMALLEST
-    ascent = Ascent("margin", steps=_STEPS)
+    ascent = Ascent("margin", steps=_STEPS, lane=LANE)
     for turn in range(_ROUNDS):
         radius = high if turn == 0 else (low * high).sqrt()
         proposed = ascend(ascent, view, model, images, labels, threat.norm, radius, seed + turn)
-        fooled = scores(model, proposed).argmax(dim=1) != labels
+        fooled = scores(model, proposed, LANE).argmax(dim=1) != labels
         distance = threat.norm.distance(proposed, images).clamp_min(threat.eps * _SMALLEST)
         best[fooled] = proposed[fooled]
         high = torch.where(fooled, torch.minimum(high, distance), high)
@@ -103,7 +103,7 @@ def _retreat(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tens
     for _ in range(_RETREATS):
         middle = (low + high) / 2
         between = images + middle.view(wide) * (adversarial - images)
-        fooled = scores(model, between).argmax(dim=1) != labels
+        fooled = scores(model, between, LANE).argmax(dim=1) != labels
         high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
     return images + high.view(wide) * (adversarial - images)
 

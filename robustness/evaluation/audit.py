@@ -18,6 +18,7 @@ from robustness.attacks import (
     Outcome,
     Stage,
     default_stages,
+    shortened,
     views_of,
     worst_case_within,
 )
@@ -41,7 +42,8 @@ def audit_stages(model: nn.Module, threat: ThreatModel) -> list[Stage]:
         Stage(Ascent("ce", _STEPS), deployed),
         Stage(PGD(_STEPS), deployed, copies=_STARTS),
     ]
-    return [*default_stages(model, threat), *plain]
+    # An audit is of few images.
+    return [shortened(stage) for stage in [*default_stages(model, threat), *plain]]
 
 
 def describe(stages: list[Stage]) -> str:

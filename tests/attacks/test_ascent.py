@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from toys import CLASSES, Linear, Perceptron, grey_images, make_problem, minimal_distance
 
-from robustness.attacks import Ascent, Status, View, judge
+from robustness.attacks import Ascent, Status, View, default_stages, judge
 from robustness.attacks.ascent import LossName, ascend
 from robustness.attacks.lanes import LANE_OF_SMALL as LANE
 from robustness.attacks.lanes import scores, scores_and_gradients
@@ -137,3 +137,32 @@ def test_the_ratio_loss_falls_back_to_the_margin_with_two_classes() -> None:
     assert LOSSES["dlr"](logits, labels, labels).tolist() == [3.0]
     three = torch.tensor([[1.0, 4.0, 3.0]])
     assert LOSSES["dlr"](three, labels, labels).tolist() == [1.0]  # (4 - 1) / (4 - 1)
+
+
+def test_short_lanes_cost_less_where_few_samples_stand() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.rows = Linear(2), 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.rows += len(images)
+            return self.inner(images)
+
+    images = grey_images(3)
+    labels = Linear(2)(images).argmax(dim=1)
+    spent = {}
+    for lane in (None, 32):
+        model = Counted()
+        attack = Ascent("margin", steps=4, lane=lane)
+        attack.propose(model, images, labels, ThreatModel(Norm.L2, 1e-6), seed=0)
+        spent[lane] = model.rows
+    assert spent[None] == 4 * spent[32]
+
+
+def test_a_model_made_to_be_certified_is_climbed_in_short_lanes_and_its_version_says_so() -> None:
+    for name, short in (("digits/lyanet", False), ("digits/lyanet-certified", True)):
+        stages = default_stages(load_model(name).module, ThreatModel(Norm.L2, 0.1))
+        said = ["lanes of 32" in s.version for s in stages if isinstance(s.attack, Ascent)]
+        assert said
+        assert all(flag is short for flag in said)
