@@ -251,7 +251,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
                 samples = suite.nearest.samples
                 add("nearest", index, samples, name="nearest", version=version, norm=group.norm)
         if suite.flags is not None:
-            threat = suite.threats[0].threats[(len(suite.threats[0].eps) - 1) // 2]
+            threat = _checked_threat(suite)
             at = {
                 "norm": threat.norm,
                 "eps": threat.eps,
@@ -270,6 +270,18 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
                     **_attack_fields(attack, threat, classes, models, loaded),
                 )
     return Plan(suite, images.digest, order.tolist(), infos, jobs)
+
+
+def _checked_threat(suite: Suite) -> ThreatModel:
+    """Where the checks are made: the first threat of the worst case, whose word they concern.
+
+    Without a worst case, the middle radius of the first norm.
+    """
+    for attack, threats, _ in build_attacks(suite):
+        if isinstance(attack, WorstCase):
+            return threats[0]
+    radii = suite.threats[0].threats
+    return radii[(len(radii) - 1) // 2]
 
 
 def others(models: Sequence[LoadedModel], model: LoadedModel) -> dict[str, nn.Module]:

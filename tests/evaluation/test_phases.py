@@ -155,6 +155,21 @@ def test_flags_are_computed_on_the_first_samples_and_reported(
     assert "attacks.md#toy" in (tmp_path / "index.html").read_text()
 
 
+def test_checks_are_made_where_the_worst_case_runs_and_else_at_the_middle_radius() -> None:
+    models, images = [load_model(MODEL)], load_images("digits", "test", None)
+    radii = [{"norm": "L2", "eps": [0.1, 0.2, 0.3, 0.4]}]
+    there = [{"norm": "Linf", "eps": [0.05]}, {"norm": "L2", "eps": [0.4]}]
+    for attacks, expected in (
+        ([{"kind": "worst-case", "threats": there}], (Norm.LINF, 0.05)),
+        ([{"kind": "worst-case"}], (Norm.L2, 0.1)),
+        ([], (Norm.L2, 0.2)),
+    ):
+        changes = {"threats": radii, "attacks": attacks, "flags": {"samples": 8}}
+        plan = make_plan(Suite.model_validate(SUITE | changes), images, models)
+        (job,) = (job for job in plan.jobs if job.kind == "flags")
+        assert (job.norm, job.eps) == expected
+
+
 def test_checks_that_fail_raise_a_flag_and_do_not_lose_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
