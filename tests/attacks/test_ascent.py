@@ -166,3 +166,12 @@ def test_a_model_made_to_be_certified_is_climbed_in_short_lanes_and_its_version_
         said = ["lanes of 32" in s.version for s in stages if isinstance(s.attack, Ascent)]
         assert said
         assert all(flag is short for flag in said)
+
+
+def test_a_field_on_the_simplex_is_climbed_from_two_starts_to_every_target_at_the_end() -> None:
+    last = {}
+    for name in ("mnist/fi-ode", "digits/lyanet"):
+        attack = default_stages(load_model(name).module, ThreatModel(Norm.LINF, 0.1))[-1].attack
+        assert isinstance(attack, Ascent)
+        last[name] = (attack.steps, attack.starts, attack.targets)
+    assert last == {"mnist/fi-ode": (200, 2, 9), "digits/lyanet": (100, 1, 5)}
