@@ -78,6 +78,17 @@ class Certificate(Protocol):
         ...
 
 
+def require_proof(certificate: Certificate, model: nn.Module, norm: Norm) -> None:
+    """Insist that a certificate applies.
+
+    Raises:
+        ValueError: it refuses the model.
+    """
+    refusal = certificate.refusal(model, norm)
+    if refusal is not None:
+        raise ValueError(f"expected a model with a proof, got one without: {refusal}")
+
+
 def best(radii: Sequence[CertifiedRadius]) -> CertifiedRadius | None:
     """The largest radius of kind `certified`; None where nothing is certified."""
     proved = [radius for radius in radii if radius.kind is Kind.CERTIFIED]

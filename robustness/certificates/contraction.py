@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import relaxed_flows
-from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.base import CertifiedRadius, Kind, require_proof
 from robustness.certificates.constants import failure, to_norm
 from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.relaxed_flows import Features
@@ -127,9 +127,7 @@ class ContractionCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        refusal = self.refusal(model, norm)
-        if refusal is not None:
-            raise ValueError(f"expected a model with a proof, got one without: {refusal}")
+        require_proof(self, model, norm)
         assert isinstance(model, NeuralODEClassifier)
         failures = failure(model, images, labels)
         radii = to_norm(_radii_where_right(model, images, labels), images[0].numel(), norm)

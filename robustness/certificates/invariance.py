@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import bounds, relaxed_flows, tubes
-from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.base import CertifiedRadius, Kind, require_proof
 from robustness.certificates.cone_cells import Cells
 from robustness.certificates.constants import failure, to_norm
 from robustness.certificates.lyapunov import SHRINK
@@ -288,9 +288,7 @@ class InvarianceCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        refusal = self.refusal(model, norm)
-        if refusal is not None:
-            raise ValueError(f"expected a model with a proof, got one without: {refusal}")
+        require_proof(self, model, norm)
         assert isinstance(model, NeuralODEClassifier)
         results = []
         for radius, reason in _by_cells(self, model, images, labels):

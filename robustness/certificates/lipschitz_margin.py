@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import bounds
-from robustness.certificates.base import CertifiedRadius
+from robustness.certificates.base import CertifiedRadius, require_proof
 from robustness.certificates.constants import FLOAT64_ROOM, Margins, margins_of_scores, reach_of
 from robustness.certificates.layer_rules import lipschitz_at
 from robustness.certificates.margins import certified, claims_by_margins
@@ -81,9 +81,7 @@ class LipschitzMarginCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        refusal = self.refusal(model, norm)
-        if refusal is not None:
-            raise ValueError(f"expected a model with a proof, got one without: {refusal}")
+        require_proof(self, model, norm)
         margins, constant = _margins(model, images, labels)
         claims = claims_by_margins(margins, constant, images[0].numel(), norm)
         return certified(self.name, [claims], model, images, labels, norm)

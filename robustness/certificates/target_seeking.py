@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import bounds, boxes
-from robustness.certificates.base import CertifiedRadius
+from robustness.certificates.base import CertifiedRadius, require_proof
 from robustness.certificates.constants import (
     pixel_slope,
     refusal_of_flow,
@@ -74,9 +74,7 @@ class TargetSeekingCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        refusal = self.refusal(model, norm)
-        if refusal is not None:
-            raise ValueError(f"expected a model with a proof, got one without: {refusal}")
+        require_proof(self, model, norm)
         assert isinstance(model, NeuralODEClassifier)
         routes = []
         if refusal_of_proof(model) is None:
