@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -78,12 +79,26 @@ class Certificate(Protocol):
         ...
 
 
-def require_proof(certificate: Certificate, model: nn.Module, norm: Norm) -> None:
+def require_pixels(model: nn.Module, images: Float[Tensor, "n c h w"]) -> None:
+    """Insist on the precision of pixels, and so of logits, that the rounding bounds allow for.
+
+    Raises:
+        ValueError: the images are neither float32, nor float64 like the model.
+    """
+    wide = images.dtype is torch.float64 and getattr(model, "dtype", None) is torch.float64
+    if images.dtype is not torch.float32 and not wide:
+        raise ValueError(f"expected images in float32, got {images.dtype}; convert them first")
+
+
+def require_proof(
+    certificate: Certificate, model: nn.Module, images: Float[Tensor, "n c h w"], norm: Norm
+) -> None:
     """Insist that a certificate applies.
 
     Raises:
-        ValueError: it refuses the model.
+        ValueError: it refuses the model, or the images are of another precision.
     """
+    require_pixels(model, images)
     refusal = certificate.refusal(model, norm)
     if refusal is not None:
         raise ValueError(f"expected a model with a proof, got one without: {refusal}")

@@ -6,7 +6,8 @@ the certificates take no floats where they need a bound.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import InitVar, dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from robustness.nets.encoders import (
     ContractiveFlowEncoder,
@@ -31,6 +33,11 @@ from robustness.nets.orthogonal import OrthogonalLinear
 _FLOAT64_ROOM = 1e-9
 # No bound is given for activations beyond this, far below where float32 overflows.
 LARGEST = 1e30
+# No norm is bounded of weights below this in a float64 program; float32 has none whose squares
+# float64 would lose.
+_SMALLEST = 1e-100
+# A sum of more terms than this over the unit of rounding has no bound.
+_MOST_ROUNDING = 0.1
 
 _SEAL = object()
 
@@ -162,17 +169,34 @@ def pairwise_slopes(weight: Float[Tensor, "k f"]) -> Float[Tensor, "k k"]:
     return slopes * (1 + _FLOAT64_ROOM)
 
 
-def unaltered(module: object, known: type[nn.Module], methods: Sequence[str]) -> bool:
-    """Whether `module` runs the `methods` of the class that a proof is about.
+# What a subclass may define for itself without becoming another function.
+_HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters", "parametrisation", "settle"}
+# How a module that is called comes to its forward method and to its parts.
+_CALLING = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
 
-    A subclass, an instance or a hook that replaces them makes it another function.
+
+def unaltered(module: object, known: type[nn.Module]) -> bool:
+    """Whether `module` computes what the class that a proof is about does.
+
+    A subclass or an instance that replaces any method of that class, a hook, or a compiled version
+    makes it another function.
     """
-    return (
-        isinstance(module, known)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not any(name in vars(module) for name in methods)
-        and all(getattr(type(module), name) is getattr(known, name) for name in methods)
+    if not isinstance(module, known):
+        return False
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        torch.nn.modules.module._global_forward_hooks,
+        torch.nn.modules.module._global_forward_pre_hooks,
+    )
+    if any(hooks) or getattr(module, "_compiled_call_impl", None) is not None:
+        return False
+    own = known.__mro__[: known.__mro__.index(nn.Module)]
+    methods = {name for part in own for name, value in vars(part).items() if callable(value)}
+    methods |= {name for part in own for name, v in vars(part).items() if isinstance(v, property)}
+    methods = (methods | set(_CALLING)) - _HARMLESS
+    return not methods & set(vars(module)) and all(
+        getattr(type(module), name) is getattr(known, name) for name in methods
     )
 
 
@@ -187,6 +211,8 @@ def refusal_of_arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) 
         model: the program.
         dtype: the precision that it computes in.
     """
+    if any(parametrize.is_parametrized(part) for part in model.modules()):
+        return "weights are computed anew by a parametrisation at every call; bake them in first"
     # Counters of batches are integers, and no part of what is computed.
     every = (*model.parameters(), *model.buffers())
     tensors = [t for t in every if t.is_floating_point() or t.is_complex()]
@@ -196,6 +222,8 @@ def refusal_of_arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) 
             f"the weights are not all finite numbers of one precision ({dtype} is expected), "
             "which the rounding bounds are for"
         )
+    if dtype is torch.float64 and any(_squares_vanish(tensor) for tensor in tensors):
+        return f"weights smaller than {_SMALLEST:g} leave the range in which norms are bounded"
     backends = [getattr(torch.backends.mkldnn, name) for name in ("matmul", "conv")]
     lowered = any(backend.fp32_precision not in ("none", "ieee") for backend in backends)
     if lowered or torch.is_autocast_enabled("cpu"):
@@ -207,6 +235,12 @@ def refusal_of_arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) 
     return None
 
 
+def _squares_vanish(weights: Tensor) -> bool:
+    """Whether a weight is so small that float64 loses its square."""
+    sizes = weights.detach().abs()
+    return bool(((sizes > 0) & (sizes < _SMALLEST)).any())
+
+
 def lipschitz(module: nn.Module) -> UpperBound | None:
     """A proven l2 Lipschitz constant of `module`, or None where no proof is known for it."""
     return _lipschitz(module) if _follows_a_rule(module, _lipschitz.registry) else None
@@ -214,7 +248,7 @@ def lipschitz(module: nn.Module) -> UpperBound | None:
 
 def _follows_a_rule(module: nn.Module, rules: Mapping[Any, Any]) -> bool:
     described = next(known for known in type(module).__mro__ if known in rules)
-    return described is not object and unaltered(module, described, ["forward"])
+    return described is not object and unaltered(module, described)
 
 
 @singledispatch
@@ -231,6 +265,8 @@ def _(module: nn.Module) -> UpperBound | None:
 
 @_lipschitz.register
 def _(module: Normalise) -> UpperBound | None:
+    if not bool((module.std > 0).all()):
+        return None
     # The weights' own rounding to float32 is part of the deployed function: exact here.
     steepest = float(module.std.double().reciprocal().max())
     return _bound(steepest * (1 + _FLOAT64_ROOM), "1/std of the normalising layer")
@@ -292,10 +328,10 @@ def gamma(terms: int) -> float:
     """Higham's gamma_n = n u / (1 - n u): relative error of a sum of n products.
 
     Holds for every order of summation, blocked or fused (Higham, Accuracy and Stability of
-    Numerical Algorithms, 2nd ed., section 3.1).
+    Numerical Algorithms, 2nd ed., section 3.1). Infinite where n u is no longer small.
     """
-    unit = current_arithmetic().unit
-    return terms * unit / (1 - terms * unit)
+    relative = terms * current_arithmetic().unit
+    return relative / (1 - relative) if relative <= _MOST_ROUNDING else math.inf
 
 
 def rounding(size: Tensor, shape: tuple[int, int], operands: Tensor | float) -> Tensor:
@@ -313,7 +349,8 @@ def rounding(size: Tensor, shape: tuple[int, int], operands: Tensor | float) -> 
     sums, terms = shape
     flushed = sums * terms * (2 + operands + torch.zeros_like(size))
     error = gamma(terms) * size + current_arithmetic().tiny * flushed
-    return torch.where(torch.maximum(size, flushed) <= LARGEST, error, torch.inf)
+    bounded = (torch.maximum(size, flushed) <= LARGEST) & error.isfinite()
+    return torch.where(bounded, error, torch.inf)
 
 
 def propagate(module: nn.Module, tube: Tube) -> Tube:
@@ -340,9 +377,16 @@ def _(module: nn.Module, tube: Tube) -> Tube:
 
 @_propagate.register
 def _(module: Normalise, tube: Tube) -> Tube:
-    steepest = float(module.std.double().reciprocal().max()) * (1 + _FLOAT64_ROOM)
+    slope = lipschitz(module)
+    if slope is None:
+        raise NotImplementedError("no rounding bound is known for standard deviations below 0")
+    steepest = slope.value
     centre = (tube.centre - module.mean.double()) / module.std.double()
     size = _length(centre) + steepest * tube.spread
+    if centre.shape != tube.centre.shape:
+        raise ValueError(
+            f"expected images of {module.mean.shape[1]} channels, got {tube.centre.shape[1]}"
+        )
     local = rounding(size, (centre[0].numel(), 4), steepest)
     return Tube(centre, steepest * tube.reach, steepest * tube.error + local)
 

@@ -92,8 +92,8 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     Raises:
         NotImplementedError: no interval rule is known for one of them.
     """
-    described = next((kind for kind in type(module).__mro__ if kind in _METHODS), None)
-    if described is None or not bounds.unaltered(module, described, _METHODS[described]):
+    described = next((kind for kind in type(module).__mro__ if kind in _KNOWN), None)
+    if described is None or not bounds.unaltered(module, described):
         raise NotImplementedError(f"no interval rule is known for {type(module).__name__}")
     if isinstance(module, nn.Sequential):
         return [inner for layer in module for inner in layers_of(layer)]
@@ -114,20 +114,15 @@ def refusal(module: nn.Module) -> str | None:
     return None
 
 
-# The kinds of layer that are known, each with the methods that compute it.
-_METHODS: dict[type, tuple[str, ...]] = {
-    nn.Sequential: ("forward", "__iter__"),
-    nn.Flatten: ("forward",),
-    nn.ReLU: ("forward",),
-    nn.Linear: ("forward",),
-    nn.Conv2d: ("forward", "_conv_forward"),
-    Normalise: ("forward",),
-}
+# The kinds of layer that are known.
+_KNOWN = (nn.Sequential, nn.Flatten, nn.ReLU, nn.Linear, nn.Conv2d, Normalise)
 
 
 def _unknown_settings(module: nn.Module) -> list[str]:
     """Settings of a layer that the rules do not cover, in words."""
     found = []
+    if isinstance(module, Normalise) and not bool((module.std > 0).all()):
+        found.append("standard deviations of 0 or less")
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         found.append("axes of its own")
     if isinstance(module, nn.Conv2d):

@@ -127,7 +127,7 @@ class ContractionCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        require_proof(self, model, norm)
+        require_proof(self, model, images, norm)
         assert isinstance(model, NeuralODEClassifier)
         failures = failure(model, images, labels)
         radii = to_norm(_radii_where_right(model, images, labels), images[0].numel(), norm)

@@ -38,7 +38,7 @@ _UNROLLED = 800
 
 
 def conv_spectral_bound(
-    weight: Float[Tensor, "o i k k"], input_hw: tuple[int, int], padding: int
+    weight: Float[Tensor, "o i k l"], input_hw: tuple[int, int], padding: int
 ) -> float:
     """An upper bound on the l2 operator norm of z -> conv2d(z, weight, padding=padding).
 
@@ -51,10 +51,13 @@ def conv_spectral_bound(
         The smaller of the two bounds of this module, in float64, raised for rounding.
 
     Raises:
-        ValueError: the padding exceeds k - 1, the output is empty, or an entry is not finite.
+        ValueError: the padding exceeds k - 1, the output is empty, the kernel is not a square, or
+            an entry is not finite.
     """
-    outputs, inputs, size, _ = weight.shape
+    outputs, inputs, size, across = weight.shape
     height, width = input_hw
+    if size != across:
+        raise ValueError(f"expected a square kernel, got {size} x {across}")
     if not 0 <= padding < size:
         raise ValueError(f"expected a padding from 0 to {size - 1}, got {padding}")
     out_height, out_width = height + 2 * padding - size + 1, width + 2 * padding - size + 1

@@ -288,7 +288,7 @@ class InvarianceCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        require_proof(self, model, norm)
+        require_proof(self, model, images, norm)
         assert isinstance(model, NeuralODEClassifier)
         results = []
         for radius, reason in _by_cells(self, model, images, labels):

@@ -66,8 +66,12 @@ def gram_iteration(
     if matrices.shape[1] < matrices.shape[2]:
         matrices = matrices.mT
     rank = matrices.shape[2]
+    largest = float(matrices.abs().max())
+    if largest == 0 or not math.isfinite(largest):
+        return max(floor, largest)
     # G_t is exp(log) times what is stored, which keeps its entries within range.
-    log = matrices.new_zeros(len(matrices), dtype=torch.float64)
+    matrices = matrices / largest
+    log = matrices.new_full((len(matrices),), math.log(largest), dtype=torch.float64)
     for doublings in range(rounds + 1):
         size = torch.linalg.matrix_norm(matrices)
         log = log + size.log()
@@ -167,7 +171,8 @@ def _is_plain(module: nn.Conv2d) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
         and module.stride[0] == module.stride[1]
-        and module.kernel_size[0] == module.kernel_size[1]
+        and module.weight.shape[2] == module.weight.shape[3]
+        and tuple(module.kernel_size) == tuple(module.weight.shape[2:])
         and bool(module.weight.isfinite().all())
     )
 
@@ -205,7 +210,9 @@ def _scale(module: nn.BatchNorm2d) -> Tensor | None:
     if module.training or module.running_var is None or module.running_mean is None:
         return None
     variance = module.running_var.double() + module.eps
-    if not bool((variance >= _SMALLEST_VARIANCE).all()):
+    # Of two terms that cancel float32 would keep another sum.
+    cancel = module.eps < 0 or bool((module.running_var < 0).any())
+    if cancel or not bool((variance >= _SMALLEST_VARIANCE).all()):
         return None
     gamma = 1.0 if module.weight is None else module.weight.detach().double()
     return gamma / variance.sqrt()
@@ -270,6 +277,11 @@ def _(module: nn.AdaptiveAvgPool2d, tube: Tube) -> Tube:
 
 def _sum(first: Tube, second: Tube) -> Tube:
     """The tube of the sum of two branches, which rounds once."""
+    if first.centre.shape != second.centre.shape:
+        raise ValueError(
+            f"expected branches of one shape, got {tuple(first.centre.shape[1:])} and "
+            f"{tuple(second.centre.shape[1:])}"
+        )
     centre, reach = first.centre + second.centre, first.reach + second.reach
     error = first.error + second.error
     local = bounds.rounding(bounds._length(centre) + reach + error, (centre[0].numel(), 1), 0.0)

@@ -38,10 +38,10 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
             "Lipschitz constant holds for every image"
         )
     for known in (ResidualClassifier, ConvResidualClassifier):
-        if bounds.unaltered(model, known, ["forward"]):
+        if bounds.unaltered(model, known):
             assert isinstance(model, known)
             return [model.normalise, *layers_of(model.body)]
-    if bounds.unaltered(model, nn.Sequential, ["forward"]) and type(model) is nn.Sequential:
+    if bounds.unaltered(model, nn.Sequential) and type(model) is nn.Sequential:
         return [
             layer
             for part in model
@@ -63,10 +63,13 @@ class LipschitzMarginCertificate:
             layers = layers_of(model)
         except ValueError as error:
             return str(error)
+        lacking = bounds.refusal_of_arithmetic(model)
+        if lacking is not None:
+            return lacking
         for layer in layers:
             if bounds.lipschitz(layer) is None:
                 return f"no Lipschitz constant is proved for its {type(layer).__name__}"
-        return bounds.refusal_of_arithmetic(model)
+        return None
 
     @torch.no_grad()
     def certify(
@@ -81,7 +84,7 @@ class LipschitzMarginCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        require_proof(self, model, norm)
+        require_proof(self, model, images, norm)
         margins, constant = _margins(model, images, labels)
         claims = claims_by_margins(margins, constant, images[0].numel(), norm)
         return certified(self.name, [claims], model, images, labels, norm)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.base import CertifiedRadius, Kind, require_pixels
 from robustness.certificates.constants import (
     LyapunovConstants,
     failure,
@@ -66,6 +66,7 @@ def certify_by_constants(
 ) -> list[CertifiedRadius]:
     """Radii of a certificate that is a function of the Lyapunov constants alone."""
     assert isinstance(model, NeuralODEClassifier)
+    require_pixels(model, images)
     if model.solver.couples_batch and len(images) > 1:
         # Alone in its batch, as everywhere: nothing that is said may depend on the neighbours.
         singles = zip(images.split(1), labels.split(1), strict=True)

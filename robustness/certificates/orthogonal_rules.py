@@ -28,7 +28,7 @@ from robustness.nets.orthogonal import (
 _FLOAT64_ROOM = 1e-9
 
 
-def norm_at_any_size(weight: Float[Tensor, "o i k k"]) -> float:
+def norm_at_any_size(weight: Float[Tensor, "o i k l"]) -> float:
     """An upper bound on the l2 norm of the zero-padded convolution, whatever its images' size.
 
     Args:
@@ -38,9 +38,11 @@ def norm_at_any_size(weight: Float[Tensor, "o i k k"]) -> float:
         The bound of this module, in float64, raised for rounding.
 
     Raises:
-        ValueError: an entry is not finite.
+        ValueError: an entry is not finite, or the kernel is not a square.
     """
     kernel = weight.detach().double()
+    if kernel.shape[2] != kernel.shape[3]:
+        raise ValueError(f"expected a square kernel, got {tuple(kernel.shape[2:])}")
     if not bool(kernel.isfinite().all()):
         raise ValueError("expected a finite kernel, got one with infinite or NaN entries")
 

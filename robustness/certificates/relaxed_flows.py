@@ -110,8 +110,8 @@ def refusal(model: object) -> str | None:
         return "no bound is known for the Jacobian of this vector field"
     if model.dtype is not torch.float32:
         return "its steps are bounded for float32 programs only"
-    for part, known, methods in _parts(model):
-        if not bounds.unaltered(part, known, methods):
+    for part, known in _parts(model):
+        if not bounds.unaltered(part, known):
             return f"{type(part).__name__} alters what a {known.__name__} computes"
     unproved = refusal_of_arithmetic(model) or _refusal_of_steps(model)
     if unproved is not None:
@@ -123,20 +123,17 @@ def refusal(model: object) -> str | None:
     return None
 
 
-def _parts(model: NeuralODEClassifier) -> list[tuple[nn.Module, type[nn.Module], tuple[str, ...]]]:
+def _parts(model: NeuralODEClassifier) -> list[tuple[nn.Module, type[nn.Module]]]:
     field = model.field
-    whole = ("forward", "features", "initial_state", "solve")
-    parts: list[tuple[nn.Module, type[nn.Module], tuple[str, ...]]] = [
-        (model, NeuralODEClassifier, whole)
-    ]
+    parts: list[tuple[nn.Module, type[nn.Module]]] = [(model, NeuralODEClassifier)]
     if isinstance(field, TargetSeekingField):
         layers = [field.head]
-        parts.append((field, TargetSeekingField, ("forward", "target")))
+        parts.append((field, TargetSeekingField))
     else:
         assert isinstance(field, SimplexField)
         layers = [field.from_state, field.to_state]
-        parts.append((field, SimplexField, ("forward", "target", "proposal")))
-    return parts + [(layer, nn.Linear, ("forward",)) for layer in layers]
+        parts.append((field, SimplexField))
+    return parts + [(layer, nn.Linear) for layer in layers]
 
 
 def _refusal_of_steps(model: NeuralODEClassifier) -> str | None:
@@ -147,6 +144,8 @@ def _refusal_of_steps(model: NeuralODEClassifier) -> str | None:
     if type(solver) is not FixedStepSolver:
         return f"nothing is known of the steps of a {type(solver).__name__}"
     steps = tubes.shares(solver, field.rate)
+    if not min(steps) > 0:
+        return f"a step of h*kappa = {min(steps):.4g} leads away from the target"
     if max(steps) > 1 - _STEP_ROOM:
         return (
             f"a step of h*kappa = {max(steps):.4g} overshoots the target; "

@@ -74,7 +74,7 @@ class TargetSeekingCertificate:
         Raises:
             ValueError: the certificate refuses the model.
         """
-        require_proof(self, model, norm)
+        require_proof(self, model, images, norm)
         assert isinstance(model, NeuralODEClassifier)
         routes = []
         if refusal_of_proof(model) is None:

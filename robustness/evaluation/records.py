@@ -58,8 +58,9 @@ class SampleRecord:
         return 0.0 if claim is None else claim.radius
 
     def certified(self, norm: Norm, eps: float) -> bool:
-        """Whether it is proved to keep its label within eps, eps included."""
-        return self.correct and self.radius(norm) > eps
+        """Whether it is proved to keep its label within eps, eps included, and nothing failed."""
+        held = self.failed.get(norm, math.inf) > eps
+        return self.correct and held and self.radius(norm) > eps
 
     def note_adversarial(self, distances: dict[Norm, float], found_by: str) -> None:
         """Take account of an adversarial image, in whichever norm it is the nearest."""

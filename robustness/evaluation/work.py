@@ -20,7 +20,7 @@ from robustness.attacks import (
     worst_case,
 )
 from robustness.attacks import audit as check
-from robustness.certificates import Certificate
+from robustness.certificates import Certificate, CertifiedRadius, Kind, Limit
 from robustness.evaluation.audit import audit
 from robustness.evaluation.cascade import WorstCase
 from robustness.evaluation.plan import Job, Unit
@@ -157,7 +157,12 @@ def _certify(
     indices: list[int],
 ) -> list[Row]:
     assert job.norm is not None
-    radii = certificate.certify(model, images, labels, job.norm)
+    try:
+        radii = certificate.certify(model, images, labels, job.norm)
+    except Exception as error:  # a user's model may do anything; nothing is proved of it then
+        reason = f"the proof failed: {_said(error)}"
+        nothing = CertifiedRadius(0.0, job.norm, Kind.CERTIFIED, job.name, reason, Limit.OTHER)
+        radii = [nothing for _ in indices]
     return [
         (index, result.radius, result.kind.value, result.reason, result.limited_by.value)
         for index, result in zip(indices, radii, strict=True)

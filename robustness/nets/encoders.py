@@ -30,7 +30,15 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Normalised images of the same shape."""
+        """Normalised images of the same shape.
+
+        Raises:
+            ValueError: the images have another number of channels than the means.
+        """
+        if self.mean.shape[1] not in (1, images.shape[1]):
+            raise ValueError(
+                f"expected images of {self.mean.shape[1]} channels, got {images.shape[1]}"
+            )
         return (images - self.mean) / self.std
 
 

@@ -19,7 +19,13 @@ class MaxMin(nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "n c *size"]) -> Float[Tensor, "n c *size"]:
-        """The maxima of all pairs, then their minima; of the same shape."""
+        """The maxima of all pairs, then their minima; of the same shape.
+
+        Raises:
+            ValueError: a channel has no partner.
+        """
+        if z.shape[1] % 2:
+            raise ValueError(f"expected an even number of channels, got {z.shape[1]}")
         first, second = z.chunk(2, dim=1)
         return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
 

@@ -9,11 +9,12 @@ import torch
 import robustness.evaluation.work as work
 from robustness.api import evaluate
 from robustness.attacks import Flag
-from robustness.certificates import DETERMINISTIC
+from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
 from robustness.errors import UsageError
 from robustness.evaluation.plan import make_plan
+from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.runner import Workbench, run_plan
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
@@ -214,3 +215,27 @@ def test_all_certificates_without_settings_are_meant_by_all() -> None:
     suite = Suite.model_validate(SUITE | {"certificates": "all"})
     assert suite.certificates == list(DETERMINISTIC)
     assert TargetSeekingCertificate().name in suite.certificates
+
+
+def test_a_proof_that_fails_proves_nothing_and_does_not_lose_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("no\nproof")
+
+    monkeypatch.setattr(TargetSeekingCertificate, "certify", fail)
+    entry = run(tmp_path, attacks=[]).models[0]
+    (row,) = entry.certificates
+    assert row.accuracy[0].count == 0
+    assert list(row.reasons) == ["the proof failed: ValueError: no proof"]
+
+
+def test_a_sample_that_failed_within_a_radius_is_not_certified_there() -> None:
+    claim = CertifiedRadius(0.5, Norm.L2, Kind.CERTIFIED, "toy", "none")
+    record = SampleRecord(0, 1, 1, claims={Norm.L2: [claim]})
+    assert record.certified(Norm.L2, 0.3)
+    record.note_failure(Norm.L2, 0.2)
+    assert record.certified(Norm.L2, 0.1)
+    for eps in (0.2, 0.3):
+        assert not record.certified(Norm.L2, eps)
+        assert not record.stands(Norm.L2, eps)

@@ -1,0 +1,234 @@
+"""Programs that only look like those that the proofs are about: each is refused or exact.
+
+Every one of these once had a certified radius inside which its prediction changed, or a bound
+below the true norm.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from robustness.certificates import CERTIFICATES, DETERMINISTIC, Kind, bounds, layer_rules
+from robustness.certificates.conv_norms import conv_spectral_bound
+from robustness.certificates.orthogonal_rules import norm_at_any_size
+from robustness.nets.classifiers import NeuralODEClassifier, ResidualBlock
+from robustness.nets.encoders import Normalise, constrain
+from robustness.nets.fields import TargetSeekingField
+from robustness.nets.orthogonal import MaxMin, OrthogonalLinear
+from robustness.nets.solvers import FixedStepSolver
+from robustness.threat import Norm
+
+SIDE = 6
+
+
+def flow(encoder: nn.Module, features: int, normalise: Normalise | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    model = NeuralODEClassifier(
+        normalise or Normalise([0.0], [1.0]),
+        encoder,
+        TargetSeekingField(2, features, 1.0, 0.5),
+        FixedStepSolver("euler", 10),
+        2,
+    )
+    return model.eval()
+
+
+def images(channels: int = 1) -> Tensor:
+    return torch.rand(1, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def proofs(model: nn.Module, norm: Norm) -> list[str]:
+    """Certificates that would call a radius of this model certified."""
+    found = []
+    for name in DETERMINISTIC:
+        certificate = CERTIFICATES[name]
+        if certificate.refusal(model, norm) is None:
+            with torch.no_grad():
+                label = model(images()).argmax(dim=1)
+            (claim,) = certificate.certify(model, images(), label, norm)
+            found += [name] if claim.kind is Kind.CERTIFIED and claim.radius > 0 else []
+    return found
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation as it is usually written."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight / weight.std(), bias)
+
+
+class Loud(nn.Linear):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 100 * super().__call__(x)
+
+
+class Backwards(nn.Sequential):
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
+
+
+def standardised() -> nn.Module:
+    return flow(nn.Sequential(Standardised(1, 2, 3, padding=1), nn.Flatten()), 2 * SIDE**2)
+
+
+def loud() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Loud(SIDE**2, 3), nn.Linear(3, 2)).eval()
+
+
+def loud_flow() -> nn.Module:
+    return flow(nn.Sequential(nn.Flatten(), Loud(SIDE**2, 3)), 3)
+
+
+def backwards() -> nn.Module:
+    width = SIDE**2
+    turned = Backwards(nn.Linear(width, width), nn.ReLU())
+    return flow(nn.Sequential(nn.Flatten(), turned), width)
+
+
+def parametrised() -> nn.Module:
+    model = flow(nn.Sequential(nn.Flatten(), OrthogonalLinear(SIDE**2, 4)), 4)
+    constrain(model)
+    return model.eval()
+
+
+def normed() -> nn.Module:
+    layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(SIDE**2, 3))
+    return nn.Sequential(nn.Flatten(), layer, nn.Linear(3, 2)).eval()
+
+
+def compiled() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 2)).eval()
+    model[1].compile(backend="eager")
+    return model
+
+
+def mirrored() -> nn.Module:
+    model = flow(nn.Flatten(), SIDE**2)
+    model.normalise.std.neg_()
+    return model
+
+
+def repelled() -> nn.Module:
+    model = flow(nn.Flatten(), SIDE**2)
+    model.field.coupling = -100.0
+    return model
+
+
+def running_away() -> nn.Module:
+    model = flow(nn.Flatten(), SIDE**2)
+    model.field.rate = -1.0
+    return model
+
+
+def vanishing() -> nn.Module:
+    model = flow(nn.Flatten(), SIDE**2).double()
+    with torch.no_grad():
+        model.field.head.weight[0, 0] = 1e-162
+    return model
+
+
+def not_numbers() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 2)).eval()
+    with torch.no_grad():
+        model[1].weight[0, 0] = math.nan
+    return model
+
+
+CASES = {case.__name__: case for case in (
+    standardised, loud, loud_flow, backwards, parametrised, normed, compiled, mirrored, repelled,
+    running_away, vanishing, not_numbers,
+)}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_certified_of_a_program_that_is_another(case: str, norm: Norm) -> None:
+    assert proofs(CASES[case](), norm) == []
+
+
+def test_the_same_programs_unaltered_are_certified() -> None:
+    assert {"target-seeking", "contraction"} <= set(proofs(flow(nn.Flatten(), SIDE**2), Norm.L2))
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 2)).eval()
+    assert proofs(plain, Norm.L2) == ["lipschitz-margin"]
+
+
+def test_a_hook_on_every_module_of_the_process_ends_all_proofs() -> None:
+    model = flow(nn.Flatten(), SIDE**2)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert proofs(model, Norm.L2) == []
+    finally:
+        handle.remove()
+    assert proofs(model, Norm.L2)
+
+
+def test_images_are_not_stretched_over_the_channels_of_the_means() -> None:
+    layer = Normalise([0.5] * 3, [0.5] * 3)
+    with pytest.raises(ValueError, match="expected images of 3 channels, got 1"):
+        layer(images())
+    with pytest.raises(ValueError, match="expected images of 3 channels, got 1"):
+        bounds.propagate(layer, bounds.Tube.around(images(), torch.zeros(1)))
+    assert layer(images(3)).shape == (1, 3, SIDE, SIDE)
+
+
+def test_a_channel_without_a_partner_is_no_pair() -> None:
+    with pytest.raises(ValueError, match="expected an even number of channels, got 3"):
+        MaxMin()(images(3))
+
+
+def test_branches_of_different_shapes_are_not_added() -> None:
+    block = ResidualBlock(4)
+    block.outer = nn.Linear(4, 1)
+    with pytest.raises(ValueError, match="expected branches of one shape"):
+        bounds.propagate(block, bounds.Tube.around(torch.rand(1, 4), torch.ones(1)))
+
+
+@pytest.mark.parametrize("terms", [2**24 - 1, 2**24, 2**24 + 2**10, 2**30])
+def test_a_sum_of_too_many_terms_has_no_bound(terms: int) -> None:
+    assert bounds.gamma(terms) == math.inf
+    size = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert bool((bounds.rounding(size, (1, terms), 1.0) == math.inf).all())
+    assert 0 < bounds.gamma(2**20) < 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-162, 1e-300, 1.0, 1e150])
+def test_the_norm_of_a_tiny_kernel_is_not_lost(scale: float) -> None:
+    kernel = torch.full((2, 2, 1, 1), scale, dtype=torch.float64)
+    assert 2 * scale <= layer_rules.convolution_norm(kernel, 1).value <= 2.001 * scale
+
+
+def test_a_batch_norm_whose_terms_cancel_has_no_bound() -> None:
+    layer = nn.BatchNorm2d(1, eps=1e-3).eval()
+    assert bounds.lipschitz(layer) is not None
+    assert layer.running_var is not None
+    layer.running_var.fill_(-1e-3 + 1e-9)
+    assert bounds.lipschitz(layer) is None
+    cancelling = nn.BatchNorm2d(1, eps=-0.5).eval()
+    assert bounds.lipschitz(cancelling) is None
+
+
+def test_a_kernel_that_is_no_square_has_no_bound() -> None:
+    layer = nn.Conv2d(1, 1, 3)
+    layer.weight = nn.Parameter(torch.rand(1, 1, 3, 9))
+    assert bounds.lipschitz(layer) is None
+    for bound in (norm_at_any_size, lambda w: conv_spectral_bound(w, (SIDE, SIDE), 1)):
+        with pytest.raises(ValueError, match="square kernel"):
+            bound(layer.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_pixels_of_another_precision_are_refused(dtype: torch.dtype) -> None:
+    model, label = flow(nn.Flatten(), SIDE**2), torch.tensor([0])
+    for name in ("lyapunov", "target-seeking", "contraction"):
+        with pytest.raises(ValueError, match="expected images in float32"):
+            CERTIFICATES[name].certify(model, images().to(dtype), label, Norm.L2)
+
+
+def test_parametrised_layers_are_certified_again_once_they_are_plain() -> None:
+    model = normed()
+    assert parametrize.is_parametrized(model[1])
+    parametrize.remove_parametrizations(model[1], "weight")
+    assert proofs(model, Norm.L2) == ["lipschitz-margin"]
