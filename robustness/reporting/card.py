@@ -150,7 +150,9 @@ def _with(words_: str, settings: dict[str, object]) -> str:
 
 
 def _optimiser(training: TrainingConfig) -> str:
-    parts = [f"{training.optimiser}, {training.schedule}, learning rate {training.learning_rate:g}"]
+    cycles = f" in {training.cycles} cycles" if training.cycles > 1 else ""
+    rate = f"learning rate {training.learning_rate:g}"
+    parts = [f"{training.optimiser}, {training.schedule}{cycles}, {rate}"]
     if training.weight_decay:
         parts.append(f"weight decay {training.weight_decay:g}")
     if training.averaging:
