@@ -67,8 +67,10 @@ def gram_iteration(
         matrices = matrices.mT
     rank = matrices.shape[2]
     largest = float(matrices.abs().max())
-    if largest == 0 or not math.isfinite(largest):
-        return max(floor, largest)
+    if not math.isfinite(largest):
+        return math.inf
+    if largest == 0:
+        return floor
     # G_t is exp(log) times what is stored, which keeps its entries within range.
     matrices = matrices / largest
     log = matrices.new_full((len(matrices),), math.log(largest), dtype=torch.float64)

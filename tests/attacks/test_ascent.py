@@ -8,7 +8,7 @@ from toys import CLASSES, Linear, Perceptron, grey_images, make_problem, minimal
 from robustness.attacks import Ascent, Status, View, default_stages, judge
 from robustness.attacks.ascent import LossName, ascend
 from robustness.attacks.lanes import LANE_OF_SMALL as LANE
-from robustness.attacks.lanes import scores, scores_and_gradients
+from robustness.attacks.lanes import Meter, Metered, scores, scores_and_gradients
 from robustness.attacks.losses import LOSSES, likely_targets
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
@@ -140,23 +140,15 @@ def test_the_ratio_loss_falls_back_to_the_margin_with_two_classes() -> None:
 
 
 def test_short_lanes_cost_less_where_few_samples_stand() -> None:
-    class Counted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.rows = Linear(2), 0
-
-        def forward(self, images: Tensor) -> Tensor:
-            self.rows += len(images)
-            return self.inner(images)
-
     images = grey_images(3)
     labels = Linear(2)(images).argmax(dim=1)
     spent = {}
     for lane in (None, 32):
-        model = Counted()
+        meter = Meter()
         attack = Ascent("margin", steps=4, lane=lane)
-        attack.propose(model, images, labels, ThreatModel(Norm.L2, 1e-6), seed=0)
-        spent[lane] = model.rows
+        threat = ThreatModel(Norm.L2, 1e-6)
+        attack.propose(Metered(Linear(2), meter), images, labels, threat, seed=0)
+        spent[lane] = meter.queries + meter.gradients
     assert spent[None] == 4 * spent[32]
 
 
