@@ -72,11 +72,22 @@ def main() -> None:
 
 
 def tube_holds(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether the tube of radius EPS proves each image, features included."""
+    """Whether the tube of radius EPS proves each image, features included.
+
+    As in the certificate, cells are cut in parts only where the plain tube does not decide.
+    """
     features = relaxed_flows.perturbed_features(model, images)
     radius = torch.full((len(images),), EPS, dtype=torch.float64)
     final = relaxed_flows.solve(model, features, radius, labels, local=True)
-    return (final.least_leads(labels) > 0).all(dim=1)
+    holds = (final.least_leads(labels) > 0).all(dim=1)
+    left = torch.nonzero(~holds).squeeze(1)
+    for i in left.tolist():
+        one = slice(i, i + 1)
+        fine = relaxed_flows.solve(
+            model, features[one], radius[one], labels[one], local=True, halvings=4
+        )
+        holds[i] = bool((fine.least_leads(labels[one]) > 0).all())
+    return holds
 
 
 def cone_holds(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> Tensor:

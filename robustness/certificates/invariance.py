@@ -15,11 +15,8 @@ which is FI-ODE's condition on the boundary, W(T) < 0, and a weaker one inside, 
 helps. By induction every state of the solve has W < 0: eta(0) has W = 0, and heun2 gives eta/2 +
 E(E(eta))/2. The condition here is the left side, not its bound by convexity.
 
-The states with W <= 0 are a unit cube (`cone_cells`). In a cell, the lead of E's image over class
-j is (1 - s)(eta_y - eta_j) + s min(v_y - v_j, g_y) or more, v the point that is projected and g_y
-a lower bound of the target's entry; v is bounded by a linear function of state and features (the
-linear relaxation of relu of Zhang et al., arXiv 1811.00866), whose least value in the cell is
-exact. Only cells that are not decided are split.
+The states with W <= 0 are a unit cube (`cone_cells`), on whose cells the leads after a step are
+bounded by linear functions (`cone_steps`). Only cells that are not decided are split.
 
 The float32 program leaves the simplex by rounding: what that, and every other rounding, can take
 from a lead is bounded for all steps, and asked for on top.
@@ -35,6 +32,12 @@ from torch import Tensor, nn
 from robustness.certificates import bounds, relaxed_flows, tubes
 from robustness.certificates.base import CertifiedRadius, Kind, require_proof
 from robustness.certificates.cone_cells import Cells
+from robustness.certificates.cone_steps import (
+    ConeNetwork,
+    hidden_range,
+    leads_after,
+    steepest_axis,
+)
 from robustness.certificates.constants import failure, to_norm
 from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.sharing import shared
@@ -44,7 +47,6 @@ from robustness.nets.simplex import SimplexField, project_to_simplex
 from robustness.nets.solvers import FixedStepSolver
 from robustness.threat import Norm
 
-_FLOAT64_ROOM = 1e-9
 # Cells that are bounded at once.
 _BATCH = 512
 _BISECTIONS = 8
@@ -87,40 +89,11 @@ class ConeStep:
 
     def least_lead(self, cells: Cells) -> tuple[Float[Tensor, " c"], Int[Tensor, " c"]]:
         """A lower bound of every lead after a step, less the loss, and the axis to split."""
-        net, classes = self.net, self.net.inner.shape[1]
-        offset = net.offset + self.features
-        room = self.distance + _FLOAT64_ROOM
-        low = cells.least(net.inner) + offset - room
-        high = cells.largest(net.inner) + offset + room
-        open_ = (low < 0) & (high > 0)
-        chord = torch.where(open_, high / (high - low).clamp_min(1e-300), (low >= 0).double())
-        line = torch.where(open_, (high > -low).double(), chord)
-
-        lead = torch.ones(classes - 1, classes, dtype=torch.float64)
-        lead[:, 1:] = -torch.eye(classes - 1, dtype=torch.float64)
-        lead[:, 0] = 1.0
-        weight = lead @ net.outer
-        # From below relu(u) >= line u, from above relu(u) <= chord (u - low).
-        slope = torch.where(weight >= 0, line.unsqueeze(1), chord.unsqueeze(1)) * weight
-        above = torch.where(open_, -chord * low, torch.zeros_like(low))
-        constant = slope @ offset + lead @ net.shift + above @ weight.clamp_max(0).T
-        constant = constant - slope.norm(dim=2) * self.distance
-        rows = lead + slope @ net.inner
-
-        leads = cells.least(rows) + constant - _FLOAT64_ROOM
-        entry = project_to_simplex(torch.cat([torch.zeros_like(leads[:, :1]), -leads], dim=1))
-        together = (1 - self.share) * lead + self.share * rows
-        joint = cells.least(together) + self.share * constant
-        kept = (1 - self.share) * cells.least(lead)
-        capped = torch.minimum(joint, kept + self.share * entry[:, :1])
-        # No target leads by less than -1, however far the proposal is outside of the simplex.
-        worst, rival = torch.maximum(capped, kept - self.share).min(dim=1)
-        chosen = together.gather(1, rival.view(-1, 1, 1).expand(-1, 1, classes)).squeeze(1)
-        level = cells.centres().unsqueeze(1) @ chosen.unsqueeze(2)
-        influence = (cells.high - cells.low) * (chosen[:, 1:] - level.squeeze(2)).abs()
-        # The relaxation of relu shrinks with the cell along every axis, not along these alone.
-        influence = influence + 0.05 * (cells.high - cells.low)
-        return worst - self.loss - _FLOAT64_ROOM, influence.argmax(dim=1)
+        classes = self.net.inner.shape[1]
+        distance = torch.tensor([self.distance], dtype=torch.float64)
+        net = ConeNetwork.of(self.net, torch.arange(classes), self.features, distance)
+        leads = leads_after(cells, net, self.share, *hidden_range(cells, net))
+        return leads.least.amin(dim=1) - self.loss, steepest_axis(cells, leads)
 
     def lead_at(self, states: Float[Tensor, "c k"]) -> Float[Tensor, " c"]:
         """The least lead after a step, for features that are worst to first order; shape (c,)."""
@@ -180,6 +153,7 @@ def rounding_loss(
     distance: Float[Tensor, " n"],
     share: float,
     shortest: float,
+    method: str,
 ) -> Float[Tensor, " n"]:
     """What float32 rounding can take from a lead in one step, shape (n,); infinite if too much.
 
@@ -194,7 +168,7 @@ def rounding_loss(
     # No state of the simplex is farther than 1 from its centre.
     reach = torch.full_like(distance, 1 + _LARGEST_DRIFT)
     of_target = rounding_of_target(net, centre, reach, features, distance)
-    of_step = tubes.STAGE_ROUNDINGS * bounds.FLOAT32.unit * (1 + _LARGEST_DRIFT)
+    of_step = tubes.STAGE_ROUNDINGS[method] * bounds.FLOAT32.unit * (1 + _LARGEST_DRIFT)
     # What earlier steps left behind is largest where they retained the most.
     low = of_step / shortest
     drift = math.sqrt(classes) * low + 1.02 * (of_target.total + 2 * classes * low)
@@ -231,7 +205,8 @@ def answers(
     ends = {steps[0], steps[-1]}
     found = [Answer(True, 0, refuted=False)] * len(labels)
     for share in sorted(ends):
-        losses = rounding_loss(net, features.centre, distance, share, steps[0]).tolist()
+        lost = rounding_loss(net, features.centre, distance, share, steps[0], solver.method)
+        losses = lost.tolist()
         for i, (label, loss) in enumerate(zip(labels.tolist(), losses, strict=True)):
             if not found[i].holds:
                 continue

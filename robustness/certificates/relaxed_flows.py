@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import bounds, tubes
+from robustness.certificates.cone_tubes import ConeTube, ConeTubes
 from robustness.certificates.constants import pixel_slope, refusal_of_arithmetic
 from robustness.certificates.relaxations import SimplexRelaxation, TargetSeekingRelaxation
-from robustness.certificates.simplex_tubes import SimplexZonotopes, Zonotope
+from robustness.certificates.simplex_tubes import Zonotope
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.simplex import SimplexField
@@ -76,6 +77,7 @@ def solve(
     radius: Float[Tensor, " n"],
     labels: Int[Tensor, " n"],
     local: bool,
+    halvings: int = 0,
 ) -> tubes.StateSet:
     """The states at the horizon for all images within `radius`.
 
@@ -85,6 +87,7 @@ def solve(
         radius: l2 radius of the perturbations.
         labels: classes whose lead is followed.
         local: whether the bounds are those of the tube or hold everywhere.
+        halvings: of a simplex field's cells: every one doubles the cost, and tightens the tube.
     """
     field, solver, distance = model.field, model.solver, features.distance(radius)
     assert isinstance(solver, FixedStepSolver)
@@ -95,9 +98,9 @@ def solve(
         seeking = TargetSeekingRelaxation(field, features.centre, distance, labels, local)
         return tubes.solve(seeking, solver, rate, tubes.Ball.point(start))
     if local:
-        zonotopes = SimplexZonotopes(field, features.centre, distance, labels)
-        initial = Zonotope.point(start, distance, field.features)
-        return tubes.solve(zonotopes, solver, rate, initial)
+        initial = ConeTube.point(Zonotope.point(start, distance, field.features), labels)
+        near = ConeTubes(field, features.centre, distance, labels, halvings)
+        return tubes.solve(near, solver, rate, initial)
     everywhere = SimplexRelaxation(field, features.centre, distance)
     return tubes.solve(everywhere, solver, rate, tubes.Ball.point(start))
 

@@ -18,7 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from robustness.certificates.simplex_networks import SimplexNetwork, rounding_of_target
+from robustness.certificates.simplex_networks import (
+    Rounding,
+    SimplexNetwork,
+    rounding_of_target,
+)
 from robustness.nets.simplex import SimplexField, project_to_simplex
 
 # Room for the float64 rounding of every bound, relative and absolute.
@@ -121,10 +125,32 @@ class SimplexZonotopes:
 
     def relaxed(self, states: Zonotope, share: float) -> Zonotope:
         """See `tubes.Relaxation`."""
+        anything = torch.full((len(self.labels), self.field.width), torch.inf, dtype=torch.float64)
+        unknown = torch.full_like(self.distance, torch.inf)
+        return self.step(states, share, (-anything, anything), Rounding(unknown, unknown))[0]
+
+    def step(
+        self,
+        states: Zonotope,
+        share: float,
+        within: tuple[Float[Tensor, "n u"], Float[Tensor, "n u"]],
+        rounding: Rounding,
+    ) -> tuple[Zonotope, "Hidden"]:
+        """`relaxed`, where something else is known of the same states.
+
+        Args:
+            states: what is relaxed.
+            share: see `tubes.Relaxation`.
+            within: from and to what the hidden units are known to reach, infinite where nothing is.
+            rounding: of the target, infinite where nothing is known.
+
+        Returns:
+            The states after the step, and what is known of the target's computation.
+        """
         net = SimplexNetwork.of(self.field)
         classes = self.field.classes
         identity = torch.eye(classes, dtype=torch.float64)
-        proposals = self._proposals(net, states)
+        proposals = self._proposals(net, states, within)
         faces = _faces(proposals, self.labels)
         kept = (1 - share) * identity
         moved = kept + share * faces.onto @ proposals.jacobian
@@ -145,10 +171,15 @@ class SimplexZonotopes:
             share * of_units.squeeze(2) * _ROOM,
         )
         reach = states.spread(identity).norm(dim=1)
-        rounding = rounding_of_target(net, states.centre, reach, self.features, self.distance)
-        return after.widened(share * rounding.entry)
+        here = rounding_of_target(net, states.centre, reach, self.features, self.distance)
+        entry = torch.minimum(here.entry.nan_to_num(torch.inf), rounding.entry)
+        total = torch.minimum(here.total.nan_to_num(torch.inf), rounding.total)
+        hidden = Hidden(proposals.low, proposals.high, Rounding(entry, total))
+        return after.widened(share * entry), hidden
 
-    def _proposals(self, net: SimplexNetwork, states: Zonotope) -> "_Proposals":
+    def _proposals(
+        self, net: SimplexNetwork, states: Zonotope, within: tuple[Tensor, Tensor]
+    ) -> "_Proposals":
         hidden = net.hidden(states.centre, self.features)
         # |A_i G + e_i|^2 = A_i G G^T A_i^T + 2 A_i G e_i + 1, without the product A G.
         squared = ((net.inner @ (states.linear @ states.linear.mT)) * net.inner).sum(dim=2)
@@ -156,11 +187,13 @@ class SimplexZonotopes:
         # The square may cancel down to its float64 rounding.
         spread = (squared.clamp_min(0) + 1e-12).sqrt() * states.distance.unsqueeze(1)
         spread = (spread + states.spread_of_rest(net.inner)) * _ROOM + _FLOAT64_ROOM
-        low, high = hidden - spread, hidden + spread
+        spread = spread.nan_to_num(torch.inf)
+        low = torch.maximum(hidden - spread, within[0])
+        high = torch.minimum(hidden + spread, within[1])
         slope = torch.where(low >= 0, 1.0, (high / (high - low)).clamp(0, 1))
         slope = torch.where(high <= 0, 0.0, slope).nan_to_num(0.5)
         slack = torch.where((low < 0) & (high > 0), -slope * low / 2, 0.0)
-        slack = torch.where(spread.isfinite(), slack, torch.inf)
+        slack = torch.where(low.isfinite() & high.isfinite(), slack, torch.inf)
         classes = states.centre.shape[1]
         bend = (slope @ net.products).view(-1, classes, classes)
         jacobian = torch.eye(classes, dtype=torch.float64) + bend
@@ -171,7 +204,24 @@ class SimplexZonotopes:
             slack,
             net.outer,
             states,
+            low,
+            high,
         )
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a step's bounds rest on.
+
+    Attributes:
+        low: what relu is applied to is nowhere less, shape (n, units).
+        high: and nowhere more, shape (n, units).
+        rounding: of the target.
+    """
+
+    low: Float[Tensor, "n u"]
+    high: Float[Tensor, "n u"]
+    rounding: Rounding
 
 
 @dataclass(frozen=True)
@@ -184,6 +234,8 @@ class _Proposals:
     slack: Tensor
     outer: Tensor
     states: Zonotope
+    low: Tensor
+    high: Tensor
 
     def spread(self, rows: Tensor) -> Tensor:
         """How far each row times v can be from the row times the centre, shape (n, rows)."""
