@@ -139,17 +139,26 @@ def _(module: ConvContractiveStep, tube: bounds.Tube) -> bounds.Tube:
     absolute = conv_spectral_bound(weight.abs(), module.size, padding)
     hidden, channels, kernel, _ = weight.shape
     pixels = module.size[0] * module.size[1]
+    # float64 rounds so little that norms will do for the sizes, which halves the convolutions.
+    by_norm = bounds.current_arithmetic() is bounds.FLOAT64
     u = functional.conv2d(tube.centre, weight, padding=padding) + offset
-    terms = functional.conv2d(tube.centre.abs(), weight.abs(), padding=padding) + offset.abs()
     u = u.clamp_min(0)
-    u_size = bounds._length(terms) + absolute * tube.spread
+    if by_norm:
+        u_terms = absolute * bounds._length(tube.centre) + pixels**0.5 * float(offset.norm())
+    else:
+        each = functional.conv2d(tube.centre.abs(), weight.abs(), padding=padding)
+        u_terms = bounds._length(each + offset.abs())
+    u_size = u_terms + absolute * tube.spread
     u_operands = absolute + bounds._length(tube.centre) + tube.spread
     u_shape = (hidden * pixels, channels * kernel**2 + 1)
     u_error = bounds.rounding(u_size, u_shape, u_operands)
     u_spread = norm * tube.spread + u_error
     v = functional.conv_transpose2d(u, weight, padding=padding)
-    v_terms = functional.conv_transpose2d(u, weight.abs(), padding=padding)
-    v_size = bounds._length(v_terms) + absolute * u_spread
+    if by_norm:
+        v_terms = absolute * bounds._length(u)
+    else:
+        v_terms = bounds._length(functional.conv_transpose2d(u, weight.abs(), padding=padding))
+    v_size = v_terms + absolute * u_spread
     v_operands = absolute + bounds._length(u) + u_spread
     v_rounding = bounds.rounding(v_size, (channels * pixels, hidden * kernel**2), v_operands)
     v_error = norm * u_error + v_rounding

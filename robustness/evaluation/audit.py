@@ -17,6 +17,7 @@ from robustness.attacks import (
     Ascent,
     Outcome,
     Stage,
+    climbed_view,
     default_stages,
     shortened,
     views_of,
@@ -31,16 +32,15 @@ _STEPS, _STARTS = 50, 4
 
 
 def audit_stages(model: nn.Module, threat: ThreatModel) -> list[Stage]:
-    """The pipeline of a verdict, and behind it plain attacks of the deployed model.
+    """The pipeline of a verdict, and behind it plain attacks without its views.
 
-    These come from another library where there is one, so that no slip of one implementation
-    makes the audit blind.
+    One comes from another library, so that no slip of one implementation makes the audit blind.
     """
-    deployed = views_of(model)[0]
+    base = climbed_view(model)
     plain = [
-        Stage(Ascent("margin", _STEPS, _STARTS), deployed),
-        Stage(Ascent("ce", _STEPS), deployed),
-        Stage(PGD(_STEPS), deployed, copies=_STARTS),
+        Stage(Ascent("margin", _STEPS, _STARTS), base),
+        Stage(Ascent("ce", _STEPS), base),
+        Stage(PGD(_STEPS), views_of(model)[0], copies=_STARTS),
     ]
     # An audit is of few images.
     return [shortened(stage) for stage in [*default_stages(model, threat), *plain]]

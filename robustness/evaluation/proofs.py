@@ -16,7 +16,6 @@ from robustness.errors import SoundnessError, UsageError
 from robustness.evaluation.audit import audit, choose
 from robustness.evaluation.leaderboard import Proportion, Summary
 from robustness.evaluation.suite import ThreatsConfig
-from robustness.evaluation.units import AUDITED_AT_ONCE
 from robustness.recipe import describe_validation
 from robustness.threat import Norm
 from robustness.zoo import LoadedModel
@@ -28,6 +27,8 @@ PROVED_FILE = "proved.json"
 THOROUGH = ("target-seeking", "contraction", "lipschitz-margin")
 
 _BATCH = 100
+# Images that are audited together.
+_AUDITED_AT_ONCE = 32
 
 
 class ProvedAt(Summary):
@@ -175,8 +176,8 @@ def _audit(
     radii = {i: claim.radius for i, claim in enumerate(claimed) if claim is not None}
     largest = audited // 5
     chosen = choose(radii, audited - largest, largest, seed, f"{loaded.digest}:{norm}")
-    for start in range(0, len(chosen), AUDITED_AT_ONCE):
-        part = chosen[start : start + AUDITED_AT_ONCE]
+    for start in range(0, len(chosen), _AUDITED_AT_ONCE):
+        part = chosen[start : start + _AUDITED_AT_ONCE]
         within = torch.tensor([radii[i] for i in part], dtype=torch.float64)
         outcomes = audit(
             loaded.module, images.images[part], images.labels[part], norm, within, seed

@@ -149,18 +149,21 @@ def run_plan(
 def _missing(jobs: list[Job], schedule: Schedule, done: set[str], batch_size: int) -> list[Task]:
     """Tasks of about `batch_size` images each, the dearest first.
 
-    All certificates of one shard go into one task, since they share their costliest part.
+    Predictions and all certificates of one shard go into one task, since they share their
+    costliest parts. Audits are few and dear: each of their units is a task.
     """
     blocks: dict[tuple[object, tuple[int, ...]], list[tuple[Job, Unit]]] = {}
     for number, job in enumerate(jobs):
-        group = ("certificates", job.model) if job.kind == "certificate" else number
+        shared = job.kind in ("clean", "certificate")
+        group = ("certificates", job.model) if shared else number
         for unit in schedule.units(job):
             if unit.key not in done:
                 blocks.setdefault((group, tuple(unit.indices)), []).append((job, unit))
     tasks = []
     for _, members in groupby(blocks.items(), key=lambda item: item[0][0]):
         same = list(members)
-        width = max(1, batch_size // len(same[0][0][1]))
+        audits = same[0][1][0][0].kind == "audit"
+        width = 1 if audits else max(1, batch_size // len(same[0][0][1]))
         for first in range(0, len(same), width):
             chunk = [pair for _, block in same[first : first + width] for pair in block]
             tasks.append(Task(chunk))

@@ -19,9 +19,10 @@ from robustness.threat import Norm
 
 # Few images still stand at the later stages of an attack that starts from certified radii, and its
 # lanes of a fixed size are filled up: units of many images waste least. What is found for one
-# image does not depend on the others of its unit.
+# image does not depend on the others of its unit. Audits are of few images, whose units shall
+# keep more than one worker busy.
 SHARDS_AT_ONCE = 4
-AUDITED_AT_ONCE = 32
+AUDITED_AT_ONCE = 4
 
 
 class Schedule:

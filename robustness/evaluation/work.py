@@ -21,6 +21,7 @@ from robustness.attacks import (
 )
 from robustness.attacks import audit as check
 from robustness.certificates import Certificate, CertifiedRadius, Kind, Limit
+from robustness.certificates.constants import deployed_logits
 from robustness.evaluation.audit import audit
 from robustness.evaluation.cascade import WorstCase
 from robustness.evaluation.plan import Job, Unit
@@ -125,7 +126,7 @@ def _predict(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, 
     """
     if not predicts_each_by_itself(model):
         return predict_alone(model, images)
-    logits = model(images)
+    logits = deployed_logits(model, images)
     predictions, sane = logits.argmax(dim=1), logits.isfinite().all(dim=1)
     again = torch.nonzero(~sane | (predictions != labels)).squeeze(1)
     predictions[again], sane[again] = predict_alone(model, images[again])
