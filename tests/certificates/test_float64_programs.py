@@ -9,6 +9,7 @@ from small_models import PIXELS, Blueprint, random_images
 
 from robustness.certificates import CERTIFICATES, bounds
 from robustness.certificates.bounds import Tube, propagate
+from robustness.certificates.constants import reach_of, target_margins
 from robustness.nets.encoders import ContractiveFlowEncoder
 from robustness.threat import Norm
 
@@ -43,6 +44,19 @@ def test_a_float64_program_gives_up_next_to_nothing_to_rounding():
     after = torch.tensor([r.radius for r in certify(double, images, labels, Norm.L2)])
     assert (after > before).all()
     assert bounds.current_arithmetic() is bounds.FLOAT32
+
+
+@pytest.mark.parametrize("coupling", [0.0, 5.0])
+@pytest.mark.parametrize("initial", [0.0, -3.0])
+def test_the_reach_that_logits_tell_is_no_less_than_the_margins(coupling, initial):
+    model = Blueprint(depth=2, coupling=coupling, initial=initial).build().double()
+    images = random_images(8, 1)
+    labels = model(images).argmax(dim=1)
+    found = target_margins(model, images, labels)
+    exact = found.margins + found.allowance
+    least = reach_of(exact, found.slopes, images)
+    assert bool((found.reach >= least).all())
+    assert bool((least > 0).any())
 
 
 def test_logits_that_fall_together_in_float32_are_not_certified_in_float64_either():

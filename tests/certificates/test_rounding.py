@@ -3,7 +3,9 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from small_models import PIXELS, SHAPE, Blueprint, blueprints, in_double, random_images
 from torch import nn
 
-from robustness.certificates import bounds, constants
+from robustness.certificates import bounds, constants, tubes
 from robustness.certificates.bounds import Tube, propagate
 from robustness.certificates.constants import retained_per_step, target_margins
 from robustness.nets.encoders import (
@@ -20,6 +22,8 @@ from robustness.nets.encoders import (
     ConvContractiveStep,
     Normalise,
 )
+from robustness.nets.fields import lyapunov_rate
+from robustness.nets.solvers import FixedStepSolver
 from robustness.threat import Norm
 
 
@@ -240,6 +244,70 @@ def test_one_step_rounds_by_less_than_its_allowance(method):
             drift = 4 * bounds.FLOAT32.unit * share * (target - initial).abs().amax(dim=1)
             worst = max(worst, float(((error - drift) / (bounds.FLOAT32.unit * size)).max()))
     assert 0.5 < worst <= constants._STEP_ROUNDINGS
+
+
+class Seeking(nn.Module):
+    """Relaxation towards its features."""
+
+    def forward(self, _, state, goal):
+        return lyapunov_rate(10) * (goal - state)
+
+
+@dataclass
+class KnownTarget:
+    """The same towards targets that are known, which add no rounding of their own."""
+
+    goal: torch.Tensor
+
+    def relaxed(self, states, share):
+        centre = (1 - share) * states.centre + share * self.goal
+        return tubes.Ball(centre, (1 - share) * states.radius, states.shift)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun2", "midpoint", "rk4"])
+def test_a_step_of_a_tube_rounds_by_less_than_its_method_may(method):
+    worst = 0.0
+    for share in (0.9998, 0.5, 0.01):
+        for initial in (0.1, -3.0, 40.0):
+            solver = FixedStepSolver(method, 1, share / lyapunov_rate(10))
+            goal = torch.randn(5000, 10, generator=torch.Generator().manual_seed(0))
+            start = torch.full_like(goal, initial)
+            computed = solver.solve(Seeking(), start, goal).final.double()
+            share = tubes.shares(solver, lyapunov_rate(10))[0]
+            states = tubes.Ball.point(start.double())
+            after = tubes.step(KnownTarget(goal.double()), method, states, share)
+            apart = (computed - after.centre).abs().amax(dim=1)
+            size = torch.maximum(goal.abs().amax(dim=1).double(), start.abs().amax(dim=1).double())
+            assert bool((apart * 10**0.5 <= after.radius).all())
+            worst = max(worst, float((apart / (bounds.FLOAT32.unit * size)).max()))
+    assert 0.5 < worst <= tubes.STAGE_ROUNDINGS[method] / 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float64_convolutions_stay_within_bounds_that_norms_give(seed):
+    torch.manual_seed(seed)
+    step = ConvContractiveStep(2, 3, 3, (5, 4)).double().requires_grad_(False)
+    step.bias.copy_(torch.randn(3))
+    images = 100 * torch.rand(6, 2, 5, 4)
+    with bounds.computed_in(torch.float64):
+        tube = propagate(step, Tube.around(images, torch.zeros(6)))
+        wide = propagate(step, Tube.around(images, torch.ones(6)))
+    basis = torch.eye(40, dtype=torch.float64).unflatten(1, (2, 5, 4))
+    matrix = nn.functional.conv2d(basis, step.weight, padding=1).flatten(1).numpy()
+    matrix = matrix.astype(np.longdouble)
+    offset = step.bias.repeat_interleave(20).numpy().astype(np.longdouble)
+    start = images.flatten(1).numpy().astype(np.longdouble)
+    truth = start - np.maximum(start @ matrix + offset, 0) @ matrix.T
+    computed = step(images.double())
+    apart = np.linalg.norm((computed.flatten(1).numpy() - truth).astype(float), axis=1)
+    apart += np.linalg.norm((tube.centre.flatten(1).numpy() - truth).astype(float), axis=1)
+    assert (apart <= tube.error.numpy()).all()
+    assert bool((wide.error > tube.error).all())
+    # By norms or term by term, the bound is of one size.
+    single = step.float()
+    fine = propagate(single, Tube.around(images, torch.zeros(6))).error
+    ratio = tube.error / bounds.FLOAT64.unit / (fine / bounds.FLOAT32.unit)
+    assert bool(((ratio > 0.5) & (ratio < 20)).all())
 
 
 def test_a_tube_never_shrinks_what_a_softer_module_cannot():

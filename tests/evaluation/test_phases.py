@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import robustness.evaluation.runner as runner
 import robustness.evaluation.work as work
 from robustness.api import evaluate
 from robustness.attacks import Flag
@@ -200,6 +201,22 @@ def test_the_largest_radius_wins_and_the_first_of_equals() -> None:
         assert row.curve == sorted(row.curve, reverse=True)
     assert {cost.certificate for cost in board.costs} == set(names)
     assert all(cost.milliseconds > 0 for cost in board.costs)
+
+
+def test_audits_are_spread_over_the_workers_and_proofs_share_their_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[list[str]] = []
+    real = runner._Crew.run
+
+    def noted(crew, found):
+        tasks.extend([job.kind for job, _ in task.work] for task in found)
+        return real(crew, found)
+
+    monkeypatch.setattr(runner._Crew, "run", noted)
+    run(tmp_path, audit={"samples": 6, "largest": 4}, attacks=[])
+    assert [kinds for kinds in tasks if "audit" in kinds] == [["audit"]] * 3
+    assert {"clean", "certificate"} in [set(kinds) for kinds in tasks]
 
 
 def test_a_star_stands_for_every_entry_with_weights(tmp_path: Path) -> None:
