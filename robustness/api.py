@@ -148,7 +148,8 @@ def attack(
         model: zoo name, folder or `package.module:factory`.
         norm: `Linf` or `L2`.
         eps: radius in pixel units, a number or a fraction such as `8/255`.
-        attack: `fgsm`, `pgd`, `autoattack` or `worst-case`.
+        attack: `fgsm`, `mi-fgsm`, `pgd`, `apgd`, `fab`, `cw`, `deepfool`, `square`, `autoattack`
+            or `worst-case`.
         samples: how many images, all by default.
         data: data set, by default the one the model was trained on.
         data_dir: folder with the official image files.

@@ -108,7 +108,11 @@ def attack(
     eps: Annotated[str, typer.Option("--eps", help="Radius in pixel units: 0.1 or 8/255.")],
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
     attack: Annotated[
-        str, typer.Option("--attack", help="fgsm, pgd, autoattack or worst-case.")
+        str,
+        typer.Option(
+            "--attack",
+            help="fgsm, mi-fgsm, pgd, apgd, fab, cw, deepfool, square, autoattack or worst-case.",
+        ),
     ] = "pgd",
     samples: Samples = None,
     data: Annotated[

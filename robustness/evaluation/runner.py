@@ -33,7 +33,7 @@ from robustness.evaluation.work import Bench, ShardResult, run_unit
 from robustness.zoo import LoadedModel, load_model
 
 # Jobs whose units take longest.
-_DEAR = ("autoattack", WORST_CASE, "flags", "nearest")
+_DEAR = ("autoattack", WORST_CASE, "flags", "nearest", "deepfool", "cw", "fab-t", "square")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,27 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from robustness.attacks import FGSM, PGD, Attack, AutoAttack
+from robustness.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    MIFGSM,
+    PGD,
+    Attack,
+    AutoAttack,
+    CarliniWagner,
+    DeepFool,
+    Square,
+)
 from robustness.certificates import CERTIFICATES, DETERMINISTIC, Certificate, SmoothingCertificate
 from robustness.errors import UsageError
 from robustness.evaluation.cascade import Effort, WorstCase
@@ -76,6 +94,76 @@ class PGDConfig(_AttackConfig):
         return PGD(self.steps, self.restarts, self.relative_step)
 
 
+class MIFGSMConfig(_AttackConfig):
+    """MI-FGSM: iterated FGSM with momentum, l-infinity only."""
+
+    kind: Literal["mi-fgsm"]
+    steps: PositiveInt = MIFGSM.steps
+    decay: NonNegativeFloat = MIFGSM.decay
+
+    def build(self) -> Attack:
+        """The attack."""
+        return MIFGSM(self.steps, self.decay)
+
+
+class APGDConfig(_AttackConfig):
+    """Auto-PGD by its authors."""
+
+    kind: Literal["apgd"]
+    loss: Literal["ce", "dlr"] = "ce"
+    steps: PositiveInt = APGD.steps
+    restarts: PositiveInt = APGD.restarts
+
+    def build(self) -> Attack:
+        """The attack."""
+        return APGD(self.loss, self.steps, self.restarts)
+
+
+class FABConfig(_AttackConfig):
+    """FAB towards likely targets, which looks for the nearest adversarial image."""
+
+    kind: Literal["fab"]
+    steps: PositiveInt = FAB.steps
+    targets: PositiveInt = FAB.targets
+
+    def build(self) -> Attack:
+        """The attack."""
+        return FAB(self.steps, self.targets)
+
+
+class CarliniWagnerConfig(_AttackConfig):
+    """Carlini and Wagner's attack, which looks for the nearest adversarial image, l2 only."""
+
+    kind: Literal["cw"]
+    steps: PositiveInt = CarliniWagner.steps
+
+    def build(self) -> Attack:
+        """The attack."""
+        return CarliniWagner(self.steps)
+
+
+class DeepFoolConfig(_AttackConfig):
+    """DeepFool, which looks for the nearest adversarial image, l2 only."""
+
+    kind: Literal["deepfool"]
+    steps: PositiveInt = DeepFool.steps
+
+    def build(self) -> Attack:
+        """The attack."""
+        return DeepFool(self.steps)
+
+
+class SquareConfig(_AttackConfig):
+    """Square, which sees scores and no gradients."""
+
+    kind: Literal["square"]
+    queries: PositiveInt = Square.queries
+
+    def build(self) -> Attack:
+        """The attack."""
+        return Square(self.queries)
+
+
 class AutoAttackConfig(_AttackConfig):
     """AutoAttack standard."""
 
@@ -121,7 +209,17 @@ class WorstCaseConfig(_AttackConfig):
 
 
 AttackConfig = Annotated[
-    FGSMConfig | PGDConfig | AutoAttackConfig | WorstCaseConfig, Field(discriminator="kind")
+    FGSMConfig
+    | PGDConfig
+    | MIFGSMConfig
+    | APGDConfig
+    | FABConfig
+    | CarliniWagnerConfig
+    | DeepFoolConfig
+    | SquareConfig
+    | AutoAttackConfig
+    | WorstCaseConfig,
+    Field(discriminator="kind"),
 ]
 
 
