@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Rows per lane, for large and for small images, and where few rows are climbed. In larger lanes the
+# Rows per lane, for large and for small images, and in audits of a few images. In larger lanes the
 # steps of a solver, which cost a small model more than its sums do, are shared by more rows, and
 # where few rows are left more are filled in.
 LANE, LANE_OF_SMALL, LANE_OF_FEW = 32, 128, 8

@@ -9,7 +9,7 @@ from torch import nn
 from robustness.attacks.ascent import Ascent
 from robustness.attacks.autoattack_adapter import FAB, Square
 from robustness.attacks.cascade import Stage
-from robustness.attacks.lanes import LANE_OF_FEW
+from robustness.attacks.lanes import LANE
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import View, views_of
 from robustness.nets.classifiers import NeuralODEClassifier
@@ -62,11 +62,11 @@ def default_stages(
     return stages
 
 
-def shortened(stage: Stage) -> Stage:
-    """A stage in lanes of the least size, for few samples."""
+def shortened(stage: Stage, lane: int = LANE) -> Stage:
+    """A stage in short lanes, for few samples."""
     if not isinstance(stage.attack, Ascent):
         return stage
-    return replace(stage, attack=replace(stage.attack, lane=LANE_OF_FEW))
+    return replace(stage, attack=replace(stage.attack, lane=lane))
 
 
 def _stages(model: nn.Module, effort: Effort, sources: Mapping[str, nn.Module]) -> list[Stage]:

@@ -23,6 +23,7 @@ from robustness.attacks import (
     views_of,
     worst_case_within,
 )
+from robustness.attacks.lanes import LANE_OF_FEW
 from robustness.threat import Norm, ThreatModel
 
 # A radius promises nothing at its own edge, so the attack stays this share below it.
@@ -42,8 +43,7 @@ def audit_stages(model: nn.Module, threat: ThreatModel) -> list[Stage]:
         Stage(Ascent("ce", _STEPS), base),
         Stage(PGD(_STEPS), views_of(model)[0], copies=_STARTS),
     ]
-    # An audit is of few images.
-    return [shortened(stage) for stage in [*default_stages(model, threat), *plain]]
+    return [shortened(stage, LANE_OF_FEW) for stage in [*default_stages(model, threat), *plain]]
 
 
 def describe(stages: list[Stage]) -> str:
