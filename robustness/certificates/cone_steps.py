@@ -89,6 +89,9 @@ def leads_after(
         share: h * kappa.
         low: what relu is applied to is nowhere less; finite.
         high: and nowhere more.
+
+    Returns:
+        The leads; minus infinity in cells where `low` and `high` are no range, NaN for instance.
     """
     classes = net.inner.shape[-1]
     open_ = (low < 0) & (high > 0)
@@ -113,7 +116,9 @@ def leads_after(
     kept = (1 - share) * cells.least(lead)
     capped = torch.minimum(joint, kept + share * entry[:, :1])
     # No target leads by less than -1, however far the proposal is outside of the simplex.
-    return Leads(torch.maximum(capped, kept - share) - FLOAT64_ROOM, leads, together)
+    least = torch.maximum(capped, kept - share) - FLOAT64_ROOM
+    known = (low <= high).all(dim=1, keepdim=True)
+    return Leads(_where(known, least), _where(known, leads), together)
 
 
 def steepest_axis(cells: Cells, leads: Leads) -> Int[Tensor, " c"]:
@@ -125,6 +130,11 @@ def steepest_axis(cells: Cells, leads: Leads) -> Int[Tensor, " c"]:
     influence = (cells.high - cells.low) * (chosen[:, 1:] - level.squeeze(2)).abs()
     # The relaxation of relu shrinks with the cell along every axis, not along these alone.
     return (influence + 0.05 * (cells.high - cells.low)).argmax(dim=1)
+
+
+def _where(known: Tensor, bound: Tensor) -> Tensor:
+    """A lower bound, minus infinity where nothing is known or it is no number."""
+    return torch.where(known & ~bound.isnan(), bound, -torch.inf)
 
 
 def _times(rows: Tensor, values: Tensor) -> Tensor:

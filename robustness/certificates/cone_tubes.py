@@ -145,8 +145,11 @@ class ConeTubes:
         rounding = self._rounding_near_the_simplex(net, known)
         after, hidden = zonotopes.step(states.zonotope, share, within, rounding)
 
-        low = torch.where(near, torch.maximum(low, hidden.low - apart), 0.0)
-        high = torch.where(near, torch.minimum(high, hidden.high + apart), 0.0)
+        # A zonotope that has overflowed says nothing.
+        from_zonotope = (hidden.low - apart).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        to_zonotope = (hidden.high + apart).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        low = torch.where(near, torch.maximum(low, from_zonotope), 0.0)
+        high = torch.where(near, torch.minimum(high, to_zonotope), 0.0)
         least, proposed = self._by_parts(cells, cone, share, low, torch.maximum(low, high))
         # By how much a target is off, the program's state being so far from the cell's.
         moved = (1 + net.inner_norm * net.outer_norm) * drift

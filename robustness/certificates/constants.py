@@ -243,9 +243,11 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
 def _reach_from_logits(
     model: NeuralODEClassifier, images: Tensor, labels: Tensor, slopes: Tensor
 ) -> Tensor:
-    """About `reach_of` the target's margins, and no less where the label leads.
+    """About `reach_of` the target's margins where the label leads.
 
-    At the horizon a lead is (1 - rho^N) times the target's margin, or more by the coupling.
+    At the horizon a lead is (1 - rho^N) times the target's margin, or more by the coupling, and the
+    rounding of logits to float32. A guess that is too small costs radius, and never a proof: no
+    radius exceeds the reach that the allowance was made for.
     """
     leads = margins_of_scores(deployed_logits(model, images).double(), labels)
     assert isinstance(model.solver, FixedStepSolver)

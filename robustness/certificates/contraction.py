@@ -67,7 +67,7 @@ def _radius(model: NeuralODEClassifier, images: Tensor, labels: Tensor, local: b
     low = _bisected(model, features, labels, low, high, _BISECTIONS)
     if not isinstance(model.field, SimplexField):
         return low
-    high = torch.minimum(_FARTHER * low, high)
+    high = torch.where(low > 0, torch.minimum(_FARTHER * low, high), high)
     return _bisected(model, features, labels, low, high, _FINE_BISECTIONS, _HALVINGS)
 
 

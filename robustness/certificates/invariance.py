@@ -121,9 +121,9 @@ class ConeStep:
             stack = stack[index[:-_BATCH]]
             used += len(batch)
             lead, axis = self.least_lead(batch)
-            undecided = lead <= 0
+            undecided = ~(lead > 0)
             batch = batch[undecided]
-            if bool((self.lead_at(batch.centres()) <= self.loss).any()):
+            if not bool((self.lead_at(batch.centres()) > self.loss).all()):
                 return Answer(False, used, refuted=True)
             halves = batch.halves(axis[undecided])
             stack = Cells(torch.cat([stack.low, halves.low]), torch.cat([stack.high, halves.high]))
@@ -158,7 +158,8 @@ def rounding_loss(
     """What float32 rounding can take from a lead in one step, shape (n,); infinite if too much.
 
     With targets off by at most a per entry and t in sum, and the step's own rounding of at most b,
-    entries of a state are at least -b/s and their sum is within t + K b/s of 1 at every step.
+    entries of a state are at least -b/s and their sum is within t + K b/s of 1 at every step of
+    Euler's; heun2 rounds twice, and both may be twice that.
     Clamping to 0 and dividing by the sum keep the order of the entries, so that a state with the
     label in the lead is as near as `drift` to one of the simplex where it leads too; E, with a
     Lipschitz constant of at most 1 + s |A| |B|, is then off by as much, and s a + b per entry.
@@ -170,7 +171,7 @@ def rounding_loss(
     of_target = rounding_of_target(net, centre, reach, features, distance)
     of_step = tubes.STAGE_ROUNDINGS[method] * bounds.FLOAT32.unit * (1 + _LARGEST_DRIFT)
     # What earlier steps left behind is largest where they retained the most.
-    low = of_step / shortest
+    low = (2 if method == "heun2" else 1) * of_step / shortest
     drift = math.sqrt(classes) * low + 1.02 * (of_target.total + 2 * classes * low)
     per_step = 2 * (share * of_target.entry + of_step)
     loss = math.sqrt(2) * (1 + share * net.inner_norm * net.outer_norm) * drift + per_step

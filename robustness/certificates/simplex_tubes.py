@@ -307,7 +307,7 @@ class _Faces:
         above = torch.where(inside, others, 0.0) - slope * low.clamp_max(0)
         # Where a class certainly enters, or leaves, w+ is w and nothing is lost above.
         half = factor * (above + below) / 2
-        affine = (most > 0) & (half < most / 2 * 1) & (~inside | (size > 1))
+        affine = (most > 0) & (half < most / 2) & (~inside | (size > 1))
         sign = torch.where(inside, -1.0, 1.0)
         tilt = torch.where(affine, factor * slope, 0.0)
         at_centre = (low + high) / 2

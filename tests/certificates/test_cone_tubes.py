@@ -7,6 +7,8 @@ from test_contraction import perturbed, simplex_model
 from torch import Tensor
 
 from robustness.certificates import relaxed_flows, tubes
+from robustness.certificates.cone_cells import Cells
+from robustness.certificates.cone_steps import ConeNetwork, leads_after
 from robustness.certificates.cone_tubes import ConeTube, ConeTubes
 from robustness.certificates.simplex_tubes import SimplexZonotopes, Zonotope
 from robustness.nets.simplex import SimplexField, project_to_simplex
@@ -126,3 +128,39 @@ def test_what_is_not_a_convex_combination_is_left_to_the_zonotope():
     same = start.combined((0.25, 0.75), [start, start])
     assert float(same.drift) < 1e-6
     assert float(same.leads[0, 1:].abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("centre", [0.5, torch.nan, torch.inf])
+def test_a_zonotope_that_is_no_number_does_not_switch_units_off(centre):
+    """The one unit is always on, and pushes towards the rival."""
+    field = SimplexField(2, 1, 1.0).requires_grad_(False)
+    field.from_state.weight.zero_()
+    field.from_state.bias.fill_(1.0)
+    field.to_state.weight.copy_(torch.tensor([[-2.0], [2.0]]))
+    field.to_state.bias.copy_(torch.tensor([1.0, -1.0]))
+    features, distance = torch.zeros(1, 1).double(), torch.tensor([0.01], dtype=torch.float64)
+    zonotope = Zonotope.point(torch.full((1, 2), centre, dtype=torch.float64), distance, 1)
+    leads = torch.tensor([[torch.inf, 0.0]], dtype=torch.float64)
+    most = torch.tensor([[torch.inf, 0.5]], dtype=torch.float64)
+    tube = ConeTube(zonotope, leads, most, torch.tensor([1e-8], dtype=torch.float64))
+    after = ConeTubes(field, features, distance, torch.tensor([0]), 2).relaxed(tube, 0.5)
+    half = torch.full((1, 2), 0.5, dtype=torch.float64)
+    moved = 0.5 * half + 0.5 * field.double().target(half, features)
+    assert float(moved[0, 0] - moved[0, 1]) == pytest.approx(-0.5)
+    assert float(after.leads[0, 1]) <= -0.5
+    assert float(after.most[0, 1]) >= 0.75
+
+
+def test_bounds_from_no_range_say_nothing():
+    cells = Cells.whole(3)
+    net = ConeNetwork(
+        torch.zeros(2, 3).double(),
+        torch.ones(2).double(),
+        torch.ones(3, 2).double(),
+        torch.zeros(3).double(),
+        torch.zeros(1).double(),
+    )
+    for low, high in ((torch.nan, torch.nan), (torch.nan, 1.0), (1.0, 0.0)):
+        ends = (torch.full((1, 2), end, dtype=torch.float64) for end in (low, high))
+        found = leads_after(cells, net, 0.5, *ends)
+        assert found.least.tolist() == found.proposed.tolist() == [[-torch.inf, -torch.inf]]
