@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.encoders import Normalise
 from robustness.nets.fields import LyaNetField
 from robustness.nets.solvers import FixedStepSolver
 from robustness.recipe import MonteCarloLyapunovConfig, read_recipe
-from robustness.training.losses import monte_carlo_lyapunov, sample_states
+from robustness.training.losses import dropout, monte_carlo_lyapunov, sample_states
 from robustness.zoo import find_entry
 
 MODEL, ROUNDS = "mnist/lyanet", 40
@@ -31,8 +32,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     recipe = read_recipe(find_entry(MODEL))
-    assert isinstance(recipe.training.loss, MonteCarloLyapunovConfig)
-    count, extent = recipe.training.loss.states, recipe.training.loss.extent
+    loss = recipe.training.loss
+    assert isinstance(loss, MonteCarloLyapunovConfig)
     batch, classes = recipe.training.batch_size, recipe.data.classes
     torch.manual_seed(0)
     whole = recipe.model.build(recipe.data.shape, classes).train()
@@ -47,8 +48,9 @@ def main() -> None:
     inputs = {whole: pixels, field_only: features}
 
     def monte_carlo(model: NeuralODEClassifier) -> Tensor:
-        states = sample_states(count, classes, generator, extent)
-        return monte_carlo_lyapunov(model, inputs[model], labels, states)
+        states = sample_states(loss.states, classes, generator, loss.extent)
+        drop = dropout(loss.dropout, generator) if loss.dropout else None
+        return monte_carlo_lyapunov(model, inputs[model], labels, states, drop)
 
     def solved(gradient: str) -> Loss:
         def loss(model: NeuralODEClassifier) -> Tensor:
@@ -58,7 +60,7 @@ def main() -> None:
         return loss
 
     rivals = {"back-propagation": solved("backprop"), "the adjoint": solved("adjoint")}
-    print(f"{MODEL}: {solver.method}, {solver.steps} steps, batch {batch}, {count} states")
+    print(f"{MODEL}: {solver.method}, {solver.steps} steps, batch {batch}, {loss.states} states")
     for part, model in {"whole step": whole, "field alone": field_only}.items():
         for name, ratio in ratios(model, monte_carlo, rivals).items():
             print(f"{part}: Monte Carlo / through the solver by {name}: {ratio:.3f}")
@@ -69,7 +71,7 @@ def without_encoder(whole: NeuralODEClassifier) -> NeuralODEClassifier:
     field = whole.field
     assert isinstance(field, LyaNetField)
     scale = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(field.features))
-    return NeuralODEClassifier(nn.Identity(), scale, field, whole.solver, whole.classes)
+    return NeuralODEClassifier(Normalise([0.0], [1.0]), scale, field, whole.solver, whole.classes)
 
 
 def ratios(

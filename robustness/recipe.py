@@ -42,11 +42,15 @@ class CrossEntropyConfig(Config):
 
 
 class MonteCarloLyapunovConfig(Config):
-    """LyaNet's Lyapunov loss over sampled states, `extent` of the authors' ball of radii."""
+    """LyaNet's Lyapunov loss over sampled states, `extent` of the authors' ball of radii.
+
+    `dropout` is the share of the field's hidden units that a training step leaves out.
+    """
 
     kind: Literal["lyapunov-monte-carlo"]
     states: PositiveInt = 512
     extent: PositiveFloat = 1.0
+    dropout: float | None = Field(default=None, gt=0.0, lt=1.0)
 
 
 class CertifiedLyapunovConfig(Config):

@@ -7,6 +7,7 @@ training needs them.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -80,7 +81,10 @@ class LyaNetField(nn.Module):
         return self._steered(raw, distances)
 
     def on_grid(
-        self, states: Float[Tensor, "s c"], features: Float[Tensor, "n f"]
+        self,
+        states: Float[Tensor, "s c"],
+        features: Float[Tensor, "n f"],
+        drop: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "n s c"]:
         """Velocity of every image at every state: `forward` up to float32 rounding.
 
@@ -90,13 +94,18 @@ class LyaNetField(nn.Module):
         Args:
             states: shape (s, classes), the same for every image.
             features: shape (n, features).
+            drop: what happens to the hidden units of every image and state, before and after
+                M(z), each of shape (n, s, m). The authors train with dropout there.
 
         Returns:
             Velocities, shape (n, s, classes).
         """
         hidden = functional.relu(self.from_state(states))
         matrix = features.view(-1, self.width, self.width)
-        raw = self.to_state(functional.relu(hidden @ matrix.transpose(1, 2)))
+        if drop is not None:
+            hidden = drop(hidden.expand(len(features), -1, -1))
+        mixed = functional.relu(hidden @ matrix.transpose(1, 2))
+        raw = self.to_state(mixed if drop is None else drop(mixed))
         if self.variant == "simplex":
             return self._relaxing(raw, states)
         # Without the mode torch expands the square, which cancels where a state is at a corner.

@@ -26,7 +26,7 @@ from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import constrain, release
-from robustness.nets.fields import TargetSeekingField, lyapunov_rate
+from robustness.nets.fields import LyaNetField, TargetSeekingField, lyapunov_rate
 from robustness.nets.simplex import SimplexField
 from robustness.recipe import (
     WEIGHTS_FILE,
@@ -261,8 +261,17 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
             model, x, y, choice.through_solver, choice.rate
         )
     if isinstance(choice, MonteCarloLyapunovConfig):
+        if choice.dropout and not isinstance(model.field, LyaNetField):
+            raise UsageError(
+                "expected a lyanet field for dropout in its hidden units, got another; "
+                "remove dropout"
+            )
         return lambda x, y, generator, _: losses.monte_carlo_lyapunov(
-            model, x, y, losses.sample_states(choice.states, classes, generator, choice.extent)
+            model,
+            x,
+            y,
+            losses.sample_states(choice.states, classes, generator, choice.extent),
+            losses.dropout(choice.dropout, generator) if choice.dropout else None,
         )
     if not isinstance(model.field, TargetSeekingField):
         raise UsageError(

@@ -1,6 +1,7 @@
 """Training losses: the Lyapunov condition by Monte Carlo, along paths and certified; others."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -78,6 +79,7 @@ def monte_carlo_lyapunov(
     images: Float[Tensor, "n c h w"],
     labels: Int[Tensor, " n"],
     states: Float[Tensor, "s k"],
+    drop: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
     """LyaNet's Monte Carlo loss: the mean violation over every image and every state.
 
@@ -85,21 +87,44 @@ def monte_carlo_lyapunov(
     violation is that of `lyapunov_violation`, with what depends on the state alone computed
     once per state.
 
+    The larger the gain, the less of a margin the condition asks for: a velocity that points
+    weakly to the right side meets it. Dropout of the field's hidden units asks for one again.
+
     Args:
         model: the classifier; its field carries kappa as `rate`.
         images: pixels, shape (n, c, h, w).
         labels: classes, shape (n,).
         states: sampled states, shape (s, classes).
+        drop: dropout of the hidden units of LyaNet's field (`dropout`); None keeps all.
 
     Returns:
         The loss, a scalar.
     """
     field = cast("LyaNetField | TargetSeekingField", model.field)
-    velocities = velocities_on_grid(field, states, model.features(images))
+    features = model.features(images)
+    if drop is None:
+        velocities = velocities_on_grid(field, states, features)
+    else:
+        velocities = cast(LyaNetField, field).on_grid(states, features, drop)
     corners = functional.one_hot(labels, states.shape[1]).unsqueeze(1)
     gradient = states.softmax(dim=1) - corners
     values = (states.logsumexp(dim=1, keepdim=True) - states).T[labels]
     return _violation(gradient, velocities, field.rate * values).mean()
+
+
+def dropout(share: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Dropout that draws from a given source, so that a resumed training draws the same.
+
+    Args:
+        share: probability in [0, 1) that a unit is set to zero; the rest is scaled up.
+        generator: source of the draws.
+    """
+
+    def drop(units: Tensor) -> Tensor:
+        kept = torch.empty_like(units).bernoulli_(1 - share, generator=generator)
+        return units * kept / (1 - share)
+
+    return drop
 
 
 def path_integral_lyapunov(

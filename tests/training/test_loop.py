@@ -126,6 +126,40 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     assert not (recipe_folder / "checkpoints").exists()
 
 
+LOSS_WITH_DROPOUT = '"lyapunov-monte-carlo", dropout'
+LYANET = 'field = { kind = "lyanet", variant = "normalised", width = 4, gain = 100.0 }'
+
+
+def with_dropout(folder: Path) -> None:
+    """The tiny recipe with LyaNet's field and Monte Carlo loss, and dropout in it."""
+    edit(folder, 'field = { kind = "target-seeking", gain = 10.0, coupling = 1.0 }', LYANET)
+    edit(folder, 'encoder = { kind = "contractive-flow", steps = 1', 'encoder = { kind = "mlp"')
+    edit(folder, "hidden = 8 }", "widths = [8] }")
+    edit(folder, '"certified-lyapunov", eps = 0.1, temperature', LOSS_WITH_DROPOUT)
+
+
+def test_dropout_is_drawn_anew_every_epoch_and_the_same_when_it_resumes(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_dropout(recipe_folder)
+    whole, without = copy_of(recipe_folder, "whole"), copy_of(recipe_folder, "without")
+    edit(without, ", dropout = 0.1", "")
+    loop.train(whole, quiet=True)
+    loop.train(without, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(InterruptedHereError):
+            loop.train(recipe_folder, quiet=True)
+    loop.train(recipe_folder, resume=True, quiet=True)
+    assert weights(recipe_folder) == weights(whole) != weights(without)
+
+
+def test_dropout_of_a_field_without_hidden_units_is_refused(recipe_folder: Path):
+    edit(recipe_folder, '"certified-lyapunov", eps = 0.1, temperature', LOSS_WITH_DROPOUT)
+    with pytest.raises(UsageError, match="expected a lyanet field for dropout"):
+        loop.train(recipe_folder, quiet=True)
+
+
 def test_a_new_cycle_starts_from_the_weights_that_the_last_one_would_have_published(
     recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,22 +1,24 @@
 """Losses against values worked out by hand, and the distribution of sampled states."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.encoders import Normalise
-from robustness.nets.fields import TargetSeekingField
+from robustness.nets.fields import LyaNetField, TargetSeekingField
 from robustness.nets.solvers import FixedStepSolver
 from robustness.training.losses import (
     certified_lyapunov,
     certified_margin_radius,
     cross_entropy,
+    dropout,
     lyapunov_violation,
     monte_carlo_lyapunov,
     sample_states,
@@ -59,6 +61,52 @@ def test_the_monte_carlo_loss_is_the_mean_over_every_image_and_every_state():
     assert min(violations) > 0
     loss = monte_carlo_lyapunov(model, images, torch.tensor([0, 1]), states)
     assert loss.item() == pytest.approx(sum(violations) / 4, rel=1e-6)
+
+
+def test_dropout_in_the_grid_is_a_field_without_these_units():
+    torch.manual_seed(0)
+    field, features = LyaNetField(3, 4, "normalised", 2.0), torch.randn(2, 16)
+    states, left_out = torch.randn(5, 3), iter([1, 2])
+
+    def drop(units: Tensor) -> Tensor:
+        assert units.shape == (2, 5, 4)
+        return units.index_fill(2, torch.tensor([next(left_out)]), 0.0)
+
+    found = field.on_grid(states, features, drop)
+    with torch.no_grad():
+        field.from_state.weight[1] = field.from_state.bias[1] = 0
+        field.to_state.weight[:, 2] = 0
+    torch.testing.assert_close(found, field.on_grid(states, features))
+
+
+def test_dropout_leaves_out_its_share_keeps_the_mean_and_repeats_with_its_seed():
+    def drawn() -> Tensor:
+        return dropout(0.3, torch.Generator().manual_seed(1))(torch.ones(200, 500))
+
+    units = drawn()
+    assert units.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert stats.binomtest(int((units == 0).sum()), units.numel(), 0.3).pvalue > 1e-3
+    assert torch.equal(units, drawn())
+
+
+def test_a_large_gain_asks_for_no_margin_and_dropout_for_one():
+    # The velocity points rightly by a hair, through one unit of four that outweighs the others.
+    field = LyaNetField(2, 4, "normalised", gain=1000.0)
+    with torch.no_grad():
+        field.from_state.weight.zero_()
+        field.from_state.bias.fill_(1.0)
+        field.to_state.bias.zero_()
+        field.to_state.weight.copy_(torch.tensor([[3.1, -1.0, -1.0, -1.0], [-3.1, 1, 1, 1]]))
+    features, states = torch.eye(4).view(1, 16), torch.randn(64, 2)
+    gradient = states.softmax(dim=1) - torch.tensor([1.0, 0.0])
+    demand = field.rate * potential(states, torch.zeros(64, dtype=torch.int64))
+
+    def loss(drop: Callable[[Tensor], Tensor] | None) -> float:
+        velocities = field.on_grid(states, features, drop)[0].detach()
+        return float(((gradient * velocities).sum(dim=1) + demand).relu().mean())
+
+    assert loss(None) == 0
+    assert loss(dropout(0.5, torch.Generator().manual_seed(0))) > 10
 
 
 def test_kappa_v_carries_no_gradient():
