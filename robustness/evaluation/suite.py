@@ -319,11 +319,20 @@ class Suite(Config):
             ("models", self.models),
             ("norms in threats", [t.norm for t in self.threats]),
             ("certificates", [c if isinstance(c, str) else c.name for c in self.certificates]),
-            ("kinds of attacks", [a.kind for a in self.attacks]),
+            ("kinds of attacks at each radius", self._runs()),
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"expected distinct {what}")
         return self
+
+    def _runs(self) -> list[tuple[str, ThreatModel]]:
+        """Every kind of attack with every threat: one may come twice, with other settings."""
+        return [
+            (attack.kind, threat)
+            for attack in self.attacks
+            for group in attack.threats or self.threats
+            for threat in group.threats
+        ]
 
 
 def bundled_suites() -> list[str]:
