@@ -5,8 +5,9 @@ import pytest
 from robustness.certificates import CERTIFICATES, DETERMINISTIC, SmoothingCertificate
 from robustness.data import load_images
 from robustness.errors import UsageError
-from robustness.evaluation.plan import Plan, make_plan
+from robustness.evaluation.plan import Plan, build_attacks, make_plan
 from robustness.evaluation.suite import Suite, bundled_suites, load_suite
+from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
 
 
@@ -50,6 +51,24 @@ def test_other_mistakes_are_said_in_one_line(
     suite_file: Path, old: str, new: str, expected: str
 ) -> None:
     assert expected in message_of(suite_file, suite_file.read_text().replace(old, new, 1))
+
+
+PGD_AT = """
+[[attacks]]
+kind = "pgd"
+steps = {}
+threats = [{{ norm = "Linf", eps = [{}] }}]
+"""
+
+
+def test_an_attack_comes_twice_only_where_no_radius_meets_it_twice(suite_file: Path) -> None:
+    content = suite_file.read_text().split("[[attacks]]")[0]
+    suite_file.write_text(content + PGD_AT.format(5, "0.05") + PGD_AT.format(10, "0.1"))
+    twice = [(a.version, *t) for a, t, _ in build_attacks(load_suite(str(suite_file)))]
+    assert [eps for _, eps in twice] == [ThreatModel(Norm.LINF, 0.05), ThreatModel(Norm.LINF, 0.1)]
+    assert len({version for version, _ in twice}) == 2
+    content += PGD_AT.format(5, "0.05, 0.1") + PGD_AT.format(10, "0.1")
+    assert "distinct kinds of attacks at each radius" in message_of(suite_file, content)
 
 
 SMOOTHING = '{ name = "smoothing", sigma = 0.5, samples = 200 }'
