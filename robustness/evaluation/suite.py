@@ -1,10 +1,11 @@
 """Suites: what to evaluate, as a strict TOML file or a bundled name."""
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -70,108 +71,89 @@ class _AttackConfig(Config):
     samples: Samples = "all"
     threats: list[ThreatsConfig] | None = None
 
+    # Its settings have the names of those of the configuration.
+    attack: ClassVar[Callable[..., Attack | WorstCase]]
+
+    def build(self) -> Attack | WorstCase:
+        """The attack."""
+        settings = self.model_dump(exclude={"kind", *_AttackConfig.model_fields})
+        return self.attack(**settings)
+
 
 class FGSMConfig(_AttackConfig):
     """FGSM, l-infinity only."""
 
+    attack = FGSM
     kind: Literal["fgsm"]
-
-    def build(self) -> Attack:
-        """The attack."""
-        return FGSM()
 
 
 class PGDConfig(_AttackConfig):
     """PGD with cross-entropy from random starts."""
 
+    attack = PGD
     kind: Literal["pgd"]
     steps: PositiveInt = 20
     restarts: PositiveInt = 1
     relative_step: PositiveFloat | None = None
 
-    def build(self) -> Attack:
-        """The attack."""
-        return PGD(self.steps, self.restarts, self.relative_step)
-
 
 class MIFGSMConfig(_AttackConfig):
     """MI-FGSM: iterated FGSM with momentum, l-infinity only."""
 
+    attack = MIFGSM
     kind: Literal["mi-fgsm"]
     steps: PositiveInt = MIFGSM.steps
     decay: NonNegativeFloat = MIFGSM.decay
-
-    def build(self) -> Attack:
-        """The attack."""
-        return MIFGSM(self.steps, self.decay)
 
 
 class APGDConfig(_AttackConfig):
     """Auto-PGD by its authors."""
 
+    attack = APGD
     kind: Literal["apgd"]
     loss: Literal["ce", "dlr"] = "ce"
     steps: PositiveInt = APGD.steps
     restarts: PositiveInt = APGD.restarts
 
-    def build(self) -> Attack:
-        """The attack."""
-        return APGD(self.loss, self.steps, self.restarts)
-
 
 class FABConfig(_AttackConfig):
     """FAB towards likely targets, which looks for the nearest adversarial image."""
 
+    attack = FAB
     kind: Literal["fab"]
     steps: PositiveInt = FAB.steps
     targets: PositiveInt = FAB.targets
-
-    def build(self) -> Attack:
-        """The attack."""
-        return FAB(self.steps, self.targets)
 
 
 class CarliniWagnerConfig(_AttackConfig):
     """Carlini and Wagner's attack, which looks for the nearest adversarial image, l2 only."""
 
+    attack = CarliniWagner
     kind: Literal["cw"]
     steps: PositiveInt = CarliniWagner.steps
-
-    def build(self) -> Attack:
-        """The attack."""
-        return CarliniWagner(self.steps)
 
 
 class DeepFoolConfig(_AttackConfig):
     """DeepFool, which looks for the nearest adversarial image, l2 only."""
 
+    attack = DeepFool
     kind: Literal["deepfool"]
     steps: PositiveInt = DeepFool.steps
-
-    def build(self) -> Attack:
-        """The attack."""
-        return DeepFool(self.steps)
 
 
 class SquareConfig(_AttackConfig):
     """Square, which sees scores and no gradients."""
 
+    attack = Square
     kind: Literal["square"]
     queries: PositiveInt = Square.queries
-
-    def build(self) -> Attack:
-        """The attack."""
-        return Square(self.queries)
 
 
 class AutoAttackConfig(_AttackConfig):
     """AutoAttack standard."""
 
+    attack = AutoAttack
     kind: Literal["autoattack"]
-
-    def build(self) -> Attack:
-        """The attack."""
-        return AutoAttack()
 
 
 class SmoothingConfig(Config):
@@ -199,13 +181,10 @@ class SmoothingConfig(Config):
 class WorstCaseConfig(_AttackConfig):
     """The worst case over views and attacks; what is certified at a threat is not attacked."""
 
+    attack = WorstCase
     kind: Literal["worst-case"]
     effort: Effort = "standard"
     transfer: bool = True
-
-    def build(self) -> WorstCase:
-        """The attack."""
-        return WorstCase(self.effort, self.transfer)
 
 
 AttackConfig = Annotated[
