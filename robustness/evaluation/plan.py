@@ -208,6 +208,14 @@ def build_attacks(
     ]
 
 
+def attack_of(suite: Suite, job: Job) -> Attack | WorstCase:
+    """The attack of an attack job: of its kind, the one that is run at its threat."""
+    for attack, threats, _ in build_attacks(suite):
+        if attack.name == job.name and any((t.norm, t.eps) == (job.norm, job.eps) for t in threats):
+            return attack
+    raise LookupError(f"no attack {job.name} at {job.norm} {job.eps} in suite {suite.name}")
+
+
 def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan:
     """Plan every job of `suite`.
 

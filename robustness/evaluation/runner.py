@@ -26,7 +26,7 @@ from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
 from robustness.errors import UsageError
 from robustness.evaluation.cascade import WORST_CASE
-from robustness.evaluation.plan import Job, Plan, Unit, build_attacks, others
+from robustness.evaluation.plan import Job, Plan, Unit, attack_of, others
 from robustness.evaluation.store import Store
 from robustness.evaluation.units import Schedule
 from robustness.evaluation.work import Bench, ShardResult, run_unit
@@ -73,10 +73,7 @@ class Workbench:
 
     def _bench(self, job: Job) -> Bench:
         model = self.models[job.model]
-        attack = None
-        for known, _, _ in build_attacks(self.plan.suite):
-            if job.kind == "attack" and known.name == job.name:
-                attack = known
+        attack = attack_of(self.plan.suite, job) if job.kind == "attack" else None
         certificate = None
         if job.kind == "certificate":
             certificate = self._certificates[job.model][job.name]
