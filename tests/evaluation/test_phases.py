@@ -1,5 +1,8 @@
 """What starts from certificates waits for them, and its keys say what it started from."""
 
+import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,6 +185,29 @@ def test_checks_that_fail_raise_a_flag_and_do_not_lose_the_run(
     (flag,) = run(tmp_path, flags={"samples": 8}, attacks=[]).models[0].flags
     assert (flag.name, flag.raised) == ("checks-failed", True)
     assert flag.detail == "ArithmeticError: no way"
+
+
+def test_an_attack_that_comes_twice_runs_with_the_settings_of_its_radius(tmp_path: Path) -> None:
+    """Broken by stages that `quick` has not, where `standard` is asked for, and only there."""
+    changes = {
+        "models": ["digits/node"],
+        "certificates": [],
+        "samples": 16,
+        "threats": [{"norm": "Linf", "eps": [0.07, 0.075]}],
+    }
+    efforts = {0.07: "quick", 0.075: "standard"}
+    twice = [
+        {"kind": "worst-case", "effort": effort, "threats": [{"norm": "Linf", "eps": [eps]}]}
+        for eps, effort in efforts.items()
+    ]
+    for attacks in (twice, twice[::-1]):
+        folder = tmp_path / str(attacks[0]["effort"])
+        rows = run(folder, **changes, attacks=attacks).models[0].attacks
+        assert {row.eps: row.version.split()[0] for row in rows} == efforts
+        sums = "SELECT job, SUM(queries) FROM shards JOIN attack USING (key) GROUP BY job"
+        with closing(sqlite3.connect(folder / "results.sqlite")) as store:
+            queries = {json.loads(job)["eps"]: count for job, count in store.execute(sums)}
+        assert queries[0.075] > 3 * queries[0.07]  # many stages, and few
 
 
 def test_the_largest_radius_wins_and_the_first_of_equals() -> None:
