@@ -96,8 +96,8 @@ def _sections(seeds: Sequence[SeedResults], found: Sequence[Claim]) -> Iterator[
             f"{', '.join(str(s.seed) for s in seeds)}; accuracies on all test images, "
             "robustness on the first "
             f"{seeds[0].robust['wide linf 0.1']['node'].total}. What follows is true of these "
-            "models and this training budget, and need not be of longer trainings. `lyanet` has "
-            "a gain of 1 here, as the zoo's `mnist/lyanet-gain-1`.",
+            "models and this training budget, and need not be of longer trainings. The gain of "
+            "lyanet is 1 here, as of the zoo's mnist/lyanet-gain-1.",
         ),
     )
     yield Section(
