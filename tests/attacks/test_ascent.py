@@ -160,10 +160,14 @@ def test_a_model_made_to_be_certified_is_climbed_in_short_lanes_and_its_version_
         assert all(flag is short for flag in said)
 
 
-def test_a_field_on_the_simplex_is_climbed_from_two_starts_to_every_target_at_the_end() -> None:
+def test_rugged_fields_are_climbed_from_more_starts_at_the_end() -> None:
     last = {}
-    for name in ("mnist/fi-ode", "digits/lyanet"):
-        attack = default_stages(load_model(name).module, ThreatModel(Norm.LINF, 0.1))[-1].attack
-        assert isinstance(attack, Ascent)
-        last[name] = (attack.steps, attack.starts, attack.targets)
-    assert last == {"mnist/fi-ode": (200, 2, 9), "digits/lyanet": (100, 1, 5)}
+    for name in ("mnist/fi-ode", "digits/lyanet", "mnist/lyanet-certified-linf"):
+        stage = default_stages(load_model(name).module, ThreatModel(Norm.LINF, 0.1))[-1]
+        assert isinstance(stage.attack, Ascent)
+        last[name] = (stage.attack.loss, stage.attack.steps, stage.attack.starts, stage.view.name)
+    assert last == {
+        "mnist/fi-ode": ("targeted", 200, 2, "deployed"),
+        "digits/lyanet": ("margin", 100, 8, "smooth-backward"),
+        "mnist/lyanet-certified-linf": ("targeted", 100, 1, "deployed"),
+    }
