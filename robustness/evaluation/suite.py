@@ -300,14 +300,15 @@ class Suite(Config):
             ("certificates", [c if isinstance(c, str) else c.name for c in self.certificates]),
             ("kinds of attacks at each radius", self._runs()),
         ):
-            if len(set(names)) < len(names):
-                raise ValueError(f"expected distinct {what}")
+            twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+            if twice is not None:
+                raise ValueError(f"expected distinct {what}, got {twice} twice; remove one")
         return self
 
-    def _runs(self) -> list[tuple[str, ThreatModel]]:
+    def _runs(self) -> list[str]:
         """Every kind of attack with every threat: one may come twice, with other settings."""
         return [
-            (attack.kind, threat)
+            f"{attack.kind} at {threat.norm} {threat.eps}"
             for attack in self.attacks
             for group in attack.threats or self.threats
             for threat in group.threats

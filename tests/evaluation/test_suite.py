@@ -68,7 +68,8 @@ def test_an_attack_comes_twice_only_where_no_radius_meets_it_twice(suite_file: P
     assert [eps for _, eps in twice] == [ThreatModel(Norm.LINF, 0.05), ThreatModel(Norm.LINF, 0.1)]
     assert len({version for version, _ in twice}) == 2
     content += PGD_AT.format(5, "0.05, 0.1") + PGD_AT.format(10, "0.1")
-    assert "distinct kinds of attacks at each radius" in message_of(suite_file, content)
+    expected = "expected distinct kinds of attacks at each radius, got pgd at Linf 0.1 twice"
+    assert message_of(suite_file, content).endswith(f"{expected}; remove one")
 
 
 SMOOTHING = '{ name = "smoothing", sigma = 0.5, samples = 200 }'
