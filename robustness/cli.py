@@ -6,8 +6,10 @@ said in one line on standard error; 130 interrupted.
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import typer
@@ -26,6 +28,7 @@ from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
 from robustness.reporting.tables import summary_table
+from robustness.reporting.words import plural
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
 from robustness.zoo import WEIGHTS_FILE, find_entry, zoo_folder, zoo_names
@@ -41,6 +44,8 @@ console = Console()
 errors = Console(stderr=True, soft_wrap=True)
 
 _INTERRUPTED = 130
+# Of the radii that `certify` prints accuracies at.
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 DataDir = Annotated[
     Path | None,
@@ -120,6 +125,9 @@ def attack(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of image order and attack.")] = 0,
     workers: Workers = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Name all stages, and which broke how many images.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Attack one model at one threat and print its robust accuracy."""
@@ -135,18 +143,23 @@ def attack(
         data_dir=data_dir,
         quiet=False,
     )
-    table = Table(title=escape(f"{model} under {ThreatModel(row.norm, row.eps)}"))
-    for column in ("attack", "images", "robust accuracy", "95% interval", "errors", "rejected"):
-        table.add_column(column)
+    table = Table(title=escape(f"{model} under {ThreatModel(row.norm, row.eps)}, {row.attack}"))
+    for column in ("robust accuracy", "95% interval", "images", "errors", "rejected"):
+        table.add_column(column, no_wrap=True)
     table.add_row(
-        row.version,
-        str(row.subset),
         f"{row.robust.value:.1%}",
         f"{row.robust.low:.1%} to {row.robust.high:.1%}",
+        str(row.subset),
         str(row.errors),
         str(row.rejected),
     )
     console.print(table)
+    if verbose:
+        _print_whole(row.version)
+        for stage, broken in row.found_by.items():
+            _print_whole(f"{broken} broken by {stage}")
+    else:
+        _print_whole(shorten(row.version, 76, placeholder=" … (all with --verbose)"))
 
 
 @app.command()
@@ -207,18 +220,21 @@ def certify(
     for column in ("eps", f"{claimed} accuracy", "95% interval"):
         table.add_column(column)
     proved = sorted(row.radius for row in rows if row.kind is claimed and row.radius > 0)
-    grid = [proved[int(q * (len(proved) - 1))] for q in (0.1, 0.25, 0.5, 0.75, 0.9)]
-    for eps in [0.0, *(float(f"{value:.2g}") for value in grid)] if proved else [0.0]:
+    quantiles = [proved[int(q * (len(proved) - 1))] for q in _QUANTILES] if proved else []
+    for eps in [0.0, *(float(f"{value:.2g}") for value in quantiles)]:
         share = api.certified_accuracy(rows, eps, claimed)
         table.add_row(f"{eps:g}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
     console.print(table)
     estimates = sum(row.kind is Kind.ESTIMATE for row in rows)
     if estimates:
-        console.print(f"{estimates} images have an estimated radius only, which proves nothing.")
+        console.print(
+            f"Of {plural(estimates, 'image')} there is an estimate only, which proves nothing."
+        )
     if smoothed:
         console.print("Radii of the smoothed classifier, each with a stated confidence.")
     if not proved:
-        console.print(escape(f"No image is certified: {rows[0].reason}."))
+        reason, _ = Counter(row.reason for row in rows).most_common(1)[0]
+        _print_whole(f"No image is certified, most often because of this: {reason}.")
 
 
 @app.command("train")
@@ -357,6 +373,11 @@ def check_command(
         console.print(escape(finding), soft_wrap=True)
     console.print(verdict.outcome.name.lower().replace("_", " "))
     raise typer.Exit(verdict.exit_code)
+
+
+def _print_whole(text: str) -> None:
+    """Print words of others, which are neither markup nor cut at the terminal's width."""
+    console.print(escape(text), soft_wrap=True, highlight=False)
 
 
 def _show(leaderboard: Leaderboard, folder: Path) -> None:
