@@ -167,7 +167,7 @@ def test_certify_says_why_nothing_is_certified(
 def test_attack_prints_numbers_first_and_stages_on_request(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worst = "attack users_kinds:plain --eps 0.1 --data few.npz --workers 1 --attack worst-case"
+    worst = "attack digits/resnet --eps 0.5 --data few.npz --workers 1 --attack worst-case"
     assert run(worst) == 0
     brief = capsys.readouterr().out.splitlines()
     assert "robust accuracy" in next(line for line in brief if "┃" in line)
