@@ -1,49 +1,52 @@
 """The command line: parses, calls, prints.
 
-Exit codes: 0 done; 1 the answer is no (regression, soundness failure); 2 bad input or usage,
-said in one line on standard error; 130 interrupted.
+What a command raises becomes an exit code and one line in `boundary.run`.
 """
 
 import csv
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from robustness import api
+from robustness.boundary import run
 from robustness.certificates import Kind
 from robustness.claims.report import write_claims
 from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
-from robustness.errors import SoundnessError, UsageError
+from robustness.errors import ExitCode, UsageError, os_failure
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
 from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
 from robustness.reporting.tables import summary_table
 from robustness.reporting.words import plural
+from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
 from robustness.zoo import WEIGHTS_FILE, find_entry, zoo_folder, zoo_names
 
+_EXIT_CODES = (
+    "Exit codes: 0 done; 1 the answer is no (a regression, or a certificate that was broken); "
+    "2 bad input or usage; 3 the machine failed (disk, memory, lock, damaged store, dead worker, "
+    "time limit); 70 a defect of this package; 130 interrupted. What failed is said in one line; "
+    "--debug, anywhere on the command line, prints the traceback too."
+)
+
 app = typer.Typer(
     name="robustness",
     help="Adversarial robustness of neural ODEs: attack, certify, and report the bracket.",
+    epilog=_EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True, soft_wrap=True)
-
-_INTERRUPTED = 130
 # Of the radii that `certify` prints accuracies at.
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -153,7 +156,7 @@ def attack(
         str(row.errors),
         str(row.rejected),
     )
-    console.print(table)
+    answers.print(table)
     if verbose:
         _print_whole(row.version)
         for stage, broken in row.found_by.items():
@@ -224,14 +227,14 @@ def certify(
     for eps in [0.0, *(float(f"{value:.2g}") for value in quantiles)]:
         share = api.certified_accuracy(rows, eps, claimed)
         table.add_row(f"{eps:g}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
-    console.print(table)
+    answers.print(table)
     estimates = sum(row.kind is Kind.ESTIMATE for row in rows)
     if estimates:
-        console.print(
+        answers.print(
             f"Of {plural(estimates, 'image')} there is an estimate only, which proves nothing."
         )
     if smoothed:
-        console.print("Radii of the smoothed classifier, each with a stated confidence.")
+        answers.print("Radii of the smoothed classifier, each with a stated confidence.")
     if not proved:
         reason, _ = Counter(row.reason for row in rows).most_common(1)[0]
         _print_whole(f"No image is certified, most often because of this: {reason}.")
@@ -249,7 +252,7 @@ def train_command(
     folder = find_entry(recipe)
     _require_file_writable(folder / WEIGHTS_FILE)
     measured = train(folder, resume, data_dir)
-    console.print(
+    answers.print(
         f"{folder / WEIGHTS_FILE}: validation accuracy {measured.validation_accuracy:.1%} "
         f"(epoch {measured.epoch}), {measured.seconds:.0f} s"
     )
@@ -269,7 +272,7 @@ def models(
     for name in names:
         recipe = read_recipe(zoo_folder() / name)
         table.add_row(name, "yes" if recipe.weights else "none yet", recipe.description)
-    console.print(table)
+    answers.print(table)
 
 
 @app.command()
@@ -299,7 +302,7 @@ def card(
             name, data_dir=data_dir, remeasure=remeasure, proving=prove, audited=audit
         )
         clean = facts.clean
-        console.print(
+        answers.print(
             escape(
                 f"{file}: {clean.value:.2%} of {clean.total} images, "
                 f"{facts.non_finite} with a logit that is not finite"
@@ -319,7 +322,7 @@ def _cards_asked_for(model: str | None, dataset: str | None, every: bool) -> lis
     names = _names_of(dataset)
     trained = [name for name in names if read_recipe(zoo_folder() / name).weights is not None]
     for name in sorted(set(names) - set(trained)):
-        console.print(escape(f"{name}: no weights yet, no card"))
+        answers.print(escape(f"{name}: no weights yet, no card"))
     return trained
 
 
@@ -345,8 +348,8 @@ def claims(
     seeds = measure_claims(out, data_dir)
     write_claims(seeds, out)
     for claim in decide(seeds):
-        console.print(escape(f"{claim.statement}: {claim.verdict}"), soft_wrap=True)
-    console.print(escape(f"report: {out / 'index.html'}"))
+        answers.print(escape(f"{claim.statement}: {claim.verdict}"), soft_wrap=True)
+    answers.print(escape(f"report: {out / 'index.html'}"))
 
 
 @app.command("compare")
@@ -356,7 +359,7 @@ def compare_command(
 ) -> None:
     """Put two leaderboards side by side."""
     comparison = compare(read_leaderboard(first), read_leaderboard(second))
-    console.print(render(comparison, str(first), str(second)))
+    answers.print(render(comparison, str(first), str(second)))
 
 
 @app.command("check")
@@ -370,23 +373,23 @@ def check_command(
     """Regression gate: exit code 0 pass, 1 regression, 2 cannot tell."""
     verdict = check(read_leaderboard(results), read_leaderboard(baseline), tolerance)
     for finding in verdict.findings:
-        console.print(escape(finding), soft_wrap=True)
-    console.print(verdict.outcome.name.lower().replace("_", " "))
+        answers.print(escape(finding), soft_wrap=True)
+    answers.print(verdict.outcome.name.lower().replace("_", " "))
     raise typer.Exit(verdict.exit_code)
 
 
 def _print_whole(text: str) -> None:
     """Print words of others, which are neither markup nor cut at the terminal's width."""
-    console.print(escape(text), soft_wrap=True, highlight=False)
+    answers.print(escape(text), soft_wrap=True, highlight=False)
 
 
 def _show(leaderboard: Leaderboard, folder: Path) -> None:
-    console.print(summary_table(leaderboard))
-    console.print(escape(f"reports: {folder / 'index.html'}"))
+    answers.print(summary_table(leaderboard))
+    answers.print(escape(f"reports: {folder / 'index.html'}"))
     if leaderboard.soundness.violations:
         for violation in leaderboard.soundness.violations:
-            errors.print(escape(f"soundness failure: {violation}"))
-        raise typer.Exit(1)
+            remarks.print(escape(f"soundness failure: {violation}"))
+        raise typer.Exit(ExitCode.NO)
 
 
 def _require_file_writable(file: Path) -> None:
@@ -397,41 +400,13 @@ def _require_file_writable(file: Path) -> None:
         if not existed:
             file.unlink()
     except OSError as error:
-        raise UsageError(
-            f"expected a file that can be written at {file}, got {error.strerror or error}; "
-            "choose another place"
+        raise os_failure(
+            error, f"a file that can be written at {file}", "choose another place"
         ) from None
-
-
-def run(command: Callable[[], object]) -> int:
-    """Run a command line and turn every outcome into an exit code and at most one line."""
-    try:
-        result = command()
-    except typer.TyperException as error:
-        message = error.format_message()
-        if "\n" in message:  # the help text, where no command was named
-            console.print(escape(message))
-        else:
-            context = getattr(error, "ctx", None)
-            hint = f"; see `{context.command_path} --help`" if context else ""
-            errors.print(escape(f"error: {message}{hint}"), highlight=False)
-        return 2
-    except UsageError as error:
-        errors.print(escape(f"error: {' '.join(str(error).split())}"), highlight=False)
-        return 2
-    except SoundnessError as error:
-        errors.print(escape(f"soundness failure: {error}"), highlight=False)
-        return 1
-    except KeyboardInterrupt:
-        result = _INTERRUPTED
-    if result == _INTERRUPTED:
-        errors.print(
-            "interrupted; `evaluate` and `claims` continue with the same command, "
-            "`train` with --resume"
-        )
-    return result if isinstance(result, int) else 0
 
 
 def main() -> None:
     """Entry point of the `robustness` command."""
-    sys.exit(run(lambda: app(standalone_mode=False)))
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    sys.exit(run(lambda: app(arguments, standalone_mode=False), debug))

@@ -1,14 +1,84 @@
-"""What can go wrong, by whose answer it is.
+"""What can go wrong, by whose answer it is, and the exit code that says so.
 
-A `UsageError` is the caller's to mend and becomes exit code 2; a `SoundnessError`
-is the suite's own defect and becomes exit code 1. Numerical failure of a solver is
-neither: it is data (a non-finite prediction), reported per sample.
+A `UsageError` is the caller's to mend; a `SoundnessError` is an answer, that a certificate was
+broken; an `OperationalError` is the machine's. Whatever else is raised is a defect of this
+package. Numerical failure of a solver is none of these: it is data (a non-finite prediction),
+reported per sample.
 """
+
+import errno
+from enum import IntEnum
+
+# With the words that go before it, a message stays within 300 characters.
+MESSAGE_LENGTH = 270
+_TAIL = 110
+
+# What an operating system answers where nothing is wrong with what it was asked for.
+_MACHINE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOLCK,
+        errno.ESTALE,
+    }
+)
+
+
+class ExitCode(IntEnum):
+    """How a command ends; documented in docs/faults.md. 70 is EX_SOFTWARE of sysexits.h."""
+
+    DONE = 0
+    NO = 1
+    USAGE = 2
+    OPERATIONAL = 3
+    DEFECT = 70
+    INTERRUPTED = 130
 
 
 class UsageError(ValueError):
     """Bad input. The message is one line: what was expected, what came, what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
 
 class SoundnessError(RuntimeError):
     """A certified image was broken inside its certified radius."""
+
+
+class OperationalError(RuntimeError):
+    """The machine failed: a disk, memory, a lock, a worker process, a time limit. One line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, length: int = MESSAGE_LENGTH) -> str:
+    """`text` in one line without control characters; what is too long loses its middle."""
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in " ".join(text.split())
+    )
+    if len(shown) <= length:
+        return shown
+    return f"{shown[: length - _TAIL - 1]}…{shown[-_TAIL:]}"
+
+
+def os_failure(error: OSError, expected: str, remedy: str) -> UsageError | OperationalError:
+    """Whose answer an error of the operating system is, in words.
+
+    Args:
+        error: what it said.
+        expected: what should have been there or been possible.
+        remedy: what the caller can do if it was asked for the wrong thing.
+    """
+    got = error.strerror or type(error).__name__
+    if error.errno in _MACHINE:
+        return OperationalError(f"expected {expected}, got: {got}; mend that and run it again")
+    return UsageError(f"expected {expected}, got: {got}; {remedy}")

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -65,7 +65,7 @@ def find_entry(name: str) -> Path:
     """The folder of a zoo name, of a recipe file or of a recipe's folder.
 
     Raises:
-        UsageError: there is no such entry; near names are suggested.
+        UsageError: there is no such entry; the three nearest names are given.
     """
     # os.path answers False, where pathlib raises, for what no file can be called.
     path = Path(name)
@@ -76,12 +76,10 @@ def find_entry(name: str) -> Path:
     entry = zoo_folder() / name
     if name and not path.is_absolute() and os.path.isfile(entry / RECIPE_FILE):
         return entry
-    names = zoo_names()
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"the zoo holds {', '.join(names)}"
+    near = ", ".join(get_close_matches(name, zoo_names(), n=3, cutoff=0.0))
     raise UsageError(
-        f"expected a model, a zoo name, a recipe's folder or package.module:factory, "
-        f"got {name!r}; {hint}"
+        "expected a model, a zoo name, a recipe's folder or package.module:factory, "
+        f"got {name!r}; the nearest are {near}, and `robustness models` lists all"
     )
 
 
@@ -115,14 +113,40 @@ def load_model(name: str) -> LoadedModel:
     weights = folder / WEIGHTS_FILE
     content = _verified_bytes(weights, recipe)
     try:
-        module.load_state_dict(safetensors.torch.load(content))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{weights}: expected weights of the recipe's architecture, got {reason}; train again"
-        ) from None
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise _unfitting(weights, str(error)) from None
+    if difference := state_difference(module, tensors):
+        raise _unfitting(weights, difference)
+    module.load_state_dict(tensors)
     identity = json.dumps([recipe.architecture, hashlib.sha256(content).hexdigest()])
     return LoadedModel(name, _frozen(module), hashlib.sha256(identity.encode()).hexdigest(), recipe)
+
+
+def state_difference(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The first tensor by name that `module` lacks, misses, or has of another shape or kind.
+
+    Floating-point numbers of any precision fit each other, as weights may be stored in another
+    one; integers and complex numbers would be cast in silence.
+    """
+    state = module.state_dict()
+    for name in sorted(state.keys() | tensors.keys()):
+        if name not in tensors:
+            return f"no {name}"
+        given = f"{name} of shape {tuple(tensors[name].shape)} and {tensors[name].dtype}"
+        if name not in state:
+            return f"{given}, which it has not"
+        wanted, found = state[name], tensors[name]
+        floating = wanted.is_floating_point() and found.is_floating_point()
+        if wanted.shape != found.shape or not (floating or wanted.dtype == found.dtype):
+            return f"{given} where it has {tuple(wanted.shape)} and {wanted.dtype}"
+    return None
+
+
+def _unfitting(weights: Path, reason: str) -> UsageError:
+    return UsageError(
+        f"{weights}: expected weights of the recipe's architecture, got {reason}; train again"
+    )
 
 
 def _verified_bytes(weights: Path, recipe: Recipe) -> bytes:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from robustness.certificates import Certificate
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
-from robustness.errors import UsageError
+from robustness.errors import OperationalError
 from robustness.evaluation.cascade import WORST_CASE
 from robustness.evaluation.plan import Job, Plan, Unit, attack_of, others
 from robustness.evaluation.store import Store
@@ -117,7 +117,7 @@ def run_plan(
         The number of units computed.
 
     Raises:
-        UsageError: a worker died.
+        OperationalError: a worker died.
     """
     schedule, computed = Schedule(plan, store), 0
     columns = (
@@ -206,7 +206,7 @@ class _Crew:
                 for future in finished:
                     yield pending.pop(future), future.result()
         except BrokenProcessPool:
-            raise UsageError(
+            raise OperationalError(
                 "expected the worker processes to live, got one that died (out of memory?); "
                 "run the same command again with fewer --workers"
             ) from None

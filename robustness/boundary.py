@@ -1,0 +1,167 @@
+"""The boundary between what can fail and what is said: one line, an exit code, a log.
+
+Everything that a command raises ends here. No traceback is printed unless it is asked for;
+that of a failure which is not the caller's to mend goes to a log file, beside the report where
+the command writes one.
+"""
+
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.markup import escape
+from typer import TyperException
+
+from robustness.errors import (
+    ExitCode,
+    OperationalError,
+    SoundnessError,
+    UsageError,
+    one_line,
+    os_failure,
+)
+from robustness.terminal import answers, discard, remarks
+
+# In the words of torch, of the dynamic linker and of the threading module.
+_EXHAUSTED = (
+    "can't allocate memory",
+    "not enough memory",
+    "failed to map segment",
+    "Cannot allocate memory",
+    "can't start new thread",
+)
+_AGAIN = "`evaluate` and `claims` continue with the same command, `train` with --resume"
+
+_log_folder: list[Path] = []
+
+
+def log_beside(folder: Path) -> None:
+    """Name the folder that the running command writes its report to."""
+    _log_folder[:] = [folder]
+
+
+def run(command: Callable[[], object], debug: bool = False) -> int:
+    """Run a command and turn every outcome into an exit code and at most one line.
+
+    Args:
+        command: returns an exit code, or something else for 0.
+        debug: print the traceback of whatever was raised, too.
+    """
+    _log_folder.clear()
+    try:
+        result = command()
+        _flush()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if debug:
+            traceback.print_exception(error)
+        return _said(error)
+    finally:
+        _settle()
+    if result == ExitCode.INTERRUPTED:
+        return _said(KeyboardInterrupt())
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _said(error: BaseException) -> ExitCode:
+    """Say in one line what was raised."""
+    match _translated(error):
+        case TyperException() as usage:
+            message = usage.format_message()
+            if "\n" in message:  # the help text, where no command was named
+                answers.print(escape(message))
+                return ExitCode.USAGE
+            context = getattr(usage, "ctx", None)
+            hint = f"; see `{context.command_path} --help`" if context else ""
+            return _say(ExitCode.USAGE, f"error: {one_line(message)}{hint}")
+        case UsageError() as usage:
+            return _say(ExitCode.USAGE, f"error: {usage}")
+        case SoundnessError() as broken:
+            return _say(ExitCode.NO, f"soundness failure: {broken}")
+        case OperationalError() as failure:
+            return _say(ExitCode.OPERATIONAL, f"failed: {failure}", _log(error))
+        case KeyboardInterrupt():
+            return _say(ExitCode.INTERRUPTED, f"interrupted; {_AGAIN}")
+        case SystemExit() if isinstance(error.__context__, BrokenPipeError):
+            return ExitCode.DONE  # the reader of the help left
+        case other:
+            what = one_line(f"{type(other).__name__}: {other}", 150)
+            line = f"defect of this package, please report it: {what}"
+            return _say(ExitCode.DEFECT, line, _log(error))
+
+
+def _translated(error: BaseException) -> BaseException:
+    """What the machine did, where an exception that is not of this package tells of it."""
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        where = f"to use {error.filename}" if error.filename else "to read and write"
+        return os_failure(error, where, "correct the path or its permissions")
+    exhausted = isinstance(error, (RuntimeError, ImportError)) and (
+        type(error).__name__ == "OutOfMemoryError" or any(w in str(error) for w in _EXHAUSTED)
+    )
+    if isinstance(error, MemoryError) or exhausted:
+        return OperationalError(
+            f"expected enough memory, got: {error or 'none left'}; free some, or ask for fewer "
+            "--workers, and run it again"
+        )
+    # Other errors of a database are about what it was asked.
+    if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+        return OperationalError(
+            f"expected a store that can be used, got: {error}; see whether its disk is full or "
+            "another process holds it, and run it again"
+        )
+    if isinstance(error, (BrokenExecutor, BrokenPipeError)):
+        return OperationalError(
+            "expected the worker processes to live, got one that died (out of memory?); "
+            "run it again with fewer --workers"
+        )
+    return error
+
+
+def _say(code: ExitCode, line: str, log: str = "") -> ExitCode:
+    try:
+        remarks.print(escape(one_line(line, 299 - len(log)) + log))
+    except OSError:  # then the exit code has to do
+        discard(sys.stderr)
+    return code
+
+
+def _log(error: BaseException) -> str:
+    """Write the traceback where it will be found; say where, or why not."""
+    content = "\n".join(
+        [
+            f"command: {sys.argv}",
+            f"version: {version('lyanet-robustness')}, python {sys.version}",
+            f"time: {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
+            "".join(traceback.format_exception(error)),
+        ]
+    )
+    refused = ""
+    for folder in [*_log_folder, Path(tempfile.gettempdir())]:
+        name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        try:
+            with (folder / name).open("x", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(content)
+        except OSError as failure:
+            refused = failure.strerror or type(failure).__name__
+        else:
+            return f"; log: {folder / name}"
+    return f"; no log ({refused})"
+
+
+def _settle() -> None:
+    """Leave nothing in standard output that the interpreter would fail to write at its end."""
+    try:
+        _flush()
+    except OSError:
+        discard(sys.stdout)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where the caller closed it
+        sys.stdout.flush()

@@ -1,0 +1,27 @@
+"""Where words for people go: answers to standard output, all else to standard error."""
+
+import os
+from typing import IO
+
+from rich.console import Console
+
+
+class Terminal(Console):
+    """A console whose reader may leave: what is said then goes nowhere, and the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Where rich by itself would end the process with exit code 1."""
+        discard(self.file)
+
+
+def discard(stream: IO[str]) -> None:
+    """Send what a stream that cannot be written to still holds, and all to come, nowhere."""
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+    except (OSError, ValueError):  # closed, or no file of the operating system
+        return
+
+
+answers = Terminal()
+remarks = Terminal(stderr=True, soft_wrap=True, highlight=False)

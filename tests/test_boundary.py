@@ -1,0 +1,162 @@
+"""The boundary: every outcome has its exit code, and at most one line says what it was."""
+
+import errno
+import re
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustness import cli
+from robustness.boundary import log_beside, run
+from robustness.errors import (
+    MESSAGE_LENGTH,
+    OperationalError,
+    SoundnessError,
+    UsageError,
+    one_line,
+    os_failure,
+)
+
+
+def raising(error: BaseException):
+    def command() -> None:
+        raise error
+
+    return command
+
+
+def write_to_a_full_disk() -> None:
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
+
+def ask_a_closed_store() -> None:
+    sqlite3.connect("/nonexistent/store.sqlite")
+
+
+def line_of(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert len(captured.err) <= 301
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 2, 2, ""),
+        (raising(UsageError("expected a, got b; do c")), 2, "error: expected a, got b; do c"),
+        (raising(SoundnessError("image 3")), 1, "soundness failure: image 3"),
+        (raising(OperationalError("the disk")), 3, "failed: the disk"),
+        (write_to_a_full_disk, 3, "No space left on device"),
+        (ask_a_closed_store, 3, "unable to open database file"),
+        (lambda: torch.empty(10**15), 3, "expected enough memory"),
+        (lambda: bytearray(10**18), 3, "expected enough memory"),
+        (raising(BrokenExecutor()), 3, "worker"),
+        (raising(OSError(errno.EDQUOT, "Disk quota exceeded")), 3, "Disk quota exceeded"),
+        (raising(KeyError("nothing")), 70, "defect of this package, please report it: KeyError"),
+        (raising(RecursionError("too deep")), 70, "RecursionError"),
+        (raising(SystemExit(0)), 70, "SystemExit: 0"),
+        (raising(KeyboardInterrupt()), 130, "interrupted"),
+        (lambda: 130, 130, "interrupted"),
+    ],
+)
+def test_every_outcome_has_its_exit_code_and_at_most_one_line(
+    command, code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command) == code
+    if words:
+        assert words in line_of(capsys)
+    else:
+        assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), OSError(errno.EIO, "I/O")])
+def test_the_traceback_goes_to_a_log_beside_the_report(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        log_beside(tmp_path)
+        raise error
+
+    run(command)
+    named = re.search(r"; log: (\S+)\n", line_of(capsys))
+    assert named is not None
+    log = Path(named[1])
+    assert log.parent == tmp_path
+    assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
+
+
+def test_the_log_goes_elsewhere_where_there_is_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run(raising(KeyError("x")))
+    assert [f"; log: {file}\n" in line_of(capsys) for file in tmp_path.iterdir()] == [True]
+
+
+def test_a_log_that_cannot_be_written_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert run(raising(KeyError("x"))) == 70
+    assert line_of(capsys).endswith("; no log (No such file or directory)\n")
+
+
+def test_a_traceback_is_printed_on_request_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(UsageError("expected a, got b; do c")), debug=True) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_standard_output_that_is_full_is_a_failure_of_the_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.run(lambda: cli.app(["models"], standalone_mode=False)) == 3
+    assert "No space left on device" in line_of(capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        ("> /dev/full", 3, "No space left on device"),
+        ("> /dev/full 2> /dev/full", 3, ""),
+        (">&-", 0, ""),
+        ("| true; exit ${PIPESTATUS[0]}", 0, ""),
+    ],
+)
+def test_the_interpreter_adds_nothing_at_its_end(redirected: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m robustness models {redirected}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == bool(said)
+    assert said in done.stderr
+
+
+def test_a_message_is_one_line_without_control_characters_whatever_it_quotes() -> None:
+    message = str(UsageError("expected a name, got \x1b[31m\n" + 10**6 * "x" + "\u202e; do c"))
+    assert message.isprintable()
+    assert message.startswith(r"expected a name, got \x1b[31m xxx")
+    assert message.endswith(r"xxx\u202e; do c")
+    assert len(message) == MESSAGE_LENGTH
+    assert one_line("short") == "short"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, OperationalError), (errno.ENOENT, UsageError)]
+)
+def test_an_error_of_the_operating_system_is_the_machines_or_the_callers(
+    number: int, kind: type[Exception]
+) -> None:
+    failure = os_failure(OSError(number, "said so"), "a file", "name another")
+    assert type(failure) is kind
+    assert "expected a file, got: said so" in str(failure)
