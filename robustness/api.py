@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from robustness import inputs
 from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
-from robustness.data import ImageSet, load_images
-from robustness.errors import SoundnessError, UsageError
+from robustness.data import NAMES, ImageSet, load_images, require_source
+from robustness.errors import SoundnessError, UsageError, os_failure
 from robustness.evaluation.leaderboard import (
     AttackRow,
     Leaderboard,
@@ -37,7 +38,15 @@ from robustness.recipe import describe_validation, read_recipe, replace_file
 from robustness.reporting.card import CARD_FILE, card_text
 from robustness.reporting.report import write_report
 from robustness.threat import Norm, ThreatModel
-from robustness.zoo import LoadedModel, entry_name, find_entry, load_model, zoo_folder, zoo_names
+from robustness.zoo import (
+    LoadedModel,
+    entry_name,
+    find_entry,
+    load_model,
+    training_data,
+    zoo_folder,
+    zoo_names,
+)
 
 _DEFAULT_BATCH = 64
 
@@ -47,6 +56,7 @@ def evaluate(
     *,
     samples: int | None = None,
     models: Sequence[str] | None = None,
+    data: str | None = None,
     out: Path | None = None,
     workers: int | None = None,
     seed: int | None = None,
@@ -62,6 +72,8 @@ def evaluate(
         suite: a bundled suite's name, a TOML file, or a `Suite`.
         samples: fewer images than the suite asks for.
         models: other models than the suite's.
+        data: another data set than the suite's, whatever the models were trained on; by default
+            models of another one are refused.
         out: the report folder, `reports/<suite>` by default.
         workers: processes, by default one per core; changes no result.
         seed: another seed than the suite's.
@@ -77,12 +89,12 @@ def evaluate(
         UsageError: the suite, a model, the data or the folder is not usable; nothing is stored.
     """
     parsed = load_suite(suite) if isinstance(suite, str) else suite
-    parsed = _override(parsed, samples=samples, models=models, seed=seed)
-    workers = _default_workers() if workers is None else _positive("workers", workers)
-    batch_size = _positive("batch size", batch_size)
-    bench = _prepare(parsed, data_dir)
-    folder = out or Path("reports") / parsed.name
-    _require_writable(folder)
+    parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
+    workers = inputs.cores() if workers is None else inputs.workers(workers)
+    batch_size = inputs.count("a batch size", batch_size)
+    folder = inputs.folder_to_write(out or Path("reports") / parsed.name)
+    bench = _prepare(parsed, data_dir, data is not None)
+    _make(folder)
     with Store(folder / STORE_FILE) as store:
         started = time.perf_counter()
         versions = environment()
@@ -109,6 +121,7 @@ def render(results: Path, out: Path) -> Leaderboard:
     Raises:
         UsageError: there is no store, no complete run, or `out` cannot be written.
     """
+    inputs.folder_to_write(out)
     file = results / STORE_FILE if results.is_dir() else results
     with Store(file, must_exist=True) as store:
         plan, versions, _, wall = store.last_run()
@@ -124,7 +137,7 @@ def render(results: Path, out: Path) -> Leaderboard:
                 "run `robustness evaluate` again"
             )
         leaderboard = _with_wall_time(summarise(plan, store, versions), wall, store)
-    _require_writable(out)
+    _make(out)
     write_report(leaderboard, out)
     return leaderboard
 
@@ -164,6 +177,7 @@ def attack(
         UsageError: an argument is not usable, or the attack does not apply.
     """
     threat = ThreatModel.parse(norm, eps)
+    workers = inputs.cores() if workers is None else inputs.workers(workers)
     suite = _single(
         model,
         data,
@@ -172,7 +186,7 @@ def attack(
         threats=[{"norm": threat.norm, "eps": [threat.eps]}],
         attacks=[{"kind": attack}],
     )
-    bench = _prepare(suite, data_dir)
+    bench = _prepare(suite, data_dir, data is not None)
     refusals = [job.refusal for job in bench.plan.jobs if job.refusal is not None]
     if refusals:
         raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
@@ -181,7 +195,7 @@ def attack(
             bench.plan,
             store,
             bench,
-            _default_workers() if workers is None else _positive("workers", workers),
+            workers,
             _DEFAULT_BATCH,
             data_dir,
             quiet,
@@ -249,7 +263,8 @@ def certify(
         SoundnessError: the audit broke a certificate, which is a defect of this package.
     """
     parsed = Norm.parse(norm)
-    count = _positive("number of audited images", audit)
+    count = inputs.count("a number of audited images", audit)
+    workers = inputs.cores() if workers is None else inputs.workers(workers)
     suite = _single(
         model,
         data,
@@ -259,13 +274,12 @@ def certify(
         certificates=list(DETERMINISTIC) if certificate is None else [certificate],
         audit=AuditConfig(samples=count, largest=count),
     )
-    bench = _prepare(suite, data_dir)
+    bench = _prepare(suite, data_dir, data is not None)
     refusals = [job.refusal for job in bench.plan.jobs if job.refusal is not None]
     if certificate is not None and refusals:
         raise UsageError(
             f"expected a certificate for {model}, got {certificate}: {refusals[0]}; choose another"
         )
-    workers = _default_workers() if workers is None else _positive("workers", workers)
     with Store(None) as store:
         run_plan(bench.plan, store, bench, workers, _DEFAULT_BATCH, data_dir, quiet)
         reader = Reader(Schedule(bench.plan, store))
@@ -303,12 +317,11 @@ def _certified_sample(record: SampleRecord, norm: Norm) -> CertifiedSample:
 
 def _single(model: str, data: str | None, samples: int | None, seed: int, **parts: Any) -> Suite:
     """A suite of one model, on the data set it was trained on unless another is named."""
-    name = data or _data_of(model)
-    count: int | Literal["all"] = "all" if samples is None else _positive("samples", samples)
-    return _validated(
+    count: int | Literal["all"] = "all" if samples is None else inputs.count("samples", samples)
+    suite = _validated(
         {
             "name": "single",
-            "data": name,
+            "data": data or "digits",  # until the rest is known to be in order
             "samples": count,
             "seed": seed,
             "models": [model],
@@ -316,29 +329,34 @@ def _single(model: str, data: str | None, samples: int | None, seed: int, **part
         }
         | parts
     )
+    return suite if data else _validated(suite.model_dump(mode="json") | {"data": _data_of(model)})
 
 
 def _data_of(model: str) -> str:
-    recipe = load_model(model).recipe
-    if recipe is None:
+    trained_on = training_data(model)
+    if trained_on is None:
         raise UsageError(
             f"expected --data NAME for the user's model {model}, got none; "
             "name a data set or an .npz file"
         )
-    return recipe.data.name
+    return trained_on
 
 
 def _override(
-    suite: Suite, *, samples: int | None, models: Sequence[str] | None, seed: int | None
+    suite: Suite,
+    *,
+    samples: int | None,
+    models: Sequence[str] | None,
+    data: str | None,
+    seed: int | None,
 ) -> Suite:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"samples": samples, "data": data, "seed": seed}
     if samples is not None:
-        changes["samples"] = _positive("samples", samples)
+        inputs.count("samples", samples)
     if models is not None:
         changes["models"] = list(models)
-    if seed is not None:
-        changes["seed"] = seed
-    return _validated(suite.model_dump(mode="json") | changes)
+    given = {name: value for name, value in changes.items() if value is not None}
+    return _validated(suite.model_dump(mode="json") | given)
 
 
 def _validated(content: dict[str, Any]) -> Suite:
@@ -361,35 +379,33 @@ def _expanded(name: str) -> list[str]:
     return found
 
 
-def _prepare(suite: Suite, data_dir: Path | None) -> Workbench:
+def _prepare(suite: Suite, data_dir: Path | None, any_data: bool) -> Workbench:
+    """Models and images of a suite; `any_data` lets models of another data set pass."""
+    require_source(suite.data, data_dir)
     names = list(dict.fromkeys(entry for name in suite.models for entry in _expanded(name)))
     suite = _validated(suite.model_dump(mode="json") | {"models": names})
+    for name in suite.models:
+        trained_on = training_data(name)
+        if not any_data and suite.data in NAMES and trained_on not in (None, suite.data):
+            raise UsageError(
+                f"expected a model of {suite.data}, got {name}, which was trained on "
+                f"{trained_on}; give --data {suite.data} if that is meant"
+            )
     models: list[LoadedModel] = [load_model(name) for name in suite.models]
     images: ImageSet = load_images(suite.data, suite.split, data_dir)
     return Workbench(make_plan(suite, images, models), images, models)
 
 
-def _require_writable(folder: Path) -> None:
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(
-            f"expected a folder that can be written at {folder}, got {error.strerror or error}; "
-            "choose another --out"
+        raise os_failure(
+            error, f"a folder that can be written to at {folder}", "choose another --out"
         ) from None
-
-
-def _positive(what: str, value: int) -> int:
-    if value < 1:
-        raise UsageError(f"expected {what} of at least 1, got {value}; correct it")
-    return value
-
-
-def _default_workers() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _with_wall_time(leaderboard: Leaderboard, wall: float, store: Store) -> Leaderboard:
@@ -427,7 +443,9 @@ def card(
         UsageError: there is no such entry, it has no weights, or its images cannot be read.
         SoundnessError: the audit broke a certificate, which is a defect of this package.
     """
-    folder = find_entry(model)
+    count = inputs.count("a number of audited images", audited)
+    folder = inputs.folder_to_write(find_entry(model))
+    require_source(read_recipe(folder).data.name, data_dir)
     loaded = load_model(str(folder))
     assert loaded.recipe is not None  # since it was found by its folder
     file = folder / MEASURED_FILE
@@ -441,7 +459,6 @@ def card(
     if proving:
         images = load_images(loaded.recipe.data.name, "test", data_dir)
         threats = load_suite(loaded.recipe.data.name).threats
-        count = _positive("number of audited images", audited)
         with reproducible_arithmetic():
             found = prove(replace(loaded, name=name), images, threats, count)
         if found is not None:
@@ -458,9 +475,10 @@ def _write(file: Path, text: str) -> None:
     try:
         replace_file(file, text.encode())
     except OSError as error:
-        raise UsageError(
-            f"expected a folder to write the card to, got {file.parent}: "
-            f"{error.strerror or error}; copy the entry to where you may write"
+        raise os_failure(
+            error,
+            f"a folder to write the card to at {file.parent}",
+            "copy the entry to where you may write",
         ) from None
 
 

@@ -5,7 +5,6 @@ that of a failure which is not the caller's to mend goes to a log file, beside t
 the command writes one.
 """
 
-import os
 import sqlite3
 import sys
 import tempfile
@@ -142,15 +141,15 @@ def _log(error: BaseException) -> str:
         ]
     )
     refused = ""
-    for folder in [*_log_folder, Path(tempfile.gettempdir())]:
-        name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    for folder in [*_log_folder, None]:
         try:
-            with (folder / name).open("x", encoding="utf-8", errors="backslashreplace") as file:
+            handle, name = tempfile.mkstemp(".log", time.strftime("fault-%Y%m%d-%H%M%S-"), folder)
+            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(content)
         except OSError as failure:
             refused = failure.strerror or type(failure).__name__
         else:
-            return f"; log: {folder / name}"
+            return f"; log: {name}"
     return f"; no log ({refused})"
 
 

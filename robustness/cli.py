@@ -8,19 +8,20 @@ import sys
 from collections import Counter
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
-from robustness import api
+from robustness import api, inputs
 from robustness.boundary import run
 from robustness.certificates import Kind
 from robustness.claims.report import write_claims
 from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
-from robustness.errors import ExitCode, UsageError, os_failure
+from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
 from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
@@ -30,7 +31,7 @@ from robustness.reporting.words import plural
 from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
-from robustness.zoo import WEIGHTS_FILE, find_entry, zoo_folder, zoo_names
+from robustness.zoo import WEIGHTS_FILE, find_entry, training_data, zoo_folder, zoo_names
 
 _EXIT_CODES = (
     "Exit codes: 0 done; 1 the answer is no (a regression, or a certificate that was broken); "
@@ -39,7 +40,27 @@ _EXIT_CODES = (
     "--debug, anywhere on the command line, prints the traceback too."
 )
 
+
+class _Group(TyperGroup):
+    """All commands: no word of a command line is empty, endless or holds control characters."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what no option or argument can be, then parse."""
+        place = ""
+        for word in args:
+            name, is_given, value = word.partition("=")
+            option = word.startswith("--")
+            try:
+                inputs.text(value if option and is_given else word)
+            except UsageError as error:
+                place = name if option else place
+                raise UsageError(f"{place}: {error}" if place else str(error)) from None
+            place = word if option else ""
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Group,
     name="robustness",
     help="Adversarial robustness of neural ODEs: attack, certify, and report the bracket.",
     epilog=_EXIT_CODES,
@@ -75,6 +96,10 @@ def evaluate(
     models: Annotated[
         str | None, typer.Option("--models", help="Models instead of the suite's, A,B,...")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Data set instead of the suite's, whatever models are of."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Report folder; reports/<suite> by default.")
     ] = None,
@@ -90,7 +115,8 @@ def evaluate(
     leaderboard = api.evaluate(
         suite,
         samples=samples,
-        models=[m.strip() for m in models.split(",") if m.strip()] if models else None,
+        models=[name.strip() for name in models.split(",")] if models else None,
+        data=data,
         out=out,
         workers=workers,
         seed=seed,
@@ -98,6 +124,8 @@ def evaluate(
         data_dir=data_dir,
         quiet=False,
     )
+    for entry in leaderboard.models:
+        _note_foreign(entry.name, data)
     _show(leaderboard, out or Path("reports") / leaderboard.suite.name)
 
 
@@ -157,6 +185,7 @@ def attack(
         str(row.rejected),
     )
     answers.print(table)
+    _note_foreign(model, data)
     if verbose:
         _print_whole(row.version)
         for stage, broken in row.found_by.items():
@@ -195,7 +224,7 @@ def certify(
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
-        _require_file_writable(csv_file)
+        inputs.file_to_write(csv_file)
     rows = api.certify(
         model,
         norm,
@@ -228,6 +257,7 @@ def certify(
         share = api.certified_accuracy(rows, eps, claimed)
         table.add_row(f"{eps:g}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
     answers.print(table)
+    _note_foreign(model, data)
     estimates = sum(row.kind is Kind.ESTIMATE for row in rows)
     if estimates:
         answers.print(
@@ -250,7 +280,7 @@ def train_command(
 ) -> None:
     """Train a recipe; write its weights and their SHA-256."""
     folder = find_entry(recipe)
-    _require_file_writable(folder / WEIGHTS_FILE)
+    inputs.file_to_write(folder / WEIGHTS_FILE)
     measured = train(folder, resume, data_dir)
     answers.print(
         f"{folder / WEIGHTS_FILE}: validation accuracy {measured.validation_accuracy:.1%} "
@@ -378,6 +408,13 @@ def check_command(
     raise typer.Exit(verdict.exit_code)
 
 
+def _note_foreign(model: str, data: str | None) -> None:
+    """Say that a model was measured on other images than it was trained on."""
+    trained_on = training_data(model)
+    if data is not None and trained_on not in (None, data):
+        _print_whole(f"{model} was trained on {trained_on} and measured on {data}.")
+
+
 def _print_whole(text: str) -> None:
     """Print words of others, which are neither markup nor cut at the terminal's width."""
     answers.print(escape(text), soft_wrap=True, highlight=False)
@@ -390,19 +427,6 @@ def _show(leaderboard: Leaderboard, folder: Path) -> None:
         for violation in leaderboard.soundness.violations:
             remarks.print(escape(f"soundness failure: {violation}"))
         raise typer.Exit(ExitCode.NO)
-
-
-def _require_file_writable(file: Path) -> None:
-    try:
-        existed = file.exists()
-        with file.open("ab"):
-            pass
-        if not existed:
-            file.unlink()
-    except OSError as error:
-        raise os_failure(
-            error, f"a file that can be written at {file}", "choose another place"
-        ) from None
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ from enum import IntEnum
 
 # With the words that go before it, a message stays within 300 characters.
 MESSAGE_LENGTH = 270
-_TAIL = 110
+# Shorter words are left whole.
+_WORD = 24
 
 # What an operating system answers where nothing is wrong with what it was asked for.
-_MACHINE = frozenset(
+MACHINE_ERRORS = frozenset(
     {
         errno.ENOSPC,
         errno.EDQUOT,
@@ -60,14 +61,20 @@ class OperationalError(RuntimeError):
 
 
 def one_line(text: str, length: int = MESSAGE_LENGTH) -> str:
-    """`text` in one line without control characters; what is too long loses its middle."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode()
-        for c in " ".join(text.split())
-    )
-    if len(shown) <= length:
-        return shown
-    return f"{shown[: length - _TAIL - 1]}…{shown[-_TAIL:]}"
+    """`text` in one line without control characters, its longest words cut short if need be."""
+    words = [
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in word)
+        for word in text.split()
+    ]
+    while (excess := len(" ".join(words)) - length) > 0:
+        longest = max(range(len(words)), key=lambda index: len(words[index]))
+        word = words[longest]
+        kept = max(_WORD, len(word) - excess)
+        if kept >= len(word):
+            return f"{' '.join(words)[: length - 1]}…"
+        # More of the end: there stand the names of files.
+        words[longest] = f"{word[: kept // 3]}…{word[kept // 3 + 1 - kept :]}"
+    return " ".join(words)
 
 
 def os_failure(error: OSError, expected: str, remedy: str) -> UsageError | OperationalError:
@@ -79,6 +86,6 @@ def os_failure(error: OSError, expected: str, remedy: str) -> UsageError | Opera
         remedy: what the caller can do if it was asked for the wrong thing.
     """
     got = error.strerror or type(error).__name__
-    if error.errno in _MACHINE:
+    if error.errno in MACHINE_ERRORS:
         return OperationalError(f"expected {expected}, got: {got}; mend that and run it again")
     return UsageError(f"expected {expected}, got: {got}; {remedy}")

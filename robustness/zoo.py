@@ -45,6 +45,12 @@ class LoadedModel:
         """What the model is, in a sentence."""
         return self.recipe.description if self.recipe else f"user's model {self.name}"
 
+    def described_on(self, data: str) -> str:
+        """What the model is, and what it was trained on where that is not `data`."""
+        if self.recipe is None or self.recipe.data.name == data:
+            return self.description
+        return f"{self.description} (trained on {self.recipe.data.name}, measured on {data})"
+
 
 def zoo_folder() -> Path:
     """Where the zoo lies: the checkout's `models/`, or the copy inside an installed wheel."""
@@ -90,6 +96,19 @@ def entry_name(folder: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(folder)
 
 
+def training_data(name: str) -> str | None:
+    """The data set that a model was trained on, by its recipe; None for a user's factory.
+
+    Raises:
+        UsageError: the model is unknown, or its recipe does not fit.
+    """
+    return None if _is_factory(name) else read_recipe(find_entry(name)).data.name
+
+
+def _is_factory(name: str) -> bool:
+    return ":" in name and not os.path.exists(name)
+
+
 def load_model(name: str) -> LoadedModel:
     """Load a model and verify its weights.
 
@@ -102,7 +121,7 @@ def load_model(name: str) -> LoadedModel:
         UsageError: the model is unknown, its weights are missing, truncated, do not fit the
             architecture or do not have the recipe's SHA-256, or the factory fails.
     """
-    if ":" in name and not os.path.exists(name):
+    if _is_factory(name):
         return _load_factory(name)
     folder = find_entry(name)
     recipe = read_recipe(folder)

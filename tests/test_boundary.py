@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from robustness import cli
 from robustness.boundary import log_beside, run
@@ -148,7 +150,17 @@ def test_a_message_is_one_line_without_control_characters_whatever_it_quotes() -
     assert message.startswith(r"expected a name, got \x1b[31m xxx")
     assert message.endswith(r"xxx\u202e; do c")
     assert len(message) == MESSAGE_LENGTH
-    assert one_line("short") == "short"
+
+
+@given(text=st.text())
+def test_a_line_is_never_longer_than_it_may_be(text: str) -> None:
+    line = one_line(text * 40, 60)
+    assert len(line) <= 60
+    assert line.isprintable()
+
+
+def test_a_line_that_is_short_enough_is_left_as_it_is() -> None:
+    assert one_line("expected a, got b; do c") == "expected a, got b; do c"
 
 
 @pytest.mark.parametrize(

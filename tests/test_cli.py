@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from robustness import cli
+from robustness import api, cli
+from robustness.claims import run as claims
+from robustness.training import loop
 from robustness.zoo import find_entry
+
+LONG, BEYOND = "x" * 5000, str(2**64)
 
 
 def call(*arguments: str) -> int:
@@ -20,7 +24,27 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
     assert captured.err.startswith("error: ")
+    assert len(captured.err) <= 301
     return captured.err
+
+
+@pytest.fixture
+def nothing_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a model or an image is read, or a file written to the working folder."""
+
+    def forbidden(*arguments: object) -> None:
+        raise AssertionError(f"read {arguments}")
+
+    for module, name in (
+        (api, "load_model"),
+        (api, "load_images"),
+        (loop, "load_images"),
+        (claims, "load_images"),
+    ):
+        monkeypatch.setattr(module, name, forbidden)
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -167,3 +191,89 @@ def test_models_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for name in ("resnet", "node", "lyanet", "lyanet-certified"):
         assert f"digits/{name}" in out
+
+
+@pytest.mark.usefixtures("nothing_read")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("certify", LONG),
+        ("certify", ""),
+        ("certify", "digits/\x1b[31mresnet"),
+        ("certify", "digits/resnet", "--seed", BEYOND),
+        ("certify", "digits/resnet", "--seed", "-1"),
+        ("certify", "digits/resnet", "--norm", "L7"),
+        ("certify", "digits/resnet", "--certificate", ""),
+        ("certify", "digits/resnet", "--certificate", "luck"),
+        ("certify", "digits/resnet", "--workers", "0"),
+        ("certify", "digits/resnet", "--workers", "1000000"),
+        ("certify", "digits/resnet", "--audit", "0"),
+        ("certify", "digits/resnet", "--csv", "/"),
+        ("certify", "digits/resnet", "--csv", "/nonexistent/radii.csv"),
+        ("certify", "digits/resnet", "--csv="),
+        ("certify", "digits/resnet", "--data", "minst"),
+        ("certify", "digits/resnet", "--data", "missing.npz"),
+        ("certify", "mnist/resnet", "--data-dir", "/nonexistent"),
+        ("attack", "digits/resnet", "--eps", "9" * 5000),
+        ("attack", "digits/resnet", "--eps", "0.1", "--seed", BEYOND),
+        ("attack", "digits/resnet", "--eps", "0.1", "--samples", "9" * 400),
+        ("attack", "digits/resnet", "--eps", "0.1", "--attack", "luck"),
+        ("attack", "digits/resnet", "--eps", "0.1", "--workers", BEYOND),
+        ("evaluate", LONG),
+        ("evaluate", "digits-quick", "--seed", BEYOND),
+        ("evaluate", "digits-quick", "--out", ""),
+        ("evaluate", "digits-quick", "--out="),
+        ("evaluate", "digits-quick", "--out", LONG),
+        ("evaluate", "digits-quick", "--out", "/proc/report"),
+        ("evaluate", "digits-quick", "--out", "/dev/null/report"),
+        ("evaluate", "digits-quick", "--models", ""),
+        ("evaluate", "digits-quick", "--models", "digits/resnet,"),
+        ("evaluate", "digits-quick", "--models", LONG),
+        ("evaluate", "digits-quick", "--models", "mnist/resnet"),
+        ("evaluate", "digits-quick", "--batch-size", BEYOND),
+        ("evaluate", "digits-quick", "--samples", "0"),
+        ("evaluate", "digits-quick", "--workers", "0"),
+        ("evaluate", "digits-quick", "--data", "minst"),
+        ("report", "/nonexistent", "--out", "/dev/null/report"),
+        ("train", ""),
+        ("train", "mnist/resnet", "--data-dir", "/nonexistent"),
+        ("card", "digits/resnet", "--prove", "--audit", "0"),
+        ("card", "mnist/resnet", "--data-dir", "/nonexistent"),
+        ("models", "--dataset", ""),
+        ("claims", "--out", "/dev/null"),
+        ("claims", "--data-dir", "/nonexistent"),
+        ("check", "/", "--baseline", "/", "--tolerance", "nan"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_read_or_written(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    refused(capsys, *arguments)
+
+
+def test_a_model_of_another_data_set_is_measured_only_if_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+    entry: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = entry / "recipe.toml"
+    foreign = recipe.read_text(encoding="utf-8").replace('name = "digits"', 'name = "mnist"')
+    recipe.write_text(foreign, encoding="utf-8")
+    line = refused(capsys, "evaluate", "digits-quick", "--models", "entry", "--out", "report")
+    assert "expected a model of digits, got entry, which was trained on mnist" in line
+    suite = tmp_path / "suite.toml"
+    suite.write_text(
+        'name = "tiny"\ndata = "digits"\nsamples = 1\nmodels = ["entry"]\n'
+        'threats = [{ norm = "L2", eps = [0.1] }]\n',
+        encoding="utf-8",
+    )
+    meant = ("--data", "digits", "--workers", "1")
+    noted = "trained on mnist and measured on digits"
+    assert call("evaluate", "suite.toml", "--out", "report", *meant) == 0
+    assert noted in capsys.readouterr().out
+    report = (tmp_path / "report" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "trained on mnist, measured on digits" in report
+    assert call("certify", "entry", "--samples", "1", *meant) == 0
+    assert noted in capsys.readouterr().out

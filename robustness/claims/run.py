@@ -13,10 +13,11 @@ from robustness.claims.cost import step_and_epoch_ratios
 from robustness.claims.horizon import TOLERANCES, along_horizon, dopri5_evaluations
 from robustness.claims.models import DATA, MODELS, trained
 from robustness.claims.results import SeedResults, keep, stored
-from robustness.data import ImageSet, load_images
+from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import Proportion
 from robustness.evaluation.runner import reproducible_arithmetic
+from robustness.inputs import folder_to_write
 from robustness.nets.classifiers import NeuralODEClassifier
 
 SEEDS = (1, 2, 3)
@@ -39,6 +40,8 @@ def measure_claims(
     """
     if len(set(seeds)) < 2:
         raise UsageError(f"expected two seeds or more, got {list(seeds)}; name others")
+    folder_to_write(out)
+    require_source(DATA, data_dir)
     train, test = (load_images(DATA, split, data_dir) for split in ("train", "test"))
     columns = (
         TextColumn("{task.description}"),

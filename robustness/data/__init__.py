@@ -1,13 +1,14 @@
 """Data sets as labelled images in [0, 1] pixels."""
 
 import difflib
+import os
 from pathlib import Path
 
 from robustness.data import cifar, digits, idx, npz
 from robustness.data.images import ImageSet
 from robustness.errors import UsageError
 
-__all__ = ["NAMES", "ImageSet", "load_images"]
+__all__ = ["NAMES", "ImageSet", "load_images", "require_known", "require_source"]
 
 SPLITS = ("train", "test")
 NAMES = ("digits", *idx.NAMES, *cifar.NAMES)
@@ -34,19 +35,46 @@ def load_images(name: str, split: str = "test", data_dir: Path | None = None) ->
     """
     if split not in SPLITS:
         raise UsageError(f"expected a split, train or test, got {split!r}; correct it")
+    require_source(name, data_dir)
     if name == "digits":
         return digits.load(split)
-    if name.lower().endswith(npz.SUFFIX):
+    if is_file(name):
         return npz.load(Path(name), split)
-    if name not in NAMES:
+    reader = idx.load if name in idx.NAMES else cifar.load
+    return reader(name, split, data_dir)
+
+
+def is_file(name: str) -> bool:
+    """Whether a data set is a user's own file."""
+    return name.lower().endswith(npz.SUFFIX)
+
+
+def require_known(name: str) -> str:
+    """The name of a data set.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if name not in NAMES and not is_file(name):
         raise unknown(name)
-    if data_dir is not None and not data_dir.is_dir():
+    return name
+
+
+def require_source(name: str, data_dir: Path | None) -> None:
+    """Refuse a data set that is not known, or whose file or folder is not there.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    if is_file(require_known(name)):
+        if not os.path.isfile(name):
+            got = "something else" if os.path.exists(name) else "no such file"
+            raise UsageError(f"{name}: expected an .npz file, got {got}; correct the path")
+    elif name != "digits" and data_dir is not None and not data_dir.is_dir():
         raise UsageError(
             f"{data_dir}: expected a folder with the files of {name}, got "
             f"{'a file' if data_dir.exists() else 'nothing there'}; correct the path"
         )
-    reader = idx.load if name in idx.NAMES else cifar.load
-    return reader(name, split, data_dir)
 
 
 def unknown(name: str) -> UsageError:

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from robustness.data import download
 from robustness.data.files import class_labels, fault, read_bytes, unit_pixels
 from robustness.data.images import ImageSet
+from robustness.errors import one_line
 
 CHANNELS, SIDE = 3, 32
 PIXELS = CHANNELS * SIDE * SIDE
@@ -126,7 +127,7 @@ def archived(archive: Path, members: list[str]) -> Iterator[tuple[str, bytes]]:
                 if file is not None:
                     found[entry.name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        got = f"a damaged one ({' '.join(str(error).split())})"
+        got = f"a damaged one ({one_line(str(error), 60)})"
         raise fault(archive, "a sound archive", got, "delete it to download it again") from error
     for member in members:
         if member not in found:

@@ -14,6 +14,7 @@ import pooch
 from tqdm import tqdm
 
 from robustness.data.files import fault
+from robustness.errors import os_failure
 
 CACHE = "lyanet-robustness"
 ATTEMPTS = 3
@@ -91,12 +92,12 @@ def fetch(name: str, file: str) -> Path:
         return Path(keeper.fetch(file, downloader=with_progress))
     # The exceptions of requests are OSErrors; a checksum that does not match is a ValueError.
     except (OSError, ValueError) as error:
-        raise fault(
-            name,
-            f"to download {source.url}{file} to {keeper.abspath} in up to {ATTEMPTS} attempts",
-            reason(error),
-            f"try again, or give --data-dir DIR with the official files in DIR/{source.folder}",
-        ) from error
+        remedy = f"try again, or give --data-dir DIR with the official files in DIR/{source.folder}"
+        if isinstance(error, OSError) and is_local(error):
+            expected = f"to keep {file} of {name} in {keeper.abspath}"
+            raise os_failure(error, expected, remedy) from error
+        expected = f"to download {source.url}{file} in up to {ATTEMPTS} attempts"
+        raise fault(name, expected, reason(error), remedy) from error
 
 
 def with_progress(url: str, output_file: str, keeper: pooch.Pooch) -> None:
@@ -141,8 +142,10 @@ def reason(error: OSError | ValueError) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP status {response.status_code}"
-    # Only the operating system's own errors carry a number; those of requests wrap another
-    # and print it at length.
-    if error.errno is not None or isinstance(error, PermissionError):
-        return " ".join(str(error).split())
     return f"no connection ({type(error).__name__})"
+
+
+def is_local(error: OSError) -> bool:
+    """Whether the operating system complains of the cache, and not requests of the network."""
+    # Only the system's own errors carry a number; pooch words some of them anew and loses it.
+    return error.errno is not None or isinstance(error, PermissionError | FileExistsError)

@@ -54,7 +54,7 @@ def load(name: str, split: str, data_dir: Path | None) -> ImageSet:
     if len(images) != len(labels):
         raise fault(
             labels_path,
-            f"{len(images)} labels, one for each image of {images_path}",
+            f"{len(images)} labels, one for each image of {images_path.name}",
             f"{len(labels)}",
             "take both files from the same split",
         )

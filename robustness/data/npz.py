@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from robustness.data.files import fault, read_bytes
 from robustness.data.images import ImageSet
+from robustness.errors import one_line
 
 SUFFIX = ".npz"
 REQUIRED = ("images", "labels")
@@ -57,7 +58,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     # The bytes are in memory, so that whatever is raised here is the file's doing; zipfile
     # raises a dozen unrelated types on damaged bytes.
     except Exception as error:
-        got = f"a damaged file or another format ({' '.join(str(error).split())})"
+        got = f"a damaged file or another format ({one_line(str(error), 60)})"
         raise fault(path, "an .npz file", got, "write it anew with numpy.savez") from error
     arrays = {name.removesuffix(".npy"): parse(path, name, raw) for name, raw in members.items()}
     if not arrays.keys() >= set(REQUIRED):

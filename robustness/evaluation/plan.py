@@ -235,7 +235,8 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
     for index, loaded in enumerate(models):
         classes = _classes(loaded, images)
         parameters = sum(p.numel() for p in loaded.module.parameters())
-        infos.append(ModelInfo(loaded.name, loaded.digest, loaded.description, parameters))
+        described = loaded.described_on(suite.data)
+        infos.append(ModelInfo(loaded.name, loaded.digest, described, parameters))
         add("clean", index, "all")
         if suite.decay and isinstance(loaded.module, NeuralODEClassifier):
             add("decay", index, "all")

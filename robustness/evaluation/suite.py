@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -29,8 +30,10 @@ from robustness.attacks import (
     Square,
 )
 from robustness.certificates import CERTIFICATES, DETERMINISTIC, Certificate, SmoothingCertificate
+from robustness.data import require_known
 from robustness.errors import UsageError
 from robustness.evaluation.cascade import Effort, WorstCase
+from robustness.inputs import Name, Seed
 from robustness.nets.config import Config
 from robustness.recipe import read_toml
 from robustness.threat import Norm, ThreatModel, parse_eps
@@ -250,15 +253,15 @@ class Suite(Config):
         nearest: bounds on the robust radius from above, in every norm; None looks for none.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    data: str
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    data: Annotated[Name, AfterValidator(require_known)]
     split: Literal["test", "train"] = "test"
     samples: Samples = "all"
-    seed: int = Field(default=0, ge=0)
-    models: list[str] = Field(min_length=1)
+    seed: Seed = 0
+    models: list[Name] = Field(min_length=1, max_length=1000)
     threats: list[ThreatsConfig] = Field(min_length=1)
     attacks: list[AttackConfig] = Field(default_factory=list)
-    certificates: list[str | SmoothingConfig] = Field(default_factory=list)
+    certificates: list[Name | SmoothingConfig] = Field(default_factory=list)
     decay: bool = True
     audit: AuditConfig = Field(default_factory=AuditConfig)
     flags: FlagsConfig | None = None

@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from robustness.data import ImageSet, load_images
-from robustness.errors import UsageError
+from robustness.data import ImageSet, load_images, require_source
+from robustness.errors import UsageError, one_line
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import constrain, release
@@ -91,6 +91,7 @@ def train(
         UsageError: the recipe does not fit its data or its loss, or a checkpoint is broken.
     """
     recipe = read_recipe(folder)
+    require_source(recipe.data.name, data_dir)
     images = load_images(recipe.data.name, "train", data_dir)
     if images.shape != recipe.data.shape or images.classes != recipe.data.classes:
         raise UsageError(
@@ -409,10 +410,10 @@ def _restore(state: _State, checkpoint: Path) -> None:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         _apply(state, scalars, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}", 80)
         raise UsageError(
             f"{checkpoint}: expected a checkpoint of this recipe, got {reason}; "
-            "delete it and train again"
+            "train without --resume"
         ) from None
 
 

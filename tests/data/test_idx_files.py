@@ -187,7 +187,9 @@ def test_a_label_above_nine_is_refused(tmp_path, label):
 @pytest.mark.parametrize("labels", [[1, 2], [1, 2, 3, 4]])
 def test_label_and_image_counts_that_differ_are_refused(tmp_path, labels):
     images, path = write_idx(tmp_path, images_28(3), labels)
-    refusal("mnist", path, images, "expected 3 labels", f"got {len(labels)}", data_dir=tmp_path)
+    refusal(
+        "mnist", path, images.name, "expected 3 labels", f"got {len(labels)}", data_dir=tmp_path
+    )
 
 
 def test_files_without_any_image_are_refused(tmp_path):

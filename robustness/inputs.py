@@ -1,0 +1,128 @@
+"""What input may be: the bounds of names, numbers and places, for every command and file.
+
+The bounds on numbers are far beyond what was ever of use and within what arithmetic of 64 bits
+and the memory of a machine can hold; where only the machine can tell, it is asked.
+"""
+
+import os
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from robustness.errors import UsageError, os_failure
+
+PATH_BYTES = 4095
+NAME_BYTES = 255
+WORKERS_PER_CORE = 32
+
+# Controls, halves of surrogate pairs, line and paragraph separators: in no name that people use.
+_UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}
+
+
+def text(value: str) -> str:
+    """A name or path as it came.
+
+    Raises:
+        UsageError: it is empty, too long for a path, or holds a control character.
+    """
+    if not value.strip():
+        raise UsageError(f"expected a name, got {value!r}, which is empty; write one")
+    size = len(value.encode(errors="surrogatepass"))
+    longest = max(len(part.encode(errors="surrogatepass")) for part in value.split("/"))
+    if size > PATH_BYTES or longest > NAME_BYTES:
+        raise UsageError(
+            f"expected at most {PATH_BYTES:,} bytes of text, {NAME_BYTES} between slashes, "
+            f"got {value!r} of {size:,}; shorten it"
+        )
+    strange = next((c for c in value if unicodedata.category(c) in _UNNAMEABLE), None)
+    if strange is not None:
+        raise UsageError(
+            f"expected a name without control characters, got {strange!r} in {value!r}; remove it"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(text)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# Of images, samples, queries and sampled states.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+# Of an attack, a solver or a training: each takes at least microseconds.
+Iterations = Annotated[int, Field(ge=1, le=10**6)]
+# Of layers, which are objects, and of stages.
+Depth = Annotated[int, Field(ge=1, le=1000)]
+# Of layers, images and kernels, along one axis.
+Width = Annotated[int, Field(ge=1, le=2**20)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+
+
+def count(what: str, value: int) -> int:
+    """A number of things, from 1 to 10^9.
+
+    Raises:
+        UsageError: it is not.
+    """
+    return _bounded(what, value, 10**9)
+
+
+def workers(value: int) -> int:
+    """A number of worker processes, of which a core is given a few at most.
+
+    Raises:
+        UsageError: it is below 1 or beyond what this machine's cores can serve.
+    """
+    return _bounded("workers", value, WORKERS_PER_CORE * cores())
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _bounded(what: str, value: int, most: int) -> int:
+    if not 1 <= value <= most:
+        raise UsageError(f"expected {what} from 1 to {most:,}, got {value}; correct it")
+    return value
+
+
+def folder_to_write(folder: Path) -> Path:
+    """A folder that is there and can be written to, or that can be made.
+
+    Nothing is left behind: what is tried has a name of its own, and is removed.
+
+    Raises:
+        UsageError: it is neither.
+        OperationalError: the disk is full or broken.
+    """
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=there))
+    except OSError as error:
+        raise os_failure(
+            error, f"a folder that can be written to at {folder}", "name another"
+        ) from None
+    return folder
+
+
+def file_to_write(file: Path) -> Path:
+    """A file that is there and can be written to, or that can be made; nothing is made.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not file.exists():
+        folder = file.absolute().parent
+        if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+            return file
+        got = f"the folder {folder}, which cannot be written to" if folder.is_dir() else "no folder"
+    elif file.is_dir():
+        got = "a folder"
+    elif os.access(file, os.W_OK):
+        return file
+    else:
+        got = "a file that cannot be written to"
+    raise UsageError(
+        f"expected a file that can be written at {file}, got {got}; choose another place"
+    )
