@@ -3,7 +3,6 @@
 What a command raises becomes an exit code and one line in `boundary.run`.
 """
 
-import csv
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,10 +22,11 @@ from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
+from robustness.files import write_file
 from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
-from robustness.reporting.tables import summary_table
+from robustness.reporting.tables import csv_of, summary_table
 from robustness.reporting.words import plural
 from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
@@ -238,14 +238,7 @@ def certify(
         quiet=False,
     )
     if csv_file is not None:
-        with csv_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["index", "label", "prediction", "radius", "kind", "certificate"])
-            for row in rows:
-                kind = row.kind.value if row.kind else ""
-                writer.writerow(
-                    [row.index, row.label, row.prediction, repr(row.radius), kind, row.certificate]
-                )
+        write_file(csv_file, _radii(rows).encode())
     table = Table(title=escape(f"{model}, {Norm.parse(norm)}, {len(rows)} images"))
     smoothed = all(row.kind is Kind.PROBABILISTIC for row in rows)
     claimed = Kind.PROBABILISTIC if smoothed else Kind.CERTIFIED
@@ -268,6 +261,17 @@ def certify(
     if not proved:
         reason, _ = Counter(row.reason for row in rows).most_common(1)[0]
         _print_whole(f"No image is certified, most often because of this: {reason}.")
+
+
+def _radii(rows: list[api.CertifiedSample]) -> str:
+    columns = ("index", "label", "prediction", "radius", "kind", "certificate")
+    return csv_of(
+        columns,
+        (
+            (row.index, row.label, row.prediction, row.radius, row.kind or "", row.certificate)
+            for row in rows
+        ),
+    )
 
 
 @app.command("train")

@@ -60,12 +60,14 @@ class OperationalError(RuntimeError):
         super().__init__(one_line(message))
 
 
+def printable(text: str) -> str:
+    """`text` with what is no printable character escaped as Python does."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: str, length: int = MESSAGE_LENGTH) -> str:
     """`text` in one line without control characters, its longest words cut short if need be."""
-    words = [
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in word)
-        for word in text.split()
-    ]
+    words = [printable(word) for word in text.split()]
     while (excess := len(" ".join(words)) - length) > 0:
         longest = max(range(len(words)), key=lambda index: len(words[index]))
         word = words[longest]
@@ -75,6 +77,14 @@ def one_line(text: str, length: int = MESSAGE_LENGTH) -> str:
         # More of the end: there stand the names of files.
         words[longest] = f"{word[: kept // 3]}…{word[kept // 3 + 1 - kept :]}"
     return " ".join(words)
+
+
+def quoted(value: object, length: int = 40) -> str:
+    """What came, as a message quotes it."""
+    try:
+        return one_line(repr(value), length)
+    except ValueError:  # Python writes no decimal numbers of more digits
+        return "a number of thousands of digits"
 
 
 def os_failure(error: OSError, expected: str, remedy: str) -> UsageError | OperationalError:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from robustness.errors import UsageError
+from robustness.errors import UsageError, one_line, os_failure, quoted
+from robustness.files import replace_file
 from robustness.nets.config import Config, ModelConfig
 from robustness.threat import Norm
 
@@ -265,9 +265,7 @@ def read_toml(path: Path, model: type[Validated]) -> Validated:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(
-            f"expected a TOML file at {path}, got {error.strerror or error}; check the path"
-        ) from None
+        raise os_failure(error, f"a TOML file at {path}", "check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: expected TOML, got {error}; correct the file") from None
     try:
@@ -283,14 +281,14 @@ def describe_validation(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"]) or "file"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {place!r}; remove it or correct its spelling{more}"
+        return f"unknown key {quoted(place)}; remove it or correct its spelling{more}"
     if first["type"] == "missing":
         return f"missing key {place!r}; add it{more}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if "got " not in message:
-        message += f", got {first['input']!r}"
-    return f"{place}: {message}{more}"
+        message += f", got {quoted(first['input'])}"
+    return f"{one_line(place, 60)}: {one_line(message, 150)}{more}"
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -309,10 +307,3 @@ def record_training(folder: Path, sha256: str, measured: MeasuredConfig) -> None
     document["weights"] = {"sha256": sha256}
     document["measured"] = measured.model_dump()
     replace_file(path, tomlkit.dumps(document).encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one atomic step: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -1,9 +1,11 @@
 """Where words for people go: answers to standard output, all else to standard error."""
 
 import os
+from collections.abc import Iterable
 from typing import IO
 
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 
 
 class Terminal(Console):
@@ -21,6 +23,11 @@ def discard(stream: IO[str]) -> None:
             os.dup2(nowhere.fileno(), stream.fileno())
     except (OSError, ValueError):  # closed, or no file of the operating system
         return
+
+
+def progress_bar(columns: Iterable[ProgressColumn], quiet: bool) -> Progress:
+    """Progress on standard error, for someone who watches a terminal."""
+    return Progress(*columns, console=remarks, disable=quiet or not remarks.is_terminal)
 
 
 answers = Terminal()

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from robustness.errors import UsageError
+from robustness.errors import UsageError, os_failure
 from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, read_recipe
 
 _PACKAGE = Path(__file__).parent
@@ -177,9 +177,10 @@ def _verified_bytes(weights: Path, recipe: Recipe) -> bytes:
     try:
         content = weights.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"expected weights at {weights}, got {error.strerror or error}; restore the file or "
-            f"run `robustness train {weights.parent}`"
+        raise os_failure(
+            error,
+            f"weights at {weights}",
+            f"restore the file or run `robustness train {weights.parent}`",
         ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != recipe.weights.sha256:

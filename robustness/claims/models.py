@@ -7,8 +7,9 @@ from typing import Any
 import tomlkit
 from torch import nn
 
-from robustness.errors import UsageError
-from robustness.recipe import RECIPE_FILE, Recipe, read_recipe, replace_file
+from robustness.errors import os_failure
+from robustness.files import replace_file
+from robustness.recipe import RECIPE_FILE, Recipe, read_recipe
 from robustness.training.loop import train
 from robustness.zoo import find_entry, load_model
 
@@ -71,9 +72,8 @@ def trained(name: str, seed: int, work: Path, data_dir: Path | None, quiet: bool
         if not _begun(folder, recipe_of(name, seed)):
             replace_file(folder / RECIPE_FILE, text.encode())
     except OSError as error:
-        raise UsageError(
-            f"expected a folder to train in, got {folder}: {error.strerror or error}; "
-            "give another with --out"
+        raise os_failure(
+            error, f"a folder to train in at {folder}", "give another with --out"
         ) from None
     recipe = read_recipe(folder)
     if recipe.weights is None:

@@ -11,9 +11,9 @@ from robustness.claims.models import EPOCHS, MODELS
 from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Claim, Comparison, Interval, claims
-from robustness.errors import UsageError
+from robustness.errors import os_failure
 from robustness.evaluation.leaderboard import Summary
-from robustness.recipe import replace_file
+from robustness.files import replace_file
 from robustness.reporting.html import data_uri
 from robustness.reporting.markdown import table, text
 
@@ -78,9 +78,8 @@ def write_claims(seeds: Sequence[SeedResults], folder: Path) -> list[Path]:
         for name, content in files.items():
             replace_file(folder / name, content)
     except OSError as error:
-        raise UsageError(
-            f"expected a folder to write the report to, got {folder}: "
-            f"{error.strerror or error}; give another with --out"
+        raise os_failure(
+            error, f"a folder to write the report to at {folder}", "give another with --out"
         ) from None
     return [folder / name for name in files]
 

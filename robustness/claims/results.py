@@ -8,7 +8,8 @@ from pydantic import Field, ValidationError
 from robustness.claims.models import MODELS, recipe_text
 from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import Proportion, Summary
-from robustness.recipe import describe_validation, replace_file
+from robustness.files import replace_file
+from robustness.recipe import describe_validation
 
 
 class Horizon(Summary):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from robustness.claims import protocol
@@ -19,6 +19,7 @@ from robustness.evaluation.leaderboard import Proportion
 from robustness.evaluation.runner import reproducible_arithmetic
 from robustness.inputs import folder_to_write
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.terminal import progress_bar
 
 SEEDS = (1, 2, 3)
 _NFE_IMAGES, _BATCH = 50, 500
@@ -50,7 +51,7 @@ def measure_claims(
         TimeElapsedColumn(),
     )
     parts = 2 * len(MODELS) + 2  # trained, attacked, the course, the cost
-    with Progress(*columns, disable=quiet) as progress:
+    with progress_bar(columns, quiet) as progress:
         bar = progress.add_task("claims", total=len(seeds) * parts)
 
         def note(text: str) -> None:

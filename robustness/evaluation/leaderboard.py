@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from robustness.certificates.base import Kind
 from robustness.certificates.limits import Limit
-from robustness.errors import UsageError
+from robustness.errors import UsageError, os_failure
 from robustness.recipe import describe_validation
 from robustness.threat import Norm
 
@@ -408,9 +408,10 @@ def read_leaderboard(path: Path) -> Leaderboard:
     try:
         return Leaderboard.model_validate_json(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(
-            f"expected a leaderboard at {file}, got {error.strerror or error}; "
-            "run `robustness evaluate` first or correct the path"
+        raise os_failure(
+            error,
+            f"a leaderboard at {file}",
+            "run `robustness evaluate` first or correct the path",
         ) from None
     except ValidationError as error:
         raise UsageError(

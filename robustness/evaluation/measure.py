@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from robustness.data import ImageSet
-from robustness.errors import UsageError
+from robustness.errors import UsageError, os_failure
 from robustness.evaluation.leaderboard import Proportion, Summary
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
@@ -133,9 +133,8 @@ def read_measurement(file: Path) -> Measurement:
     try:
         return Measurement.model_validate_json(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(
-            f"expected measured facts at {file}, got {error.strerror or error}; "
-            f"run `robustness card {file.parent}`"
+        raise os_failure(
+            error, f"measured facts at {file}", f"run `robustness card {file.parent}`"
         ) from None
     except ValidationError as error:
         raise UsageError(

@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robustness.certificates import Certificate
 from robustness.certificates.sharing import shared_work
@@ -30,6 +30,7 @@ from robustness.evaluation.plan import Job, Plan, Unit, attack_of, others
 from robustness.evaluation.store import Store
 from robustness.evaluation.units import Schedule
 from robustness.evaluation.work import Bench, ShardResult, run_unit
+from robustness.terminal import progress_bar
 from robustness.zoo import LoadedModel, load_model
 
 # Jobs whose units take longest.
@@ -127,7 +128,10 @@ def run_plan(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=quiet) as progress, _Crew(bench, workers, data_dir) as crew:
+    with (
+        progress_bar(columns, quiet) as progress,
+        _Crew(bench, workers, data_dir) as crew,
+    ):
         for late, what in ((False, "shards"), (True, "shards and audited images")):
             jobs = [job for job in plan.jobs if job.needs_radii is late]
             tasks = _missing(jobs, schedule, store.done(), batch_size)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from robustness.errors import UsageError
+from robustness.errors import os_failure
 from robustness.evaluation.leaderboard import Leaderboard
-from robustness.recipe import replace_file
+from robustness.files import replace_file
 from robustness.reporting.figures import FIGURES, figures
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text
@@ -25,13 +25,13 @@ def write_report(leaderboard: Leaderboard, folder: Path) -> list[Path]:
 
     Raises:
         UsageError: the folder cannot be written to.
+        OperationalError: the disk is full or broken.
     """
     try:
         return _write(render(leaderboard), folder)
     except OSError as error:
-        raise UsageError(
-            f"expected a folder to write the report to, got {folder}: "
-            f"{error.strerror or error}; give another with --out"
+        raise os_failure(
+            error, f"a folder to write the report to at {folder}", "give another with --out"
         ) from None
 
 

@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.box import Box
 from rich.table import Table
 from rich.text import Text
 
+from robustness.errors import printable
 from robustness.evaluation.leaderboard import Leaderboard, ModelEntry, Proportion, Soundness
 from robustness.reporting import selection, words
 from robustness.threat import Norm
@@ -28,6 +29,9 @@ SAMPLE_COLUMNS = (
     "found_by",
     "failed_at",
 )
+
+# What a cell begins with that spreadsheets take for a formula.
+_FORMULAS = ("=", "+", "-", "@")
 
 COLUMNS = (
     "model",
@@ -125,12 +129,26 @@ def csv_text(leaderboard: Leaderboard) -> str:
     anything). Values are proportions and are written so that reading them back gives the same
     floats.
     """
+    samples = leaderboard.suite.samples
+    return csv_of(
+        COLUMNS, (row for entry in leaderboard.models for row in _tidy_rows(entry, samples))
+    )
+
+
+def csv_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Comma-separated values that a spreadsheet takes for data: no text in it is a formula."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for entry in leaderboard.models:
-        writer.writerows(_tidy_rows(entry, leaderboard.suite.samples))
+    writer.writerow(columns)
+    writer.writerows(map(_harmless, row) for row in rows)
     return buffer.getvalue()
+
+
+def _harmless(cell: object) -> object:
+    """Text that a spreadsheet would run, behind an apostrophe as OWASP advises; else the cell."""
+    if not isinstance(cell, str):
+        return cell
+    return f"'{printable(cell)}" if cell.startswith(_FORMULAS) else printable(cell)
 
 
 def _tidy_rows(entry: ModelEntry, samples: int) -> Iterator[tuple[object, ...]]:
@@ -163,9 +181,10 @@ def samples_csv(leaderboard: Leaderboard) -> str:
     `adversarial_distance` is 0 for a misclassified sample and empty where nothing was found;
     `failed_at` is the smallest radius at which the model or an attack failed, empty for none.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(SAMPLE_COLUMNS)
+    return csv_of(SAMPLE_COLUMNS, _sample_rows(leaderboard))
+
+
+def _sample_rows(leaderboard: Leaderboard) -> Iterator[tuple[object, ...]]:
     for entry in leaderboard.models:
         if entry.samples is None:
             continue
@@ -187,5 +206,4 @@ def samples_csv(leaderboard: Leaderboard) -> str:
                 known.failed,
             )
             for sample, facts in zip(who, zip(*columns, strict=True), strict=True):
-                writer.writerow((entry.name, *sample, known.norm.value, *facts))
-    return buffer.getvalue()
+                yield (entry.name, *sample, known.norm.value, *facts)

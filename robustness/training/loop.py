@@ -17,12 +17,13 @@ from typing import Any, cast
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError, one_line
+from robustness.files import replace_file
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import constrain, release
@@ -45,8 +46,8 @@ from robustness.recipe import (
     TrainingConfig,
     read_recipe,
     record_training,
-    replace_file,
 )
+from robustness.terminal import progress_bar
 from robustness.training import intervals, losses, stability
 from robustness.training.adversarial import adversarial
 from robustness.training.augmentation import augment
@@ -131,7 +132,7 @@ def _train(
         TextColumn("loss {task.fields[loss]:.4f}  validation {task.fields[score]:.4f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=quiet) as progress:
+    with progress_bar(columns, quiet) as progress:
         bar = progress.add_task(
             f"training {folder.name}",
             total=config.epochs,

@@ -5,7 +5,7 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
-from robustness.reporting.tables import csv_text, samples_csv
+from robustness.reporting.tables import csv_of, csv_text, samples_csv
 
 
 def rows_of(board):
@@ -64,3 +64,20 @@ def test_samples_have_a_row_per_model_norm_and_image(board):
     assert [float(r["adversarial_distance"] or "nan") for r in mine] == [
         d if d is not None else pytest.approx(float("nan"), nan_ok=True) for d in known.distance
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@A1", "'@A1"), ("\t=1\r", r"\t=1\r")],
+)
+def test_no_text_is_a_formula_to_a_spreadsheet(name, cell):
+    text = csv_of(("model", "value"), [(name, -0.5)])
+    (row,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert row == {"model": cell, "value": "-0.5"}
+
+
+def test_names_of_models_are_no_formulas_in_either_table(board):
+    first = board.models[0].model_copy(update={"name": "=1+1"})
+    poisoned = board.model_copy(update={"models": [first]})
+    for text in (csv_text(poisoned), samples_csv(poisoned)):
+        assert {row["model"] for row in csv.DictReader(io.StringIO(text))} <= {"'=1+1"}
