@@ -21,6 +21,7 @@ from robustness.certificates.base import Kind
 from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
+from robustness.nets.runge_kutta import CONVEX, METHODS
 from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.threat import Norm
@@ -153,20 +154,14 @@ def retained_per_step(model: NeuralODEClassifier) -> float:
             f"a step of h*kappa = {a:.4g} is lost in rounding; h*kappa >= {_STEP_ROOM} is "
             "needed, so use fewer steps or a longer horizon"
         )
-    polynomials = {
-        "euler": 1 - a,
-        "heun2": 1 - a + a**2 / 2,
-        "midpoint": 1 - a + a**2 / 2,
-        "rk4": 1 - a + a**2 / 2 - a**3 / 6 + a**4 / 24,
-    }
-    if solver.method in ("midpoint", "rk4") and field.coupling > 0:
+    if solver.method not in CONVEX and field.coupling > 0:
         raise ValueError(
             f"{solver.method} steps are not convex combinations of states and targets when the "
-            "target depends on the state; use euler or heun2"
+            f"target depends on the state; use {' or '.join(CONVEX)}"
         )
     # All four decrease on [0, 1], with slopes of at most 1 in size: the shortest step retains the
     # most, and the rounding of h * kappa moves what it retains by less than a millionth.
-    return polynomials[solver.method] + 1e-6
+    return METHODS[solver.method].retained(a) + 1e-6
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.sharing import shared
 from robustness.certificates.simplex_networks import SimplexNetwork, rounding_of_target
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.runge_kutta import CONVEX, METHODS, FixedMethod
 from robustness.nets.simplex import SimplexField, project_to_simplex
 from robustness.nets.solvers import FixedStepSolver
 from robustness.threat import Norm
@@ -153,7 +154,7 @@ def rounding_loss(
     distance: Float[Tensor, " n"],
     share: float,
     shortest: float,
-    method: str,
+    method: FixedMethod,
 ) -> Float[Tensor, " n"]:
     """What float32 rounding can take from a lead in one step, shape (n,); infinite if too much.
 
@@ -169,9 +170,9 @@ def rounding_loss(
     # No state of the simplex is farther than 1 from its centre.
     reach = torch.full_like(distance, 1 + _LARGEST_DRIFT)
     of_target = rounding_of_target(net, centre, reach, features, distance)
-    of_step = tubes.STAGE_ROUNDINGS[method] * bounds.FLOAT32.unit * (1 + _LARGEST_DRIFT)
+    of_step = METHODS[method].roundings * bounds.FLOAT32.unit * (1 + _LARGEST_DRIFT)
     # What earlier steps left behind is largest where they retained the most.
-    low = (2 if method == "heun2" else 1) * of_step / shortest
+    low = METHODS[method].evaluations * of_step / shortest
     drift = math.sqrt(classes) * low + 1.02 * (of_target.total + 2 * classes * low)
     per_step = 2 * (share * of_target.entry + of_step)
     loss = math.sqrt(2) * (1 + share * net.inner_norm * net.outer_norm) * drift + per_step
@@ -242,10 +243,10 @@ class InvarianceCertificate:
         if not isinstance(model.field, SimplexField):
             return "the state does not live on the probability simplex"
         assert isinstance(model.solver, FixedStepSolver)
-        if model.solver.method not in ("euler", "heun2"):
+        if model.solver.method not in CONVEX:
             return (
                 f"{model.solver.method} steps are not convex combinations of Euler steps; "
-                "use euler or heun2"
+                f"use {' or '.join(CONVEX)}"
             )
         if abs(model.initial - 1 / model.classes) > bounds.FLOAT32.unit:
             return f"the initial state is not the simplex's centre, entries of 1/{model.classes}"

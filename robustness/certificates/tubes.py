@@ -8,7 +8,7 @@ the change of the state, for the steps that really run: theory.md, equation (6).
 
 Euler and heun2, which is eta/2 + E(E(eta))/2, are convex combinations of Euler maps
 E(eta) = (1 - s) eta + s T(eta, z), s = h * kappa, whose Jacobian is bounded as one matrix. For
-midpoint and rk4 (torchdiffeq's 3/8 rule) the targets' changes are bounded one by one.
+the other methods the targets' changes are bounded one by one.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustness.certificates import bounds
+from robustness.nets.runge_kutta import METHODS, Row, RungeKutta
 from robustness.nets.solvers import FixedStepSolver
-
-# Float32 roundings of one stage, or of the sum of a step, per unit of state size. Every increment
-# is a difference of two such sizes that is scaled twice, by constants that are rounded too (under
-# 10 u); Euler adds one of them to the state (11 u in all), heun2 half the sum of two, the others up
-# to four with weights of up to 3.
-STAGE_ROUNDINGS = {"euler": 20, "heun2": 40, "midpoint": 200, "rk4": 200}
-
-# Weights of the earlier stages' increments in each stage, and of all in the step.
-_TABLEAUS: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
-    "midpoint": (((), (1 / 2,)), (0.0, 1.0)),
-    "rk4": (((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
-}
-
 
 Same = TypeVar("Same")
 
@@ -141,44 +129,61 @@ def solve(
     """
     states = initial
     for share in shares(solver, rate):
-        states = step(field, solver.method, states, share)
+        states = step(field, METHODS[solver.method], states, share)
     return states
 
 
-def step(field: Relaxation[States], method: str, states: States, share: float) -> States:
+def step(field: Relaxation[States], method: RungeKutta, states: States, share: float) -> States:
     """The states after one step, `share` being its h * kappa."""
-    if method == "euler":
-        return _rounded(method, field.relaxed(states, share), states)
-    if method == "heun2":
-        once = _rounded(method, field.relaxed(states, share), states)
-        twice = field.relaxed(once, share)
-        return _rounded(method, states.combined((0.5, 0.5), (states, twice)), states, once, twice)
-    stages, weights = _TABLEAUS[method]
+    if method.convex is not None:
+        return _by_euler_steps(field, method, method.convex, states, share)
     # Every increment is share * (T_i - s_i), with s_i itself a sum over (eta, T_0, T_1, ...).
     sums: list[Tensor] = []
     sets = [states]
-    for row in stages:
-        coefficients = _stage(sums, row, share, len(stages))
+    for row in method.stages:
+        coefficients = _stage(sums, row, share, method.evaluations)
         known = coefficients[: len(sets)].tolist()
         first = len(sets) == 1
         stage = states if first else _rounded(method, states.combined(known, sets), *sets)
         sets.append(field.relaxed(stage, 1.0))
         sums.append(coefficients)
-    final = _stage(sums, weights, share, len(stages)).tolist()
+    final = _stage(sums, method.weights, share, method.evaluations).tolist()
     return _rounded(method, states.combined(final, sets), *sets)
 
 
-def _stage(sums: list[Tensor], row: Sequence[float], share: float, stages: int) -> Tensor:
+def _by_euler_steps(
+    field: Relaxation[States],
+    method: RungeKutta,
+    rows: Sequence[tuple[Row, Row]],
+    states: States,
+    share: float,
+) -> States:
+    known, stepped = [states], []
+    for of_known, of_stepped in rows:
+        stepped.append(field.relaxed(known[-1], share))
+        terms = [
+            (float(weight), term)
+            for weight, term in zip((*of_known, *of_stepped), (*known, *stepped), strict=True)
+            if weight
+        ]
+        weights, sets = zip(*terms, strict=True)
+        whole = weights == (1.0,)
+        combined = sets[0] if whole else states.combined(weights, sets)
+        known.append(_rounded(method, combined, *known, *(() if whole else sets)))
+    return known[-1]
+
+
+def _stage(sums: list[Tensor], row: Row, share: float, stages: int) -> Tensor:
     """Coefficients of eta + sum_j row_j share (T_j - s_j) over eta and all targets."""
     total = torch.zeros(stages + 1, dtype=torch.float64)
     total[0] = 1.0
-    for index, (weight, of_stage) in enumerate(zip(row, sums, strict=True)):
+    for index, (weight, of_stage) in enumerate(zip(map(float, row), sums, strict=True)):
         total = total - weight * share * of_stage
         total[index + 1] += weight * share
     return total
 
 
-def _rounded(method: str, states: States, *operands: States) -> States:
+def _rounded(method: RungeKutta, states: States, *operands: States) -> States:
     size = torch.stack([states.size, *(operand.size for operand in operands)]).amax(dim=0)
-    error = STAGE_ROUNDINGS[method] * bounds.FLOAT32.unit * size + bounds.FLOAT32.tiny
+    error = method.roundings * bounds.FLOAT32.unit * size + bounds.FLOAT32.tiny
     return states.widened(torch.where(size <= bounds.LARGEST, error, torch.inf))

@@ -24,6 +24,7 @@ from robustness.nets.encoders import (
 )
 from robustness.nets.fields import LyaNetField, TargetSeekingField
 from robustness.nets.orthogonal import OrthogonalEncoder
+from robustness.nets.runge_kutta import FixedMethod
 from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
 
@@ -230,7 +231,7 @@ class FixedStepConfig(Config):
     """A fixed-step Runge-Kutta method."""
 
     kind: Literal["fixed"] = "fixed"
-    method: Literal["euler", "midpoint", "heun2", "rk4"]
+    method: FixedMethod
     steps: PositiveInt
     horizon: PositiveFloat = 1.0
     gradient: Literal["backprop", "adjoint"] = "backprop"

@@ -14,13 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustness.errors import UsageError
+from robustness.nets.runge_kutta import METHODS, FixedMethod
 
 Gradient = Literal["backprop", "adjoint"]
-FixedMethod = Literal["euler", "midpoint", "heun2", "rk4"]
 AdaptiveMethod = Literal["dopri5", "bosh3", "adaptive_heun"]
-
-# Field evaluations per step of each fixed-step method.
-STAGES: dict[str, int] = {"euler": 1, "midpoint": 2, "heun2": 2, "rk4": 4}
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class FixedStepSolver:
         del points
         times = torch.linspace(0.0, self.horizon, self.steps + 1, dtype=state.dtype)
         states = _odeint(self.gradient, field, state, features, times, method=self.method)
-        return Solution(times, states, STAGES[self.method] * self.steps)
+        return Solution(times, states, METHODS[self.method].evaluations * self.steps)
 
 
 @dataclass(frozen=True)

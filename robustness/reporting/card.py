@@ -16,7 +16,7 @@ from robustness.nets.config import (
     TargetSeekingFieldConfig,
 )
 from robustness.nets.fields import CORNER, lyapunov_rate
-from robustness.nets.solvers import STAGES
+from robustness.nets.runge_kutta import CONVEX
 from robustness.recipe import Recipe, TrainingConfig
 from robustness.reporting import prose, words
 from robustness.reporting.markdown import code, table, text
@@ -219,7 +219,7 @@ def _convex(solver: SolverConfig, rate: float, points: str) -> str:
     if not isinstance(solver, FixedStepConfig):
         return f"{flow}; the adaptive steps follow it up to their tolerance."
     step = rate * solver.horizon / solver.steps
-    if STAGES[solver.method] == 1 or solver.method == "heun2":
+    if solver.method in CONVEX:
         holds = "so does every step" if step <= 1 else "the steps need not"
         return f"{flow}, and {holds}: step size times rate is {step:.3g}, at most 1 is needed."
     return (

@@ -23,6 +23,7 @@ from robustness.nets.encoders import (
     Normalise,
 )
 from robustness.nets.fields import lyapunov_rate
+from robustness.nets.runge_kutta import METHODS
 from robustness.nets.solvers import FixedStepSolver
 from robustness.threat import Norm
 
@@ -275,12 +276,12 @@ def test_a_step_of_a_tube_rounds_by_less_than_its_method_may(method):
             computed = solver.solve(Seeking(), start, goal).final.double()
             share = tubes.shares(solver, lyapunov_rate(10))[0]
             states = tubes.Ball.point(start.double())
-            after = tubes.step(KnownTarget(goal.double()), method, states, share)
+            after = tubes.step(KnownTarget(goal.double()), METHODS[method], states, share)
             apart = (computed - after.centre).abs().amax(dim=1)
             size = torch.maximum(goal.abs().amax(dim=1).double(), start.abs().amax(dim=1).double())
             assert bool((apart * 10**0.5 <= after.radius).all())
             worst = max(worst, float((apart / (bounds.FLOAT32.unit * size)).max()))
-    assert 0.5 < worst <= tubes.STAGE_ROUNDINGS[method] / 2
+    assert 0.5 < worst <= METHODS[method].roundings / 2
 
 
 @pytest.mark.parametrize("seed", range(3))
