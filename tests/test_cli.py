@@ -149,6 +149,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     refused(capsys, *arguments)
 
 
+@pytest.mark.slow
 def test_certify_writes_a_radius_for_every_image(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ def every_command_works(entry: str, workplace: Path) -> None:
         assert call(command, model=entry, folder="entry") == 0, command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_command_works_on_an_entry_of_the_zoo(entry: str, workplace: Path) -> None:
     every_command_works(entry, workplace)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -20,7 +22,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_recipe_weight_file_and_card_of_the_zoo(wheel: Path) -> None:
     carried = set(zipfile.ZipFile(wheel).namelist())
     patterns = ("recipe.toml", "*.safetensors", "CARD.md", "measured.json")
@@ -32,7 +33,6 @@ def test_the_wheel_holds_every_recipe_weight_file_and_card_of_the_zoo(wheel: Pat
     assert "robustness/claims/page.html.j2" in carried
 
 
-@pytest.mark.slow
 def test_the_installed_wheel_evaluates_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

@@ -62,6 +62,7 @@ LABELS = Linear()(IMAGES).argmax(dim=1)
 NEAR = ThreatModel(Norm.LINF, float(minimal_distance(Linear(), IMAGES, LABELS, Norm.LINF).median()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tolerance", "raised"), [(0.1, True), (1e-5, False)])
 def test_a_coupled_adaptive_solver_is_caught_at_a_loose_tolerance_only(
     tolerance: float, raised: bool

@@ -123,6 +123,7 @@ def test_order_and_skipping_change_no_status() -> None:
     assert [o.status for o in again] == [statuses[i] for i in shuffled.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits/lyanet", "digits/resnet"])
 def test_order_company_and_skipping_change_no_status_of_a_trained_model(name: str) -> None:
     data, model = load_images("digits", "test", None), load_model(name).module

@@ -26,6 +26,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attack", "classes", "norm"), CASES)
 def test_attacks_succeed_just_beyond_the_closed_form_distance_and_never_within_it(
     attack: Attack, classes: int, norm: Norm

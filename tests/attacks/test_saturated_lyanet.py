@@ -13,6 +13,8 @@ from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
 from robustness.zoo import load_model
 
+pytestmark = pytest.mark.slow
+
 THREAT = ThreatModel(Norm.LINF, 0.1)
 
 # The zoo's digits/lyanet with a larger gain: states grow in proportion to exp(gain kappa / n).
@@ -71,7 +73,6 @@ def test_the_worst_case_breaks_what_a_plain_attack_calls_robust(saturated, probl
     assert true < 0.6 * believed
 
 
-@pytest.mark.slow
 def test_the_masked_gradients_flag_is_up(saturated, problem) -> None:
     flag = masked_gradients(saturated, *problem, THREAT)
     assert flag.raised

@@ -72,6 +72,7 @@ def test_every_state_that_a_cell_allows_steps_into_what_is_said(halvings, slack,
     assert float(after.most[0, rivals].max()) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["euler", "heun2"])
 def test_the_cone_holds_tubes_that_zonotopes_lose(method):
     more = 0
@@ -95,6 +96,7 @@ def test_the_cone_holds_tubes_that_zonotopes_lose(method):
     assert more > 5
 
 
+@pytest.mark.slow
 def test_cells_in_parts_hold_more_and_every_state_still():
     finer = 0
     for seed in range(4):

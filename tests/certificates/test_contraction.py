@@ -99,6 +99,7 @@ def assert_holds(model: NeuralODEClassifier, images: Tensor, name: str = "contra
     return float(lengths.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "seed"), list(zip(METHODS, range(4), strict=True)))
 def test_no_perturbation_inside_the_radius_changes_a_simplex_models_prediction(method, seed):
     model = simplex_model(method, seed, gain=1.5)
@@ -110,6 +111,7 @@ def test_no_perturbation_inside_the_radius_changes_a_target_seeking_prediction(m
     assert assert_holds(seeking_model(method, 3), random_images(6, 3)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "seed"), list(zip(METHODS, range(4), strict=True)))
 @pytest.mark.parametrize("local", [True, False])
 def test_every_state_of_the_perturbed_program_lies_in_the_tube(method, seed, local):
@@ -162,6 +164,7 @@ def test_for_a_linear_target_the_radius_is_the_closed_form(method):
         torch.testing.assert_close(radius[clear], distance[clear], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_bounds_over_the_tube_are_never_worse_than_global_ones(method):
     for seed in range(2):
@@ -237,6 +240,7 @@ def test_it_refuses_what_it_has_no_proof_for():
             CONTRACTION.certify(refused, random_images(2, 0), torch.zeros(2).long(), Norm.L2)
 
 
+@pytest.mark.slow
 def test_a_wrong_prediction_has_radius_zero_and_neighbours_keep_theirs():
     model, images = simplex_model(), random_images(5, 0)
     labels = model(images).argmax(dim=1)
@@ -250,6 +254,7 @@ def test_a_wrong_prediction_has_radius_zero_and_neighbours_keep_theirs():
         assert mixed[i].radius == pytest.approx(together[i].radius, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_sum_of_sampled_slopes_would_be_unsound():
     """Jacobians at the centre alone, without the tube, give radii that an attack breaks."""
     broken = 0

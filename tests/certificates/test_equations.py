@@ -67,6 +67,7 @@ ANY_CONSTANTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(ANY_CONSTANTS)
 def test_the_sharper_radius_is_never_below_the_papers(found: LyapunovConstants):

@@ -78,6 +78,7 @@ def test_the_bound_of_a_step_is_below_every_sampled_lead(distance, seed):
             assert bool((moved.lead_at(at) >= bound - 1e-9).all())
 
 
+@pytest.mark.slow
 def test_branch_and_bound_decides_what_the_whole_cone_at_once_does_not():
     decided = split = 0
     for seed in range(12):
@@ -96,6 +97,7 @@ def test_branch_and_bound_decides_what_the_whole_cone_at_once_does_not():
     assert split > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["euler", "heun2"])
 def test_no_perturbation_inside_the_radius_changes_the_prediction(method):
     found = [
@@ -160,6 +162,7 @@ def test_rounding_that_could_leave_the_simplex_far_behind_is_not_certified():
     assert all(radius.radius == 0 and math.isfinite(radius.radius) for radius in radii)
 
 
+@pytest.mark.slow
 def test_a_radius_is_never_rounded_up_to_float32():
     model, images = simplex_model("euler", 0, gain=2.0), random_images(6, 0)
     labels = model(images).argmax(dim=1)

@@ -66,6 +66,7 @@ def target_margins_of(model: NeuralODEClassifier, images: Tensor, labels: Tensor
     return scores.gather(1, labels.unsqueeze(1)) - scores
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     encoder=st.sampled_from(["conv-relu", "mlp"]),

@@ -177,6 +177,7 @@ def test_what_a_step_retains_is_the_stability_polynomial_rounded_up(method, poly
     assert exact < retained_per_step(model) <= exact + 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LYAPUNOV)
 @pytest.mark.parametrize("norm", Norm)
 @pytest.mark.parametrize("solver", [FixedStepSolver("rk4", 5), AdaptiveSolver()])
@@ -213,6 +214,7 @@ class Explosive(nn.Module):
         return (push > 0) * 50 * (1 + state**2) + push * torch.tensor([1.0, 0.0, 0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("name", LYAPUNOV)
 def test_a_failed_solve_has_no_radius_and_leaves_the_other_images_alone(name, coupled):

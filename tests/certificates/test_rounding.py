@@ -165,6 +165,7 @@ def test_the_allowance_of_an_ordinary_model_is_small():
     assert target.allowance.max() < 2e-3 * scores
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(plan=blueprints(), share=st.sampled_from([0.0, 0.5, 1.0]), flushed=st.booleans())
 def test_computed_logits_keep_at_least_the_share_of_the_reduced_margins(plan, share, flushed):

@@ -43,6 +43,7 @@ def test_outside_of_a_block_altered_weights_are_seen() -> None:
         assert largest(module, 1.0) == 2 * before
 
 
+@pytest.mark.slow
 def test_certificates_give_the_same_radii_with_and_without_sharing() -> None:
     model, images = (
         load_model("digits/lyanet-certified").module,

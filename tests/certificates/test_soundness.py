@@ -174,6 +174,7 @@ def test_for_a_linear_model_the_l2_radius_is_the_distance_to_the_boundary(depth,
     assert (moved[clear] != labels[clear]).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(blueprints(wild=False))
 def test_each_certificate_is_at_least_as_good_as_the_one_before(plan):
@@ -188,6 +189,7 @@ def test_each_certificate_is_at_least_as_good_as_the_one_before(plan):
     assert (exact >= sharp * (1 - 1e-9)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(plan=blueprints(), name=st.sampled_from(BY_MARGINS))
 def test_the_l_infinity_radius_is_the_l2_radius_by_the_root_of_the_pixels_or_more(plan, name):
@@ -201,6 +203,7 @@ def test_the_l_infinity_radius_is_the_l2_radius_by_the_root_of_the_pixels_or_mor
         torch.testing.assert_close(linf, l2 / 4)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(plan=blueprints(), name=st.sampled_from(BY_MARGINS))
 def test_radii_are_certified_finite_within_the_box_and_alike_in_any_batch(plan, name):
@@ -251,6 +254,7 @@ def test_the_coupling_costs_the_exact_certificate_nothing_but_rounding():
     assert (first.sum() > 1).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 50])
 @pytest.mark.parametrize("method", ["euler", "heun2"])
 def test_a_perturbed_trajectory_never_leaves_the_cone_where_the_label_leads(method, steps):

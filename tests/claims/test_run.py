@@ -47,6 +47,7 @@ class StoppedHereError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,6 +214,7 @@ def test_an_archive_cut_at_any_length_is_refused(path):
         refusal(str(path), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_flipped_byte_is_refused_or_changes_nothing(path, compressed):
     (np.savez_compressed if compressed else np.savez)(path, images=IMAGES, labels=LABELS)

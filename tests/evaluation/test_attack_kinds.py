@@ -40,6 +40,7 @@ def standing_of(board_order: list[int], norm: Norm, eps: float) -> int:
     return int((~wrong.any(dim=1)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [(Norm.LINF, 0.02), (Norm.L2, 0.2)])
 def test_every_kind_runs_and_none_beats_the_closed_form(
     tmp_path: Path, norm: Norm, eps: float

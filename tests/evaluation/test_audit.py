@@ -55,6 +55,7 @@ def call(*arguments: str) -> int:
     return cli.run(lambda: cli.app(list(arguments), standalone_mode=False))
 
 
+@pytest.mark.slow
 def test_a_certificate_that_doubles_its_radii_is_caught_and_shown(
     suite_file: Path,
     tmp_path: Path,
@@ -113,6 +114,7 @@ def test_certify_ends_with_exit_code_1_too(
     assert "soundness failure" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_audit_goes_on_where_it_stopped(
     suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

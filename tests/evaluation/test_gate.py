@@ -13,6 +13,8 @@ from robustness.api import evaluate
 from robustness.evaluation.suite import Suite
 from robustness.zoo import find_entry
 
+pytestmark = pytest.mark.slow
+
 
 def gate(results: Path, baseline: Path) -> int:
     arguments = ["check", str(results), "--baseline", str(baseline)]

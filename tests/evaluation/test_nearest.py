@@ -16,6 +16,8 @@ from robustness.evaluation.work import ShardResult
 from robustness.reporting.markdown import markdown_text
 from robustness.zoo import load_model
 
+pytestmark = pytest.mark.slow
+
 SUITE = {
     "name": "nearest",
     "data": "digits",

@@ -129,6 +129,7 @@ def test_a_plan_survives_the_store() -> None:
     assert type(plan).from_json(plan.to_json()) == plan
 
 
+@pytest.mark.slow
 def test_second_phase_work_is_not_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_checks_that_fail_raise_a_flag_and_do_not_lose_the_run(
     assert flag.detail == "ArithmeticError: no way"
 
 
+@pytest.mark.slow
 def test_an_attack_that_comes_twice_runs_with_the_settings_of_its_radius(tmp_path: Path) -> None:
     """Broken by stages that `quick` has not, where `standard` is asked for, and only there."""
     changes = {

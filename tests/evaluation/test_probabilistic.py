@@ -12,6 +12,7 @@ from robustness.evaluation.suite import Suite
 SMOOTHING = {"name": "smoothing", "sigma": 0.1, "samples": 60, "selection": 10, "alpha": 0.01}
 
 
+@pytest.mark.slow
 def test_smoothing_has_a_row_of_its_own_and_no_part_in_the_bracket(tmp_path: Path) -> None:
     suite = Suite.model_validate(
         {

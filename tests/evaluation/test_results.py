@@ -21,6 +21,8 @@ from robustness.evaluation.store import STORE_FILE, Store
 from robustness.evaluation.suite import Suite, load_suite
 from robustness.threat import Norm
 
+pytestmark = pytest.mark.slow
+
 
 def run(suite: Suite, out: Path, **options: object) -> Leaderboard:
     return evaluate(suite, out=out, **({"workers": 1} | options))  # type: ignore[arg-type]
@@ -52,7 +54,6 @@ def test_a_second_run_computes_nothing_and_says_the_same(
     assert again.comparable() == reference.comparable()
 
 
-@pytest.mark.slow
 def test_workers_and_batch_size_change_nothing(
     suite: Suite, reference: Leaderboard, tmp_path: Path
 ) -> None:
@@ -92,7 +93,6 @@ def test_another_seed_gives_other_rows(
     assert other.comparable() != reference.comparable()
 
 
-@pytest.mark.slow
 def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(
     suite_file: Path, reference: Leaderboard, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_without_coupling_a_sample_does_not_depend_on_its_neighbours(solver: Sol
     assert together.item() == alone.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
 @pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun"])
 def test_an_exploding_sample_is_nan_and_leaves_the_others_and_their_gradients_alone(

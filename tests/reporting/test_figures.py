@@ -84,6 +84,7 @@ def test_a_board_without_curves_or_models_has_no_figures(board):
     assert figures.figures(empty) == {}
 
 
+@pytest.mark.slow
 def test_figures_are_well_formed_and_the_same_every_time(board):
     first, second = figures.figures(board), figures.figures(board)
     assert first == second
@@ -93,12 +94,14 @@ def test_figures_are_well_formed_and_the_same_every_time(board):
         assert b"<dc:date>" not in content
 
 
+@pytest.mark.slow
 def test_drawing_leaves_no_setting_of_matplotlib_changed(board):
     before = dict(mpl.rcParams)
     figures.figures(board)
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["$\\frac{", "名前", "<script>alert(1)</script>", "a_b^c"])
 def test_any_name_can_be_drawn(board, name):
     alone = board.model_copy(update={"models": board.models[1:2]})

@@ -5,6 +5,8 @@ from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import read_leaderboard
 from robustness.reporting.report import write_report
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "leaderboard.json",
     "leaderboard.csv",

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors
 import safetensors.torch
 import torch
 from safetensors import safe_open
@@ -138,6 +137,7 @@ def with_dropout(folder: Path) -> None:
     edit(folder, '"certified-lyapunov", eps = 0.1, temperature', LOSS_WITH_DROPOUT)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_anew_every_epoch_and_the_same_when_it_resumes(
     recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

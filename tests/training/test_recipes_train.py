@@ -78,6 +78,7 @@ def write(folder: Path, model: str, training: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_trained_recipe_loads_and_has_learnt_more_than_chance(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path, *RECIPES[name])
@@ -89,6 +90,7 @@ def test_a_trained_recipe_loads_and_has_learnt_more_than_chance(name: str, tmp_p
     assert float((logits.argmax(dim=1) == digits.labels).float().mean()) > 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["certified", "interval", "simplex", "continuous lyapunov"])
 def test_training_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     weights = []
@@ -160,6 +162,7 @@ def test_a_recipe_of_the_zoo_builds_a_small_network_for_its_images(name: str) ->
     assert entry * sum(value.numel() for value in model.state_dict().values()) < 2**22
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "adversarial", "certified", "interval", "simplex"])
 def test_training_in_bfloat16_gives_other_weights_of_float32(name: str, tmp_path: Path) -> None:
     weights = []
@@ -173,6 +176,7 @@ def test_training_in_bfloat16_gives_other_weights_of_float32(name: str, tmp_path
     assert any(not torch.equal(lower[key], value) for key, value in exact.items())
 
 
+@pytest.mark.slow
 def test_a_flow_trained_in_bfloat16_is_certified(tmp_path: Path) -> None:
     from robustness.certificates import CERTIFICATES
     from robustness.threat import Norm

@@ -76,6 +76,7 @@ def test_the_three_terms_of_a_stable_equilibrium_agree_with_those_computed_by_ha
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_descending_the_jacobian_terms_makes_an_unstable_field_stable() -> None:
     net = model([[0.5, 1.0], [-0.5, 0.25]])
     optimiser = torch.optim.Adam(net.parameters(), lr=0.05)

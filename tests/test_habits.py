@@ -1,0 +1,52 @@
+"""What the project promises of its own upkeep."""
+
+import ast
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_hooks_run_environments_of_tox_and_no_other_command() -> None:
+    tox = ConfigParser()
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    entries = re.findall(r"entry: (.*)", hooks)
+    assert entries
+    for entry in entries:
+        command, environment = entry.split(" -e ")
+        assert command == "tox"
+        assert tox.has_section(f"testenv:{environment}")
+
+
+def test_coverage_below_ninety_per_cent_fails_the_tests_of_tox() -> None:
+    tox = ConfigParser()
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    assert "--cov" in tox["testenv:tests"]["commands"]
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r"^fail_under = 90$", settings, re.MULTILINE)
+
+
+def test_every_test_that_contributing_names_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 5
+    for file, function in named:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert not function or f"\ndef {function}(" in source, f"{file}::{function}"
+
+
+@pytest.mark.parametrize("folder", ["robustness", "tests", "benchmarks"])
+def test_no_module_imports_the_private_names_of_another(folder: str) -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {name.name}"
+        for file in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("robustness")
+        for name in node.names
+        if name.name.startswith("_")
+    ]
+    assert not found
