@@ -14,6 +14,7 @@ from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
 from robustness.data import NAMES, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
 from robustness.evaluation.leaderboard import (
+    LEADERBOARD_FILE,
     AttackRow,
     Leaderboard,
     Proportion,
@@ -22,8 +23,9 @@ from robustness.evaluation.leaderboard import (
 from robustness.evaluation.measure import (
     MEASURED_FILE,
     Measurement,
+    known_measurement,
     measure,
-    read_measurement,
+    whole_test_set,
 )
 from robustness.evaluation.plan import make_plan
 from robustness.evaluation.proofs import PROVED_FILE, prove, read_proofs
@@ -112,18 +114,35 @@ def evaluate(
         wall = time.perf_counter() - started
         store.end_run(run, wall)
         leaderboard = _with_wall_time(summarise(bench.plan, store, versions), wall, store)
+    leaderboard = whole_test_set(leaderboard)
     write_report(leaderboard, folder)
     return leaderboard
 
 
 def render(results: Path, out: Path) -> Leaderboard:
-    """Write the reports of the last complete run in `results` again, from its store.
+    """Write the reports of the last complete run in `results` again.
+
+    From its store; from `leaderboard.json` where a folder holds that alone, as committed reports
+    do: what a store was not asked then is shown as not measured.
 
     Raises:
-        UsageError: there is no store, no complete run, or `out` cannot be written.
+        UsageError: there is neither, no complete run, or `out` cannot be written.
     """
     inputs.folder_to_write(out)
-    file = results / STORE_FILE if results.is_dir() else results
+    store = results / STORE_FILE if results.is_dir() else results
+    summary = results / LEADERBOARD_FILE
+    leaderboard = (
+        read_leaderboard(summary)
+        if summary.is_file() and not store.is_file()
+        else _summarised(store)
+    )
+    leaderboard = whole_test_set(leaderboard)
+    _make(out)
+    write_report(leaderboard, out)
+    return leaderboard
+
+
+def _summarised(file: Path) -> Leaderboard:
     with Store(file, must_exist=True) as store:
         plan, versions, _, wall = store.last_run()
         schedule, done = Schedule(plan, store), store.done()
@@ -137,10 +156,7 @@ def render(results: Path, out: Path) -> Leaderboard:
                 f"{file}: expected every shard of the last run, got {missing} missing; "
                 "run `robustness evaluate` again"
             )
-        leaderboard = _with_wall_time(summarise(plan, store, versions), wall, store)
-    _make(out)
-    write_report(leaderboard, out)
-    return leaderboard
+        return _with_wall_time(summarise(plan, store, versions), wall, store)
 
 
 def attack(
@@ -327,6 +343,7 @@ def _single(model: str, data: str | None, samples: int | None, seed: int, **part
             "seed": seed,
             "models": [model],
             "decay": False,
+            "flow": False,
         }
         | parts
     )
@@ -450,7 +467,7 @@ def card(
     loaded = load_model(str(folder))
     assert loaded.recipe is not None  # since it was found by its folder
     file = folder / MEASURED_FILE
-    facts = None if remeasure or not file.is_file() else read_measurement(file)
+    facts = None if remeasure else known_measurement(file)
     if facts is None or facts.digest != loaded.digest:
         with reproducible_arithmetic():
             facts = measure(loaded, load_images(loaded.recipe.data.name, "test", data_dir))
@@ -488,5 +505,5 @@ def committed_leaderboards() -> dict[str, Leaderboard]:
     root = zoo_folder().parent
     return {
         file.parent.relative_to(root).as_posix(): read_leaderboard(file)
-        for file in sorted(root.glob("reports/*/leaderboard.json"))
+        for file in sorted(root.glob(f"reports/*/{LEADERBOARD_FILE}"))
     }

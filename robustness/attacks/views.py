@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
+from robustness.nets.flow import InitialVelocity
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -214,24 +215,6 @@ class Rescaled(nn.Module):
             scale = largest * ((logits - centre) / largest).std(dim=1, keepdim=True)
             scale = scale.clamp_min(torch.finfo(logits.dtype).tiny)
         return (logits - centre) / scale
-
-
-class InitialVelocity(nn.Module):
-    """The velocity of the class state at time 0, f(eta_0, z), read as logits.
-
-    Args:
-        model: the neural ODE.
-    """
-
-    def __init__(self, model: NeuralODEClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Velocities, shape (n, classes)."""
-        features = self.model.features(images)
-        start = features.new_zeros(())
-        return self.model.field(start, self.model.initial_state(features), features)
 
 
 class Float64(nn.Module):

@@ -18,6 +18,7 @@ from robustness.recipe import describe_validation
 from robustness.threat import Norm
 
 SCHEMA_VERSION = 2
+LEADERBOARD_FILE = "leaderboard.json"
 
 
 class Summary(BaseModel):
@@ -44,6 +45,31 @@ class Proportion(Summary):
     def value(self) -> float:
         """The proportion, from 0 to 1."""
         return self.count / self.total
+
+
+class WithoutFlow(Summary):
+    """What a neural ODE predicts without its flow; `nets.flow.without_flow` says how.
+
+    Attributes:
+        other: images whose class is another than the deployed model's, among them those on which
+            either has a logit that is not finite. The flow decides their class and no other's.
+        clean: accuracy without the flow.
+    """
+
+    other: Proportion
+    clean: Proportion
+
+
+class WholeTestSet(Summary):
+    """What is known of a zoo entry on its whole test set, of which a suite may see a part.
+
+    Attributes:
+        clean: accuracy.
+        without_flow: what is predicted without the flow; None for a model without an ODE.
+    """
+
+    clean: Proportion
+    without_flow: WithoutFlow | None
 
 
 class Bracket(Summary):
@@ -252,7 +278,14 @@ class NearestRow(Summary):
 
 
 class ModelEntry(Summary):
-    """Everything measured about one model."""
+    """Everything measured about one model.
+
+    Attributes:
+        nfe: evaluations of vector fields per prediction; None for a model without an ODE.
+        without_flow: what is predicted without the flow; None for a model without an ODE, and in
+            leaderboards from before it was measured.
+        whole: facts of the same weights on the whole test set; None where none are at hand.
+    """
 
     name: str
     description: str
@@ -260,6 +293,8 @@ class ModelEntry(Summary):
     parameters: int
     nfe: int | None
     clean: Proportion
+    without_flow: WithoutFlow | None = None
+    whole: WholeTestSet | None = None
     errors: int
     brackets: list[Bracket]
     attacks: list[AttackRow]
@@ -404,7 +439,7 @@ def read_leaderboard(path: Path) -> Leaderboard:
     Raises:
         UsageError: there is none, or it is not a leaderboard of this schema version.
     """
-    file = path / "leaderboard.json" if path.is_dir() else path
+    file = path / LEADERBOARD_FILE if path.is_dir() else path
     try:
         return Leaderboard.model_validate_json(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -5,15 +5,21 @@ from typing import Literal
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustness.data import ImageSet
 from robustness.errors import UsageError, os_failure
-from robustness.evaluation.leaderboard import Proportion, Summary
-from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.evaluation.leaderboard import (
+    Leaderboard,
+    ModelEntry,
+    Proportion,
+    Summary,
+    WholeTestSet,
+    WithoutFlow,
+)
+from robustness.nets.flow import course, without_flow
 from robustness.recipe import describe_validation
-from robustness.zoo import LoadedModel
+from robustness.zoo import LoadedModel, zoo_folder
 
 MEASURED_FILE = "measured.json"
 
@@ -36,11 +42,12 @@ class Measurement(Summary):
             the solver visits; None for a model without an ODE.
         nfe: evaluations of the vector field per prediction (for an adaptive solver the most
             that any image took); None for a model without an ODE.
+        without_flow: what is predicted without the flow; None for a model without an ODE.
         parameters: number of trained parameters.
         torch: version of the library that ran.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     weights_sha256: str
     digest: str
     data: str
@@ -50,6 +57,7 @@ class Measurement(Summary):
     largest_logit: float
     largest_state: float | None
     nfe: int | None
+    without_flow: WithoutFlow | None
     parameters: int
     torch: str
 
@@ -77,18 +85,24 @@ def measure(loaded: LoadedModel, images: ImageSet) -> Measurement:
         )
     correct = non_finite = 0
     largest_logit, largest_state, nfe = 0.0, None, None
+    flowless, other, still_correct = without_flow(loaded.module), 0, 0
     for pixels, labels in zip(
         images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
     ):
-        logits, states, evaluations = _trajectory(loaded.module, pixels)
-        finite = logits.isfinite().all(dim=1)
+        run = course(loaded.module, pixels)
+        finite = run.logits.isfinite().all(dim=1)
+        classes = _classes(run.logits)
         non_finite += int((~finite).sum())
-        correct += int((finite & (logits.argmax(dim=1) == labels)).sum())
-        largest_logit = max(largest_logit, _largest(logits))
-        for state in states:
+        correct += int((classes == labels).sum())
+        largest_logit = max(largest_logit, _largest(run.logits))
+        for state in run.states:
             largest_state = max(largest_state or 0.0, _largest(state))
-        if evaluations is not None:
-            nfe = max(nfe or 0, evaluations)
+        if run.nfe is not None:
+            nfe = max(nfe or 0, run.nfe)
+        if flowless is not None:
+            instead = _classes(flowless(pixels))
+            other += int((~finite | (instead != classes)).sum())
+            still_correct += int((instead == labels).sum())
     return Measurement(
         weights_sha256=recipe.weights.sha256,
         digest=loaded.digest,
@@ -99,29 +113,47 @@ def measure(loaded: LoadedModel, images: ImageSet) -> Measurement:
         largest_logit=float(f"{largest_logit:.4g}"),
         largest_state=None if largest_state is None else float(f"{largest_state:.4g}"),
         nfe=nfe,
+        without_flow=None
+        if flowless is None
+        else WithoutFlow(
+            other=Proportion.of(other, len(images)), clean=Proportion.of(still_correct, len(images))
+        ),
         parameters=sum(p.numel() for p in loaded.module.parameters()),
         torch=torch.__version__,
     )
 
 
-def _trajectory(module: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Tensor], int | None]:
-    """Logits, the states that the solver visited, and its evaluations of vector fields."""
-    if isinstance(module, NeuralODEClassifier):
-        solution = module.solve(module.features(pixels))
-        return solution.final, [solution.states], solution.nfe
-    if isinstance(module, ContinuousNet):
-        state, states, evaluations = module.normalise(pixels), [], 0
-        for transition, field in zip(module.transitions, module.fields, strict=True):
-            start = transition(state)
-            solution = module.solver.solve(field, start, start.new_zeros((len(start), 0)))
-            states.append(solution.states)
-            state, evaluations = solution.final, evaluations + solution.nfe
-        return module.head(state), states, evaluations
-    return module(pixels), [], None
+def _classes(logits: Tensor) -> Tensor:
+    """The class of each image; -1, which is no class, where a logit is not finite."""
+    return logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
 
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+
+
+def known_measurement(file: Path) -> Measurement | None:
+    """A stored measurement; None where there is none, or none of this schema version."""
+    try:
+        return read_measurement(file)
+    except UsageError:
+        return None
+
+
+def whole_test_set(leaderboard: Leaderboard) -> Leaderboard:
+    """The leaderboard with what the zoo knows of its very models on the whole of its images."""
+    return leaderboard.model_copy(
+        update={"models": [_on_whole(e, leaderboard.suite.data_digest) for e in leaderboard.models]}
+    )
+
+
+def _on_whole(entry: ModelEntry, data_digest: str) -> ModelEntry:
+    facts = known_measurement(zoo_folder() / entry.name / MEASURED_FILE)
+    if facts is None or (facts.digest, facts.data_digest) != (entry.digest, data_digest):
+        return entry
+    whole = WholeTestSet(clean=facts.clean, without_flow=facts.without_flow)
+    nfe = facts.nfe if entry.nfe is None else entry.nfe
+    return entry.model_copy(update={"whole": whole, "nfe": nfe})
 
 
 def read_measurement(file: Path) -> Measurement:

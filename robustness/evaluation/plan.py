@@ -29,12 +29,16 @@ from robustness.evaluation.audit import audit_stages, describe
 from robustness.evaluation.cascade import WORST_CASE, WorstCase
 from robustness.evaluation.suite import Samples, Suite
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.flow import without_flow
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import LoadedModel
 
 SHARD_SIZE = 32
 
-JobKind = Literal["clean", "attack", "certificate", "decay", "audit", "flags", "nearest"]
+JobKind = Literal["clean", "attack", "certificate", "decay", "audit", "flags", "nearest", "flow"]
+
+# What the rows of predictions say: the evaluations of every kind of ODE.
+_PREDICTIONS = "evaluations of all blocks"
 
 # Kinds of jobs that draw at random.
 _SEEDED: tuple[JobKind, ...] = ("attack", "audit", "flags", "nearest")
@@ -237,7 +241,9 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         parameters = sum(p.numel() for p in loaded.module.parameters())
         described = loaded.described_on(suite.data)
         infos.append(ModelInfo(loaded.name, loaded.digest, described, parameters))
-        add("clean", index, "all")
+        add("clean", index, "all", version=_PREDICTIONS)
+        if suite.flow and without_flow(loaded.module) is not None:
+            add("flow", index, "all")
         if suite.decay and isinstance(loaded.module, NeuralODEClassifier):
             add("decay", index, "all")
         for name, certificate in suite.build_certificates(loaded.name).items():

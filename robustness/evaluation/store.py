@@ -46,6 +46,9 @@ CREATE TABLE IF NOT EXISTS nearest (
 CREATE TABLE IF NOT EXISTS decay (
     key TEXT NOT NULL, sample INTEGER NOT NULL, step INTEGER NOT NULL, time REAL NOT NULL,
     potential REAL, right INTEGER NOT NULL, PRIMARY KEY (key, sample, step)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS flow (
+    key TEXT NOT NULL, sample INTEGER NOT NULL, prediction INTEGER, PRIMARY KEY (key, sample))
+    WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY, plan TEXT NOT NULL, environment TEXT NOT NULL, started REAL NOT NULL,
     wall_seconds REAL);
@@ -58,6 +61,7 @@ _COLUMNS = {
     "audit": 12,
     "flags": 5,
     "nearest": 6,
+    "flow": 2,
 }
 
 

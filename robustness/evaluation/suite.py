@@ -248,6 +248,7 @@ class Suite(Config):
             settings where a certificate has any; `"all"`, alone or in the list, stands for all that
             have none.
         decay: whether to record V(t) along the trajectories of neural ODEs.
+        flow: whether to predict without the flow of neural ODEs too.
         audit: how many certified images are attacked inside their radii.
         flags: checks of whether the attacks on a model can be believed; None runs none.
         nearest: bounds on the robust radius from above, in every norm; None looks for none.
@@ -263,6 +264,7 @@ class Suite(Config):
     attacks: list[AttackConfig] = Field(default_factory=list)
     certificates: list[Name | SmoothingConfig] = Field(default_factory=list)
     decay: bool = True
+    flow: bool = True
     audit: AuditConfig = Field(default_factory=AuditConfig)
     flags: FlagsConfig | None = None
     nearest: NearestConfig | None = None

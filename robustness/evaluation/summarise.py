@@ -26,6 +26,7 @@ from robustness.evaluation.leaderboard import (
     NearestRow,
     Proportion,
     SuiteSummary,
+    WithoutFlow,
 )
 from robustness.evaluation.plan import Job, JobKind, Plan, resolve_samples
 from robustness.evaluation.records import Reader, SampleRecord, sample_table
@@ -173,6 +174,7 @@ def _entry(
         parameters=info.parameters,
         nfe=max((row[4] for row in clean if row[4] is not None), default=None),
         clean=_proportion(record.correct for record in records),
+        without_flow=_without_flow(reader, model, known),
         errors=sum(bool(record.failed) for record in records),
         brackets=brackets,
         attacks=[_attack_row(reader, job, known) for job in reader.jobs(model, "attack")],
@@ -193,6 +195,18 @@ def _entry(
         ],
         nearest=[_nearest_row(reader, job, known) for job in reader.jobs(model, "nearest")],
         samples=sample_table(records, [group.norm for group in suite.threats]),
+    )
+
+
+def _without_flow(
+    reader: Reader, model: int, records: dict[int, SampleRecord]
+) -> WithoutFlow | None:
+    instead = [row for job in reader.jobs(model, "flow") for row in reader.rows(job)]
+    if not instead:
+        return None
+    return WithoutFlow(
+        other=_proportion(c is None or c != records[i].prediction for i, c in instead),
+        clean=_proportion(c == records[i].label for i, c in instead),
     )
 
 

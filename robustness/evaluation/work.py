@@ -30,6 +30,8 @@ from robustness.nets.classifiers import (
     potential,
     predicts_each_by_itself,
 )
+from robustness.nets.continuous import ContinuousNet
+from robustness.nets.flow import course, without_flow
 from robustness.nets.solvers import FixedStepSolver
 from robustness.threat import ThreatModel
 
@@ -82,6 +84,8 @@ def run_unit(unit: Unit, job: Job, bench: Bench, images: Tensor, labels: Tensor)
     started = time.perf_counter()
     if job.kind == "clean":
         rows = _clean(bench.model, images, labels, unit.indices)
+    elif job.kind == "flow":
+        rows = _without_flow(bench.model, images, labels, unit.indices)
     elif job.kind == "decay":
         rows = _decay(bench.model, images, labels, unit.indices)
     elif job.kind == "certificate":
@@ -102,13 +106,13 @@ def run_unit(unit: Unit, job: Job, bench: Bench, images: Tensor, labels: Tensor)
 
 
 def _clean(model: nn.Module, images: Tensor, labels: Tensor, indices: list[int]) -> list[Row]:
-    predictions, sane = _predict(model, images, labels)
+    predictions, sane = _predict(model, images, labels, predicts_each_by_itself(model))
     nfe = None
-    if isinstance(model, NeuralODEClassifier):
+    if isinstance(model, NeuralODEClassifier | ContinuousNet):
         # Steps of a fixed size are as many for one image as for all.
         some = images[:1] if isinstance(model.solver, FixedStepSolver) else images
         with torch.no_grad():
-            nfe = model.solve(model.features(some)).nfe
+            nfe = course(model, some).nfe
     return [
         (index, label, prediction if finite else None, "ok" if finite else "error", nfe)
         for index, label, prediction, finite in zip(
@@ -117,14 +121,31 @@ def _clean(model: nn.Module, images: Tensor, labels: Tensor, indices: list[int])
     ]
 
 
+def _without_flow(
+    model: nn.Module, images: Tensor, labels: Tensor, indices: list[int]
+) -> list[Row]:
+    flowless = without_flow(model)
+    assert flowless is not None
+    trusted = predicts_each_by_itself(model)
+    predictions, sane = _predict(flowless, images, labels, trusted)
+    return [
+        (index, prediction if finite else None)
+        for index, prediction, finite in zip(
+            indices, predictions.tolist(), sane.tolist(), strict=True
+        )
+    ]
+
+
 @torch.no_grad()
-def _predict(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _predict(
+    model: nn.Module, images: Tensor, labels: Tensor, trusted: bool
+) -> tuple[Tensor, Tensor]:
     """Predictions, and whether the logits are finite.
 
-    In one batch where the model is known to predict each image by itself and is right, and else
+    In one batch where the model is trusted to predict each image by itself and is right, and else
     of each image alone, as in `judge`.
     """
-    if not predicts_each_by_itself(model):
+    if not trusted:
         return predict_alone(model, images)
     logits = deployed_logits(model, images)
     predictions, sane = logits.argmax(dim=1), logits.isfinite().all(dim=1)

@@ -168,6 +168,14 @@ def _measured(measured: Measurement) -> Iterator[tuple[str, str]]:
     )
     nfe = "no ODE" if measured.nfe is None else f"{measured.nfe} per prediction"
     yield "evaluations of the vector field", nfe
+    if measured.without_flow is not None:
+        flow = measured.without_flow
+        yield (
+            "images whose class is another without the flow",
+            f"**{flow.other.count:,} of {flow.other.total:,}**, "
+            f"95% interval {100 * flow.other.low:.2f}–{100 * flow.other.high:.2f}%",
+        )
+        yield "clean accuracy without the flow", f"{100 * flow.clean.value:.2f}%"
     yield "largest absolute logit", f"{measured.largest_logit:.4g}"
     if measured.largest_state is not None:
         yield "largest absolute entry of a state", f"{measured.largest_state:.4g}"
@@ -253,7 +261,7 @@ def _proved(measured: Measurement, proofs: Proofs | None) -> Iterator[str]:
         return
     yield (
         f"Proved on all {measured.clean.total:,} test images, for the program that runs, rounding "
-        "included, in percent:"
+        f"included, in percent{_flow_of(measured)}:"
     )
     rows = [
         [
@@ -276,6 +284,13 @@ def _proved(measured: Measurement, proofs: Proofs | None) -> Iterator[str]:
     # Norms share work, so that only their sum is what a proof costs.
     total = sum(part.milliseconds for part in proofs.norms)
     yield f"All of it takes {total:.3g} ms of processor time per image, the audit left out."
+
+
+def _flow_of(measured: Measurement) -> str:
+    flow = measured.without_flow
+    if flow is None:
+        return ""
+    return f", of a model whose flow changes the class of {flow.other.count:,} of these images"
 
 
 def _brackets(entry: ModelEntry) -> str:

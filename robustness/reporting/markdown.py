@@ -23,6 +23,7 @@ def markdown_text(leaderboard: Leaderboard, figures: Sequence[str]) -> str:
         *(f"- {text(str(violation))}" for violation in leaderboard.soundness.violations),
         *_counterexamples(leaderboard),
         *_brackets(leaderboard),
+        *_flow(leaderboard),
         *_figures(figures),
         *(block for entry in leaderboard.models for block in _model(leaderboard, entry)),
         *_certificates(leaderboard),
@@ -123,6 +124,13 @@ def _bracket_cells(entry: ModelEntry, columns: Iterable[tuple[Norm, float]]) -> 
         width = words.ABSENT if bracket is None else words.percent(bracket.width)
         cells += [words.bracket(bracket, "–"), width]
     return cells
+
+
+def _flow(leaderboard: Leaderboard) -> Iterator[str]:
+    if rows := selection.flow_rows(leaderboard):
+        yield "## What the flow decides"
+        yield prose.FLOW
+        yield table(prose.FLOW_HEADING, [[code(name), *cells] for name, *cells in rows])
 
 
 def _figures(names: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,10 @@ from robustness.evaluation.leaderboard import (
     Flag,
     Leaderboard,
     ModelEntry,
+    Proportion,
+    WithoutFlow,
 )
+from robustness.reporting import words
 from robustness.threat import Norm
 
 
@@ -156,6 +159,33 @@ def costs(leaderboard: Leaderboard, model: str) -> dict[tuple[Norm, str], Cost]:
 def raised(entry: ModelEntry) -> list[Flag]:
     """The flags of a model that are up."""
     return [flag for flag in entry.flags if flag.raised]
+
+
+def flow_rows(leaderboard: Leaderboard) -> list[list[str]]:
+    """What is predicted without the flow, on the suite's samples and on the whole test set.
+
+    A row for each neural ODE and set of images: the model, how many images, of how many of them
+    the class is another, its 95% interval, and accuracy with and without the flow, in percent.
+    """
+    rows = []
+    for entry in leaderboard.models:
+        if entry.nfe is None:
+            continue
+        sets = [(entry.clean, entry.without_flow)]
+        if entry.whole is not None and entry.whole.clean.total != entry.clean.total:
+            sets.append((entry.whole.clean, entry.whole.without_flow))
+        rows += [
+            [entry.name, f"{clean.total:,}", *_flow_cells(clean, flow)] for clean, flow in sets
+        ]
+    return rows
+
+
+def _flow_cells(clean: Proportion, flow: WithoutFlow | None) -> list[str]:
+    if flow is None:
+        return ["not measured", words.ABSENT, words.percent(clean.value), words.ABSENT]
+    other = f"{flow.other.count:,} ({words.percent(flow.other.value)})"
+    shares = [words.percent(share.value) for share in (clean, flow.clean)]
+    return [other, words.interval(flow.other), *shares]
 
 
 def smoothed(leaderboard: Leaderboard) -> bool:

@@ -123,7 +123,9 @@ def soundness_line(soundness: Soundness) -> str:
 def csv_text(leaderboard: Leaderboard) -> str:
     """One row per model, threat and quantity.
 
-    `quantity` is `clean` and `errors` (no threat), `certified` and `attacked` (the bracket),
+    `quantity` is `clean` and `errors` (no threat), for a neural ODE `clean_without_flow` and
+    `other_without_flow` (images whose class the flow changes; no threat), `certified` and
+    `attacked` (the bracket),
     `probabilistic` (the best certificate of that kind), `attack` (one attack alone, named by
     `method`) or `certificate` (one certificate alone; its `kind` says whether it proves
     anything). Values are proportions and are written so that reading them back gives the same
@@ -159,6 +161,9 @@ def _tidy_rows(entry: ModelEntry, samples: int) -> Iterator[tuple[object, ...]]:
         return (entry.name, *threat, quantity, method, kind, *numbers)
 
     yield row("clean", entry.clean, ("", ""), "", "")
+    if entry.without_flow is not None:
+        yield row("other_without_flow", entry.without_flow.other, ("", ""), "", "")
+        yield row("clean_without_flow", entry.without_flow.clean, ("", ""), "", "")
     yield row("errors", Proportion.of(entry.errors, samples), ("", ""), "", "")
     for b in entry.brackets:
         yield row("certified", b.certified, (b.norm.value, b.eps), "", "")

@@ -67,7 +67,7 @@ def test_workers_and_batch_size_change_nothing(
 
 def rows(folder: Path) -> dict[str, list[tuple[object, ...]]]:
     database = sqlite3.connect(folder / STORE_FILE)
-    tables = ("clean", "attack", "certificate", "decay", "audit")
+    tables = ("clean", "flow", "attack", "certificate", "decay", "audit")
     found = {t: sorted(database.execute(f"SELECT * FROM {t}"), key=repr) for t in tables}
     database.close()
     return found
@@ -170,6 +170,16 @@ def test_a_report_is_rendered_again_from_the_store_alone(
     assert again.comparable() == reference.comparable()
     written = json.loads((tmp_path / "again" / "leaderboard.json").read_text())
     assert written["suite"]["name"] == "small"
+
+
+def test_a_report_without_its_store_is_rendered_again_from_its_leaderboard(
+    reference: Leaderboard, tmp_path: Path
+) -> None:
+    folder = tmp_path / "reference"
+    (folder / STORE_FILE).unlink()
+    (folder / "index.html").unlink()
+    assert render(folder, folder).comparable() == reference.comparable()
+    assert (folder / "index.html").is_file()
 
 
 def test_a_file_that_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
+from robustness.evaluation.leaderboard import Proportion, WithoutFlow
 from robustness.reporting.tables import csv_of, csv_text, samples_csv
 
 
@@ -81,3 +82,13 @@ def test_names_of_models_are_no_formulas_in_either_table(board):
     poisoned = board.model_copy(update={"models": [first]})
     for text in (csv_text(poisoned), samples_csv(poisoned)):
         assert {row["model"] for row in csv.DictReader(io.StringIO(text))} <= {"'=1+1"}
+
+
+def test_a_neural_ode_has_rows_of_what_it_predicts_without_its_flow(board):
+    flow = WithoutFlow(other=Proportion.of(6, 599), clean=Proportion.of(570, 599))
+    rows = rows_of(boards.edit(board, "digits/lyanet", without_flow=flow))
+    found = {r["quantity"]: (r["model"], r["count"]) for r in rows if "flow" in r["quantity"]}
+    assert found == {
+        "other_without_flow": ("digits/lyanet", "6"),
+        "clean_without_flow": ("digits/lyanet", "570"),
+    }

@@ -5,6 +5,7 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
+from robustness.evaluation.leaderboard import Proportion, WithoutFlow
 from robustness.reporting.figures import figures
 from robustness.reporting.html import html_text, reasons
 
@@ -45,6 +46,13 @@ class Page(HTMLParser):
 def source():
     board = boards.leaderboard()
     return html_text(board, figures(board))
+
+
+def test_what_the_flow_decides_stands_on_the_page(board):
+    flow = WithoutFlow(other=Proportion.of(6, 599), clean=Proportion.of(570, 599))
+    page = Page(render(boards.edit(board, "digits/lyanet", without_flow=flow)))
+    assert "digits/lyanet 599 6 (1.0) 0.4–2.2" in page.text
+    assert "flow" in page.ids
 
 
 def render(board):

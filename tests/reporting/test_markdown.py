@@ -1,5 +1,6 @@
 import boards
 
+from robustness.evaluation.leaderboard import Proportion, WholeTestSet, WithoutFlow
 from robustness.reporting.markdown import markdown_text
 
 
@@ -62,3 +63,21 @@ def test_all_rows_of_a_table_have_as_many_cells_as_its_heading(board):
             assert len(bars) == 1
             block = []
     assert "<script>" not in markdown_text(odd, []).replace("\\<script\\>", "")
+
+
+def test_what_the_flow_decides_has_a_line_for_every_neural_ode(board):
+    flow = WithoutFlow(other=Proportion.of(6, 599), clean=Proportion.of(570, 599))
+    whole = WholeTestSet(
+        clean=Proportion.of(9000, 10_000),
+        without_flow=WithoutFlow(other=Proportion.of(0, 10_000), clean=Proportion.of(9000, 10_000)),
+    )
+    told = boards.edit(board, "digits/lyanet", without_flow=flow, whole=whole)
+    lines = markdown_text(told, []).split("## What the flow decides")[1].split("\n## ")[0]
+    clean = next(e.clean for e in board.models if e.name == "digits/lyanet")
+    for line in (
+        f"| `digits/lyanet` | 599 | 6 (1.0) | 0.4–2.2 | {100 * clean.value:.1f} | 95.2 |",
+        "| `digits/lyanet` | 10,000 | 0 (0.0) | 0.0–0.0 | 90.0 | 90.0 |",
+        "| `digits/node` | 599 | not measured | - |",
+    ):
+        assert line in lines
+    assert "resnet" not in lines

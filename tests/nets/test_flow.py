@@ -1,0 +1,80 @@
+"""What a neural ODE predicts without its flow, where that can be told by hand."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
+from robustness.nets.continuous import ContinuousNet
+from robustness.nets.encoders import MLPEncoder, Normalise
+from robustness.nets.fields import TargetSeekingField
+from robustness.nets.flow import course, without_flow
+from robustness.nets.solvers import FixedStepSolver
+
+IMAGES = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Turning(nn.Module):
+    """Starts towards class 0, and from half of the horizon on runs towards class 1."""
+
+    def forward(self, t: Tensor, state: Tensor, features: Tensor) -> Tensor:
+        del features
+        towards = [1.0, 0.0] if float(t) < 0.5 else [0.0, 9.0]
+        return state.new_tensor(towards).expand_as(state)
+
+
+def neural_ode(field: nn.Module, classes: int, features: int) -> NeuralODEClassifier:
+    torch.manual_seed(0)
+    encoder = MLPEncoder(16, [8], features)
+    solver = FixedStepSolver("euler", 4)
+    return NeuralODEClassifier(Normalise([0.3], [0.5]), encoder, field, solver, classes).eval()
+
+
+def test_without_its_flow_a_neural_ode_predicts_where_it_starts_to_move() -> None:
+    model = neural_ode(Turning(), classes=2, features=4)
+    flowless = without_flow(model)
+    assert flowless is not None
+    assert model(IMAGES).argmax(dim=1).eq(1).all()
+    assert flowless(IMAGES).argmax(dim=1).eq(0).all()
+
+
+def test_without_its_flow_a_target_seeking_model_is_its_head_on_the_features() -> None:
+    torch.manual_seed(0)
+    field = TargetSeekingField(5, 4, gain=10.0, coupling=1.0)
+    model = neural_ode(field, classes=5, features=4)
+    flowless = without_flow(model)
+    assert flowless is not None
+    head = field.head(model.encoder((IMAGES - 0.3) / 0.5)).argmax(dim=1)
+    assert len(head.unique()) > 1
+    assert torch.equal(flowless(IMAGES).argmax(dim=1), head)
+
+
+def continuous_net() -> ContinuousNet:
+    torch.manual_seed(0)
+    solver = FixedStepSolver("rk4", 3)
+    return ContinuousNet(Normalise([0.0], [1.0]), 1, [4, 6], [1, 2], [], solver, 5).eval()
+
+
+def test_without_its_flows_a_continuous_net_is_itself_with_blocks_that_stand_still() -> None:
+    model = continuous_net()
+    flowless = without_flow(model)
+    assert flowless is not None
+    without = flowless(IMAGES)
+    assert not torch.allclose(model(IMAGES), without, atol=1e-3)
+    for field in model.fields:
+        nn.init.zeros_(field.layers[-1].weight)
+        nn.init.zeros_(field.layers[-1].bias)
+    assert torch.equal(model(IMAGES), without)
+
+
+def test_a_model_without_an_ode_has_no_flow() -> None:
+    assert without_flow(ResidualClassifier(Normalise([0.0], [1.0]), 16, 8, 1, 5)) is None
+    assert without_flow(nn.Flatten()) is None
+
+
+@pytest.mark.parametrize("model", [continuous_net(), neural_ode(Turning(), 2, 4)])
+def test_a_course_ends_in_the_deployed_logits(model: nn.Module) -> None:
+    run = course(model, IMAGES)
+    assert torch.equal(run.logits, model(IMAGES))
+    # Three steps of rk4 in each of two blocks; four Euler steps.
+    assert run.nfe == (24 if isinstance(model, ContinuousNet) else 4)
