@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from robustness import inputs
+from robustness.arithmetic import reproducible_arithmetic
 from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
 from robustness.data import NAMES, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
@@ -30,7 +31,7 @@ from robustness.evaluation.measure import (
 from robustness.evaluation.plan import make_plan
 from robustness.evaluation.proofs import PROVED_FILE, prove, read_proofs
 from robustness.evaluation.records import Reader, SampleRecord
-from robustness.evaluation.runner import Workbench, reproducible_arithmetic, run_plan
+from robustness.evaluation.runner import Workbench, run_plan
 from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import STORE_FILE, Store
 from robustness.evaluation.suite import AuditConfig, Suite, load_suite

@@ -2,12 +2,11 @@
 
 import hashlib
 import importlib
-import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from robustness.errors import UsageError, os_failure
+from robustness.identity import Structure, describe
 from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, read_recipe
 
 _PACKAGE = Path(__file__).parent
@@ -30,15 +30,20 @@ class LoadedModel:
         name: zoo name, folder or `package.module:factory`, as it was asked for.
         module: pixels of [0, 1], shape (n, c, h, w), to logits, shape (n, classes); in
             evaluation mode, its parameters without gradients.
-        digest: SHA-256 of weights and architecture, the part of a result's key that names
-            the model. For a user's factory: of its state and of its module's source.
+        digest: SHA-256 of the recipe's weights and architecture, by which reports name the
+            model; that of its structure for a user's own.
         recipe: how it was made; None for a user's own.
+        structure: all that the module is made of, before its first forward pass.
     """
 
     name: str
     module: nn.Module
     digest: str
     recipe: Recipe | None
+    structure: Structure = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "structure", describe(self.module))
 
     @property
     def description(self) -> str:
@@ -192,10 +197,22 @@ def _verified_bytes(weights: Path, recipe: Recipe) -> bytes:
 
 
 def _load_factory(name: str) -> LoadedModel:
-    module_name, _, attribute = name.partition(":")
     # A console script does not search the working folder, where a user's own code lies.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    first, second = _frozen(_made(name)), _frozen(_made(name))
+    structure = describe(first)
+    difference = structure.difference(describe(second))
+    if difference is not None:
+        raise UsageError(
+            f"expected {name} to give the same model at every call, got another at the second "
+            f"({difference[:80]} differs); set its seed, or load its weights from a file"
+        )
+    return LoadedModel(name, first, structure.digest, None)
+
+
+def _made(name: str) -> nn.Module:
+    module_name, _, attribute = name.partition(":")
     try:
         factory: Callable[[], nn.Module] = getattr(importlib.import_module(module_name), attribute)
         module = factory()
@@ -210,19 +227,7 @@ def _load_factory(name: str) -> LoadedModel:
             f"expected {name} to return a torch.nn.Module, got {type(module).__name__}; "
             "return the model itself"
         )
-    sha = hashlib.sha256(name.encode())
-    try:
-        sha.update(inspect.getsource(importlib.import_module(module_name)).encode())
-    except OSError:
-        sha.update(b"no source")
-    for key, value in sorted(module.state_dict().items()):
-        sha.update(key.encode())
-        if isinstance(value, torch.Tensor):
-            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            sha.update(repr(value).encode())
-    return LoadedModel(name, _frozen(module), sha.hexdigest(), None)
+    return module
 
 
 def _frozen(module: nn.Module) -> nn.Module:

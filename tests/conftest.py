@@ -1,5 +1,8 @@
-"""What all tests share: a fixed number of threads, repeatable properties, a tiny recipe."""
+"""What all tests share: one thread, repeatable properties, recipes and code of users."""
 
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,21 @@ def recipe_folder(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "recipe.toml").write_text(TINY_RECIPE, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Write a user's module into the working folder; gives the name it can be imported by."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names: list[str] = []
+
+    def write(source: str) -> str:
+        name = f"users_code_{len(names)}_{os.getpid()}"
+        names.append(name)
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        return name
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,24 +41,6 @@ def entry(recipe_folder: Path) -> Path:
     module = recipe.model.build(recipe.data.shape, recipe.data.classes)
     write_weights(recipe_folder, safetensors.torch.save(module.state_dict()))
     return recipe_folder
-
-
-@pytest.fixture
-def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Write a user's module into the working folder; gives the name it can be loaded by."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    names = []
-
-    def write(source: str) -> str:
-        name = f"users_code_{len(names)}_{os.getpid()}"
-        names.append(name)
-        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
-        return name
-
-    yield write
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 def test_weights_are_loaded_bit_by_bit_into_a_frozen_model(entry: Path):

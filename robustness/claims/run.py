@@ -8,6 +8,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from robustness.arithmetic import reproducible_arithmetic
 from robustness.claims import protocol
 from robustness.claims.cost import step_and_epoch_ratios
 from robustness.claims.horizon import TOLERANCES, along_horizon, dopri5_evaluations
@@ -16,7 +17,6 @@ from robustness.claims.results import SeedResults, keep, stored
 from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import Proportion
-from robustness.evaluation.runner import reproducible_arithmetic
 from robustness.inputs import folder_to_write
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.terminal import progress_bar

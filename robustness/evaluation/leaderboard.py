@@ -285,11 +285,14 @@ class ModelEntry(Summary):
         without_flow: what is predicted without the flow; None for a model without an ODE, and in
             leaderboards from before it was measured.
         whole: facts of the same weights on the whole test set; None where none are at hand.
+        unidentified: what of it cannot be told, such as an attribute of unknown kind: if it changed
+            between two runs into one store, the second has taken results of the first.
     """
 
     name: str
     description: str
     digest: str
+    unidentified: list[str] = []
     parameters: int
     nfe: int | None
     clean: Proportion

@@ -12,8 +12,9 @@ which is then part of their keys; `units.py` says how they are cut into units of
 
 import hashlib
 import json
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from robustness.evaluation.audit import NAME as AUDIT
 from robustness.evaluation.audit import audit_stages, describe
 from robustness.evaluation.cascade import WORST_CASE, WorstCase
 from robustness.evaluation.suite import Samples, Suite
+from robustness.identity import fingerprint
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.flow import without_flow
 from robustness.threat import Norm, ThreatModel
@@ -46,12 +48,40 @@ _SEEDED: tuple[JobKind, ...] = ("attack", "audit", "flags", "nearest")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a report says of a model without loading it."""
+    """What a report says of a model without loading it, and what its results are filed under.
+
+    Attributes:
+        name: as it was asked for.
+        digest: names the model in reports.
+        description: what it is, in a sentence.
+        parameters: number of parameters.
+        fingerprint: of what it computes on fixed images; None where that changes between calls.
+        identity: SHA-256 of all that it is made of and of its fingerprint, the part of a result's
+            key that names the function; the digest in stores of before.
+        unidentified: what of the model cannot be told, in words.
+    """
 
     name: str
     digest: str
     description: str
     parameters: int
+    fingerprint: str | None = None
+    identity: str = ""
+    unidentified: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, data: str, shape: Sequence[int]) -> "ModelInfo":
+        """Of a model on a data set whose images have a shape, (c, h, w)."""
+        seen = fingerprint(loaded.module, shape)
+        # Results of a model that changes are no other run's.
+        computed = secrets.token_hex(16) if seen is None else seen
+        identity = hashlib.sha256(f"{loaded.structure.digest}:{computed}".encode()).hexdigest()
+        unidentified = [f"the attribute {path}" for path in loaded.structure.unidentified]
+        if seen is None:
+            unidentified.insert(0, "its logits, which change between calls of the same image")
+        parameters = sum(p.numel() for p in loaded.module.parameters())
+        described = loaded.described_on(data)
+        return cls(loaded.name, loaded.digest, described, parameters, seen, identity, unidentified)
 
 
 @dataclass(frozen=True)
@@ -137,10 +167,11 @@ class Plan:
             images: data-set indices of what it is done to, in their order.
             given: what a job of the second phase starts from, as JSON can write it.
         """
+        model = self.models[job.model]
         identity: dict[str, object] = {
             "results": evaluation.RESULTS_VERSION,
             "kind": job.kind,
-            "model": self.models[job.model].digest,
+            "model": model.identity or model.digest,
             "data": self.data_digest,
             "images": _digest(images),
             "name": job.name,
@@ -227,7 +258,9 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         UsageError: a model does not take the data set's images or has other classes.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(suite.seed))
-    infos, jobs = [], []
+    classes = [_classes(loaded, images) for loaded in models]
+    infos = [ModelInfo.of(loaded, suite.data, images.shape) for loaded in models]
+    jobs: list[Job] = []
     available = len(images)
 
     def add(kind: JobKind, model: int, samples: Samples, **fields: Any) -> None:
@@ -237,10 +270,6 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         jobs.append(Job(kind=kind, model=model, shards=shards, samples=count, **(blank | fields)))
 
     for index, loaded in enumerate(models):
-        classes = _classes(loaded, images)
-        parameters = sum(p.numel() for p in loaded.module.parameters())
-        described = loaded.described_on(suite.data)
-        infos.append(ModelInfo(loaded.name, loaded.digest, described, parameters))
         add("clean", index, "all", version=_PREDICTIONS)
         if suite.flow and without_flow(loaded.module) is not None:
             add("flow", index, "all")
@@ -270,7 +299,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
             at = {
                 "norm": threat.norm,
                 "eps": threat.eps,
-                "sources": _digest_of_others(models, loaded),
+                "sources": _digest_of_others(infos, index),
             }
             add("flags", index, suite.flags.samples, name="flags", **at)
         for attack, threats, samples in build_attacks(suite):
@@ -282,7 +311,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
                     name=attack.name,
                     norm=threat.norm,
                     eps=threat.eps,
-                    **_attack_fields(attack, threat, classes, models, loaded),
+                    **_attack_fields(attack, threat, classes[index], models, infos, index),
                 )
     return Plan(suite, images.digest, order.tolist(), infos, jobs)
 
@@ -304,8 +333,8 @@ def others(models: Sequence[LoadedModel], model: LoadedModel) -> dict[str, nn.Mo
     return {other.name: other.module for other in models if other is not model}
 
 
-def _digest_of_others(models: Sequence[LoadedModel], model: LoadedModel) -> str:
-    digests = [[other.name, other.digest] for other in models if other is not model]
+def _digest_of_others(infos: Sequence[ModelInfo], model: int) -> str:
+    digests = [[other.name, other.identity] for i, other in enumerate(infos) if i != model]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
@@ -314,12 +343,14 @@ def _attack_fields(
     threat: ThreatModel,
     classes: int,
     models: Sequence[LoadedModel],
-    model: LoadedModel,
+    infos: Sequence[ModelInfo],
+    model: int,
 ) -> dict[str, Any]:
     """What an attack's job says of its version, its sources, and why it is not run."""
     if isinstance(attack, WorstCase):
-        version = attack.version(model.module, threat, others(models, model))
-        sources = _digest_of_others(models, model) if attack.transfer else ""
+        loaded = models[model]
+        version = attack.version(loaded.module, threat, others(models, loaded))
+        sources = _digest_of_others(infos, model) if attack.transfer else ""
         return {"version": version, "sources": sources}
     return {"version": attack.version, "refusal": attack.refusal(threat, classes)}
 

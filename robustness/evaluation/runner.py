@@ -12,24 +12,26 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from robustness.arithmetic import reproducible_arithmetic
 from robustness.certificates import Certificate
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
-from robustness.errors import OperationalError
+from robustness.errors import OperationalError, UsageError
 from robustness.evaluation.cascade import WORST_CASE
 from robustness.evaluation.plan import Job, Plan, Unit, attack_of, others
 from robustness.evaluation.store import Store
 from robustness.evaluation.units import Schedule
 from robustness.evaluation.work import Bench, ShardResult, run_unit
+from robustness.identity import Structure, fingerprint
 from robustness.terminal import progress_bar
 from robustness.zoo import LoadedModel, load_model
 
@@ -65,7 +67,28 @@ class Workbench:
                     # What a job takes when it is run alone, whichever of them came first.
                     alone = result.seconds + ledger.saved - saved
                     results.append(replace(result, seconds=alone))
+        for index in {job.model for job, _ in task.work}:
+            self._require_unchanged(index)
         return results
+
+    def identities(self) -> list[tuple[Structure, str | None]]:
+        """What the models here are made of, and what they compute."""
+        return [(m.structure, fingerprint(m.module, self.images.shape)) for m in self.models]
+
+    def _require_unchanged(self, index: int) -> None:
+        """Insist that a model still computes what it did when the run was planned.
+
+        Raises:
+            UsageError: it does not, so that nobody knows what the results at hand are of.
+        """
+        planned, module = self.plan.models[index], self.models[index].module
+        known = planned.fingerprint
+        if known is not None and known != fingerprint(module, self.images.shape):
+            raise UsageError(
+                f"expected {planned.name} to stay the same function, got other logits of the same "
+                "images later in the run; the results at hand were not stored: let its logits "
+                "depend on the image alone"
+            )
 
     @cached_property
     def _certificates(self) -> list[dict[str, Certificate]]:
@@ -79,19 +102,6 @@ class Workbench:
         if job.kind == "certificate":
             certificate = self._certificates[job.model][job.name]
         return Bench(model.module, attack, certificate, others(self.models, model))
-
-
-@contextmanager
-def reproducible_arithmetic() -> Iterator[None]:
-    """One thread, and denormals flushed to zero: contractive flows decay into them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
 
 
 def run_plan(
@@ -198,10 +208,11 @@ class _Crew:
                 for task in tasks:
                     yield task, self.bench.run(task)
             return
-        if self._pool is None:
-            self._pool = self._start()
-        pool = self._pool
         try:
+            if self._pool is None:
+                self._pool = self._start()
+                self._require_same_models(self._pool)
+            pool = self._pool
             pending: dict[Future[list[ShardResult]], Task] = {
                 pool.submit(_run_in_worker, task): task for task in tasks
             }
@@ -216,20 +227,43 @@ class _Crew:
             ) from None
 
     def _start(self) -> ProcessPoolExecutor:
-        names = [model.name for model in self.bench.models]
+        context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(
             self.workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=context,
             initializer=_start_worker,
-            initargs=(self.bench.plan.to_json(), names, self.data_dir),
+            initargs=(context.Barrier(self.workers),),
         )
+
+    def _require_same_models(self, pool: ProcessPoolExecutor) -> None:
+        """Let every worker load the models, and insist that they are those of this process.
+
+        Raises:
+            UsageError: a model is another function there, or cannot be loaded any more.
+        """
+        plan, here = self.bench.plan, [model.structure for model in self.bench.models]
+        names = [model.name for model in self.bench.models]
+        arguments = (plan.to_json(), names, self.data_dir)
+        loading = [pool.submit(_load_in_worker, *arguments) for _ in range(self.workers)]
+        for found in (future.result() for future in loading):
+            for info, expected, (structure, seen) in zip(plan.models, here, found, strict=True):
+                difference = expected.difference(structure)
+                if difference is None and seen != info.fingerprint:
+                    difference = "what it computes"
+                if difference is not None:
+                    raise UsageError(
+                        f"{info.name}: the model changed between its loading here and in a worker "
+                        f"process ({difference[:80]} differs); nothing was stored: see to it that "
+                        "it stays the same during a run"
+                    )
 
 
 _bench: Workbench | None = None
+_all_loaded: Barrier | None = None
 
 
-def _start_worker(plan: str, names: list[str], data_dir: Path | None) -> None:
-    global _bench
+def _start_worker(all_loaded: Barrier) -> None:
+    global _all_loaded
     import signal
 
     # Ctrl-C is the parent's to handle; a parent that was killed must not leave workers behind.
@@ -237,9 +271,23 @@ def _start_worker(plan: str, names: list[str], data_dir: Path | None) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    parsed = Plan.from_json(plan)
-    images = load_images(parsed.suite.data, parsed.suite.split, data_dir)
-    _bench = Workbench(parsed, images, [load_model(name) for name in names])
+    _all_loaded = all_loaded
+
+
+def _load_in_worker(
+    plan: str, names: list[str], data_dir: Path | None
+) -> list[tuple[Structure, str | None]]:
+    """Load what units are computed with, and tell what it is."""
+    global _bench
+    assert _all_loaded is not None
+    try:
+        parsed = Plan.from_json(plan)
+        images = load_images(parsed.suite.data, parsed.suite.split, data_dir)
+        _bench = Workbench(parsed, images, [load_model(name) for name in names])
+        return _bench.identities()
+    finally:
+        # No worker gets a second call of this before each has had its own.
+        _all_loaded.wait()
 
 
 def _die_with_parent() -> None:

@@ -171,6 +171,7 @@ def _entry(
         name=info.name,
         description=info.description,
         digest=info.digest,
+        unidentified=info.unidentified,
         parameters=info.parameters,
         nfe=max((row[4] for row in clean if row[4] is not None), default=None),
         clean=_proportion(record.correct for record in records),

@@ -38,6 +38,7 @@ def _environment() -> Environment:
         "radius": format_eps,
         "extent": words.extent,
         "sentence": prose.sentence,
+        "unidentified": prose.unidentified,
         "duration": words.duration,
         "moment": words.moment,
         "setting": words.setting,

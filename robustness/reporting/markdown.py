@@ -147,6 +147,8 @@ def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
         f"{text(prose.sentence(entry.description))} {entry.parameters:,} parameters, {nfe}; "
         f"{errors} failed; weights {code(entry.digest[:12])}."
     )
+    if unidentified := prose.unidentified(entry):
+        yield text(unidentified)
     headline = dict(selection.headline(leaderboard))
     heading = ["threat", "certified", "95%", "attacked", "95%", "width"]
     rows = []

@@ -1,7 +1,7 @@
 """The report's fixed sentences, shared by the page and the Markdown file."""
 
 from robustness.certificates.limits import MEANINGS
-from robustness.evaluation.leaderboard import Leaderboard
+from robustness.evaluation.leaderboard import Leaderboard, ModelEntry
 from robustness.reporting import words
 
 CAPTIONS = {
@@ -171,6 +171,16 @@ def subset_line(attack: str, leaderboard: Leaderboard, sizes: str) -> str:
     return (
         f"{attack} was run on the first {sizes} of the {leaderboard.suite.samples:,} samples, "
         "in the suite's order."
+    )
+
+
+def unidentified(entry: ModelEntry) -> str:
+    """What of a model cannot be told, and so is not guarded; empty where all can be."""
+    if not entry.unidentified:
+        return ""
+    return (
+        f"Not identifiable: {'; '.join(entry.unidentified)}. Nothing would show that it is another "
+        "than it was when a result was stored."
     )
 
 

@@ -1,0 +1,186 @@
+"""A stored result belongs to the function that was measured, in every process and throughout."""
+
+import shutil
+import sqlite3
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import robustness.evaluation.runner as runner
+from robustness.api import certify, evaluate
+from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import Leaderboard
+from robustness.evaluation.store import STORE_FILE
+from robustness.evaluation.suite import Suite
+from robustness.reporting.html import html_text
+from robustness.reporting.markdown import markdown_text
+from robustness.zoo import load_model, zoo_folder
+
+# A model whose scale comes from where `scale()` finds it: nothing of it is in the state.
+USERS_MODEL = """
+import os
+import torch
+from torch import nn
+
+SCALE = 1.0
+CALLS = 0
+
+def constant():
+    return 1.0
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, images):
+        global CALLS
+        CALLS += 1
+        return self.body(images) * {scale}
+"""
+
+
+def suite(model: str, **changes: object) -> Suite:
+    content = {
+        "name": "users",
+        "data": "digits",
+        "samples": 32,
+        "models": [model],
+        "certificates": [],
+        "decay": False,
+        "threats": [{"norm": "Linf", "eps": [0.1]}],
+        "attacks": [{"kind": "fgsm"}],
+    }
+    return Suite.model_validate(content | changes)
+
+
+def run(asked: Suite, out: Path, workers: int = 1) -> Leaderboard:
+    return evaluate(asked, out=out, workers=workers)
+
+
+def stored(out: Path) -> int:
+    database = sqlite3.connect(out / STORE_FILE)
+    (count,) = database.execute("SELECT count(*) FROM shards").fetchone()
+    database.close()
+    return int(count)
+
+
+@pytest.mark.parametrize("where", ["environment", "global", "constant"])
+def test_a_store_gives_nothing_of_one_function_to_another_of_the_same_weights(
+    where: str,
+    user_code: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale = {"environment": "float(os.environ['SCALE'])", "global": "SCALE"}
+    monkeypatch.setenv("SCALE", "1.0")
+    name = user_code(USERS_MODEL.replace("{scale}", scale.get(where, "constant()")))
+    asked = suite(f"{name}:Net")
+    first = run(asked, tmp_path)
+    assert stored(tmp_path) == 2
+    run(asked, tmp_path)
+    assert stored(tmp_path) == 2
+    module = __import__(name)
+    if where == "environment":
+        monkeypatch.setenv("SCALE", "-1.0")
+    elif where == "global":
+        monkeypatch.setattr(module, "SCALE", -1.0)
+    else:
+        monkeypatch.setattr(module.constant, "__code__", (lambda: -1.0).__code__)
+    second = run(asked, tmp_path)
+    assert stored(tmp_path) == 4
+    assert second.models[0].clean != first.models[0].clean
+
+
+@pytest.mark.parametrize("random", ["(CALLS % 3)", "torch.rand(())"])
+def test_a_model_whose_logits_change_between_calls_is_named_and_no_result_of_it_used_again(
+    random: str, user_code: Callable[[str], str], tmp_path: Path
+) -> None:
+    name = user_code(USERS_MODEL.replace("{scale}", random))
+    board = run(suite(f"{name}:Net"), tmp_path)
+    said = "its logits, which change between calls of the same image"
+    assert board.models[0].unidentified == [said]
+    for page in (markdown_text(board, []), html_text(board, {})):
+        assert f"Not identifiable: {said}." in page
+    run(suite(f"{name}:Net"), tmp_path)
+    assert stored(tmp_path) == 4
+
+
+def test_what_cannot_be_told_of_a_model_is_in_the_report(
+    user_code: Callable[[str], str], tmp_path: Path
+) -> None:
+    kept = "super().__init__()\n        self.log = iter([])"
+    source = USERS_MODEL.replace("{scale}", "SCALE").replace("super().__init__()", kept)
+    board = run(suite(f"{user_code(source)}:Net"), tmp_path)
+    assert board.models[0].unidentified == ["the attribute log (builtins.list_iterator)"]
+    assert "list\\_iterator" in markdown_text(board, [])
+    again = run(suite("digits/resnet"), tmp_path)
+    assert again.models[0].unidentified == []
+    assert "Not identifiable" not in markdown_text(again, []) + html_text(again, {})
+
+
+def test_a_model_that_becomes_another_in_the_middle_ends_the_run_and_stores_nothing(
+    user_code: Callable[[str], str], tmp_path: Path
+) -> None:
+    # The plan asks 11 times; the change falls into the first shard.
+    name = user_code(USERS_MODEL.replace("{scale}", "(1.0 if CALLS < 20 else 0.5)"))
+    with pytest.raises(UsageError, match="to stay the same function"):
+        run(suite(f"{name}:Net"), tmp_path)
+    assert stored(tmp_path) == 0
+
+
+@pytest.mark.slow
+def test_a_model_that_workers_find_to_be_another_ends_the_run_and_stores_nothing(
+    user_code: Callable[[str], str], tmp_path: Path
+) -> None:
+    scale = "(1.0 if multiprocessing.parent_process() is None else 0.5)"
+    source = "import multiprocessing\n" + USERS_MODEL.replace("{scale}", scale)
+    name = f"{user_code(source)}:Net"
+    with pytest.raises(UsageError, match=r"changed between.*what it computes differs"):
+        run(suite(name), tmp_path, workers=2)
+    assert stored(tmp_path) == 0
+
+
+@pytest.mark.slow
+def test_a_checkpoint_rewritten_before_the_workers_load_it_ends_the_run(
+    user_code: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+        import safetensors.torch
+        from robustness.zoo import load_model
+
+        def entry():
+            module = load_model("digits/lyanet-certified").module
+            module.load_state_dict(safetensors.torch.load_file("weights.safetensors"))
+            return module
+    """
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(zoo_folder() / "digits/lyanet-certified/weights.safetensors", weights)
+    name = f"{user_code(textwrap.dedent(source))}:entry"
+
+    def rewrite(*arguments: object, **settings: object) -> ProcessPoolExecutor:
+        tensors = load_model("digits/lyanet-certified").module.state_dict()
+        tensors["field.head.bias"] = torch.arange(10.0)
+        weights.write_bytes(safetensors.torch.save(tensors))
+        return ProcessPoolExecutor(*arguments, **settings)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", rewrite)
+    with pytest.raises(UsageError, match=r"changed between.*\(field.head.bias differs\)"):
+        certify(name, "L2", samples=64, data="digits", workers=2)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_again_is_a_line_and_not_a_dead_worker(
+    user_code: Callable[[str], str], tmp_path: Path
+) -> None:
+    gone = "\nimport multiprocessing\nassert multiprocessing.parent_process() is None, 'gone'\n"
+    source = USERS_MODEL.replace("{scale}", "1.0") + gone
+    with pytest.raises(UsageError, match="raised AssertionError: gone"):
+        run(suite(f"{user_code(source)}:Net"), tmp_path, workers=2)
+    assert stored(tmp_path) == 0
