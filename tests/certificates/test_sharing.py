@@ -1,5 +1,6 @@
 """Work that is shared is done once, and only within the block and for the same objects."""
 
+import pytest
 import torch
 from torch import nn
 
