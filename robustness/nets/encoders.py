@@ -139,7 +139,7 @@ class ConvContractiveStep(Constrained):
     def settle(self) -> None:
         """Rescale the kernel so that a proven bound on its norm is at most sqrt(2)."""
         # The certificates import this module; imported here, their norms close no circle.
-        from robustness.certificates.conv_norms import conv_spectral_bound
+        from robustness.numerics.norms import conv_spectral_bound
 
         # A margin over the rounding of the rescaled entries to float32.
         target = math.sqrt(2) * (1 - 1e-6)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustness.certificates import CERTIFICATES, DETERMINISTIC, Kind, bounds, layer_rules
-from robustness.certificates.conv_norms import conv_spectral_bound
 from robustness.certificates.orthogonal_rules import norm_at_any_size
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualBlock
 from robustness.nets.encoders import Normalise, constrain
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.orthogonal import MaxMin, OrthogonalLinear
 from robustness.nets.solvers import FixedStepSolver
+from robustness.numerics.norms import conv_spectral_bound
 from robustness.threat import Norm
 
 SIDE = 6

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from robustness.certificates import bounds, layer_rules
 from robustness.certificates.bounds import Tube, lipschitz, propagate
-from robustness.certificates.conv_norms import conv_spectral_bound
 from robustness.certificates.layer_rules import convolution_norm, gram_iteration, lipschitz_at
 from robustness.nets.classifiers import ResidualBlock, ResidualClassifier
 from robustness.nets.convolutions import (
@@ -26,6 +25,7 @@ from robustness.nets.convolutions import (
     ConvResidualClassifier,
 )
 from robustness.nets.encoders import Normalise
+from robustness.numerics.norms import conv_spectral_bound
 from robustness.threat import Norm
 
 

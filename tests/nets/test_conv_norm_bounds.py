@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from robustness.certificates import conv_norms
-from robustness.certificates.conv_norms import conv_spectral_bound
+from robustness.numerics import norms as conv_norms
+from robustness.numerics.norms import conv_spectral_bound
 
 
 def dense_norm(weight: torch.Tensor, size: tuple[int, int], padding: int) -> float:

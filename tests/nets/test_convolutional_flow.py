@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from robustness.certificates.conv_norms import conv_spectral_bound
 from robustness.nets.config import ConvContractiveFlowConfig
 from robustness.nets.encoders import (
     ChannelPad,
@@ -14,6 +13,7 @@ from robustness.nets.encoders import (
     constrain,
     release,
 )
+from robustness.numerics.norms import conv_spectral_bound
 
 
 def flow(size: int = 8) -> ConvContractiveFlowEncoder:

@@ -1,0 +1,1 @@
+"""Proven arithmetic on tensors: rounding units, upper bounds, norms. Knows no network."""
