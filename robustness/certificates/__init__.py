@@ -1,6 +1,7 @@
 """Certificates: one file each, behind one interface."""
 
 from robustness.certificates import (
+    contractive_rules,  # noqa: F401  (registers the bounds of convolutional flows)
     layer_rules,  # noqa: F401  (registers the bounds of ordinary layers)
     orthogonal_rules,  # noqa: F401  (registers the bounds of the orthogonal encoder)
 )
@@ -13,7 +14,6 @@ from robustness.certificates.lipschitz_margin import LipschitzMarginCertificate
 from robustness.certificates.lyapunov import LyapunovCertificate
 from robustness.certificates.smoothing import SmoothingCertificate
 from robustness.certificates.target_seeking import TargetSeekingCertificate
-from robustness.numerics import norms  # noqa: F401  (registers the bounds of convolutional flows)
 
 __all__ = [
     "CERTIFICATES",

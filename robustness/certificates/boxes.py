@@ -16,9 +16,7 @@ from torch.nn import functional
 
 from robustness.certificates import bounds
 from robustness.nets.encoders import Normalise
-
-# Share by which a float32 rounding bound is raised for the float64 arithmetic that evaluates it.
-_FLOAT64_ROOM = 1e-6
+from robustness.numerics.arithmetic import ALLOWANCE_ROOM, rounding_of_entries
 
 
 @dataclass(frozen=True)
@@ -56,23 +54,6 @@ class Box:
     def size(self) -> Float[Tensor, "n *shape"]:
         """Largest absolute value of each entry."""
         return torch.maximum(self.low.abs(), self.high.abs())
-
-
-def rounding(terms: int, size: Tensor, operands: Tensor | float) -> Tensor:
-    """Float32 error of each entry of a layer of sums of products.
-
-    Args:
-        terms: number of terms of a sum.
-        size: each sum with all of its terms taken positive.
-        operands: a bound on every factor that enters, which broadcasts against `size`; see
-            `bounds.rounding`.
-
-    Returns:
-        A bound per entry; infinite where a sum might leave the range of float32.
-    """
-    flushed = bounds.current_arithmetic().tiny * terms * (2 + operands)
-    error = (bounds.gamma(terms) * size + flushed) * (1 + _FLOAT64_ROOM)
-    return torch.where(size + operands <= bounds.LARGEST, error, torch.inf)
 
 
 def propagate(module: nn.Module, box: Box) -> Box:
@@ -158,7 +139,7 @@ def _(module: nn.ReLU, box: Box) -> Box:
 def _(module: Normalise, box: Box) -> Box:
     mean, std = module.mean.double(), module.std.double()
     size = (box.size + mean.abs()) / std
-    local = rounding(4, size, float(std.reciprocal().max() + mean.abs().max()) + 1)
+    local = rounding_of_entries(4, size, float(std.reciprocal().max() + mean.abs().max()) + 1)
     low, high = (box.low - mean) / std, (box.high - mean) / std
     return Box(low - local, high + local, box.error / std + local)
 
@@ -197,9 +178,9 @@ def affine(module: nn.Linear | nn.Conv2d) -> tuple[Tensor, Float[Tensor, " out"]
 def _rounding_of(weight: Tensor, size: Tensor, box: Box) -> Tensor:
     # Of each image by itself: nothing that is said may depend on the neighbours in a batch.
     largest = box.size.flatten(1).amax(dim=1).view(-1, *(1,) * (size.dim() - 1))
-    return rounding(weight[0].numel() + 1, size, weight.abs().max() + largest)
+    return rounding_of_entries(weight[0].numel() + 1, size, weight.abs().max() + largest)
 
 
 def _widened(centre: Tensor, spread: Tensor, error: Tensor, local: Tensor) -> Box:
     low, high = centre - spread - local, centre + spread + local
-    return Box(low, high, error * (1 + _FLOAT64_ROOM) + local)
+    return Box(low, high, error * (1 + ALLOWANCE_ROOM) + local)

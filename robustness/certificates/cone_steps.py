@@ -15,9 +15,7 @@ from torch import Tensor
 from robustness.certificates.cone_cells import Cells
 from robustness.certificates.simplex_networks import SimplexNetwork
 from robustness.nets.simplex import project_to_simplex
-
-# Room for the float64 rounding of every bound.
-FLOAT64_ROOM = 1e-9
+from robustness.numerics.arithmetic import FLOAT64_ROOM
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,12 @@ from robustness.certificates.simplex_networks import (
 )
 from robustness.certificates.simplex_tubes import SimplexZonotopes, Zonotope
 from robustness.nets.simplex import SimplexField
+from robustness.numerics.arithmetic import FLOAT64_ROOM
 
 # States farther than this from the simplex are left to the zonotope.
 LARGEST_DRIFT = 0.01
 # Ratios to a label's entry of less than this are of no use.
 _LEAST_ENTRY = 1e-3
-# Room for the float64 rounding of every bound.
-_FLOAT64_ROOM = 1e-9
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class ConeTube:
         off = (zonotope.centre.sum(dim=1) - 1).abs()
         leads = zonotope.least_leads(labels)
         most = torch.where(leads == torch.inf, torch.inf, zonotope.centre)
-        return cls(zonotope, leads, most, off + _FLOAT64_ROOM)
+        return cls(zonotope, leads, most, off + FLOAT64_ROOM)
 
     @property
     def size(self) -> Float[Tensor, " n"]:
@@ -91,15 +90,15 @@ class ConeTube:
         """See `tubes.StateSet`; but for the zonotope, only convex combinations keep anything."""
         zonotope = self.zonotope.combined(weights, [item.zonotope for item in sets])
         terms = [(w, item) for w, item in zip(weights, sets, strict=True) if w != 0]
-        if min(w for w, _ in terms) < 0 or abs(sum(weights) - 1) > _FLOAT64_ROOM:
+        if min(w for w, _ in terms) < 0 or abs(sum(weights) - 1) > FLOAT64_ROOM:
             label = torch.where(self.leads == torch.inf, torch.inf, -torch.inf)
             anything = torch.full_like(self.leads, torch.inf)
             return ConeTube(zonotope, label, anything, anything[:, 0])
         # The weights' own rounding; near the simplex no lead and no entry exceeds 2.
-        leads = torch.stack([w * item.leads for w, item in terms]).sum(dim=0) - 2 * _FLOAT64_ROOM
-        most = torch.stack([w * item.most for w, item in terms]).sum(dim=0) + 2 * _FLOAT64_ROOM
+        leads = torch.stack([w * item.leads for w, item in terms]).sum(dim=0) - 2 * FLOAT64_ROOM
+        most = torch.stack([w * item.most for w, item in terms]).sum(dim=0) + 2 * FLOAT64_ROOM
         drift = torch.stack([w * item.drift for w, item in terms]).sum(dim=0)
-        return ConeTube(zonotope, leads, most, drift + 2 * _FLOAT64_ROOM)
+        return ConeTube(zonotope, leads, most, drift + 2 * FLOAT64_ROOM)
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def _cells(leads: Tensor, most: Tensor, drift: Tensor) -> tuple[Cells, Tensor]:
     own = _least_own_entry(leads, most).unsqueeze(1)
     known = (own.squeeze(1) > _LEAST_ENTRY) & (drift <= LARGEST_DRIFT)
     high = 1 - torch.where(leads < 0, leads / own, leads)
-    high = torch.minimum(high, most / own) + _FLOAT64_ROOM
+    high = torch.minimum(high, most / own) + FLOAT64_ROOM
     high = torch.where(known.unsqueeze(1), high.clamp_min(0), 1.0)
     return Cells(torch.zeros_like(high), high), known
 
@@ -221,9 +220,9 @@ def _least_own_entry(leads: Tensor, most: Tensor) -> Tensor:
     for _ in range(40):
         middle = (low + high) / 2
         rivals = torch.minimum(most, middle.unsqueeze(1) - leads).sum(dim=1)
-        short = middle + rivals < 1 - _FLOAT64_ROOM
+        short = middle + rivals < 1 - FLOAT64_ROOM
         low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return torch.maximum(low, leads.amax(dim=1) - _FLOAT64_ROOM).clamp_min(0)
+    return torch.maximum(low, leads.amax(dim=1) - FLOAT64_ROOM).clamp_min(0)
 
 
 def _twice(net: ConeNetwork) -> ConeNetwork:

@@ -24,14 +24,15 @@ from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.runge_kutta import CONVEX, METHODS
 from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
+from robustness.numerics import arithmetic, norms
+from robustness.numerics.arithmetic import ALLOWANCE_ROOM
+from robustness.numerics.upper_bound import UpperBound
 from robustness.threat import Norm
 
 # Room that keeps 0 < h * kappa <= 1 true in the program's arithmetic as well.
 _STEP_ROOM = 1e-4
 # Room for the float32 rounding of logits, where they only tell how far to look.
 _GUESS_ROOM = 1e-4
-# Share of the allowance that covers the float64 rounding of its own evaluation.
-FLOAT64_ROOM = 1e-6
 # Roundings of one Runge-Kutta step of at most four stages, per unit of state size:
 # each stage subtracts, scales twice and adds (under 10 u), and the stages are combined.
 _STEP_ROUNDINGS = 200
@@ -90,7 +91,7 @@ def refusal_of_flow(model: object) -> str | None:
 def refusal_of_arithmetic(model: NeuralODEClassifier) -> str | None:
     """Why the rounding bounds do not cover the arithmetic of `model`; None where they do."""
     assert isinstance(model.field, TargetSeekingField | SimplexField)
-    if not 1 / bounds.LARGEST <= model.field.gain <= bounds.LARGEST:
+    if not 1 / arithmetic.LARGEST <= model.field.gain <= arithmetic.LARGEST:
         return f"a gain of {model.field.gain:g} leaves the range of float32"
     coupling = getattr(model.field, "coupling", 0.0)
     if not (model.field.rate > 0 and coupling >= 0):
@@ -201,7 +202,7 @@ def target_margins(
     rounding, which a step offsets with its share 1 - rho of the margin. It is evaluated for all
     images within `reach`, the radius that the margins would give if nothing were rounded.
     """
-    with bounds.computed_in(model.dtype):
+    with arithmetic.computed_in(model.dtype):
         return _target_margins(model, images, labels)
 
 
@@ -211,7 +212,7 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
     slope = pixel_slope(model)
     weight = field.head.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if field.head.bias is None else field.head.bias.double()
-    rival_slopes = bounds.pairwise_slopes(field.head.weight)[labels]
+    rival_slopes = norms.pairwise_slopes(field.head.weight)[labels]
     slopes = field.gain * rival_slopes * slope.value
 
     def margins_at(features: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
     score = row * length + offset
     per_image = flow_allowance(model, score, row + length).unsqueeze(1)
     allowance = field.gain * rival_slopes * tube.error.unsqueeze(1) + per_image
-    allowance = allowance * (1 + FLOAT64_ROOM)
+    allowance = allowance * (1 + ALLOWANCE_ROOM)
     return Margins(exact - allowance, slopes, allowance, reach)
 
 
@@ -280,24 +281,26 @@ def flow_allowance(
 
     Returns:
         A bound of shape (n,), in logits of the target; infinite where float32 might overflow.
-        Rounding is that of `bounds.computed_in`, the model's own.
+        Rounding is that of `arithmetic.computed_in`, the model's own.
     """
     field = model.field
     assert isinstance(field, TargetSeekingField)
-    head_error = 2 * bounds.rounding(score, (1, field.head.weight.shape[1] + 4), operands)
-    floor = max(abs(model.initial), 1 / bounds.LARGEST)
+    head_error = 2 * arithmetic.rounding(score, (1, field.head.weight.shape[1] + 4), operands)
+    floor = max(abs(model.initial), 1 / arithmetic.LARGEST)
     state_size = (field.gain * score + field.coupling).clamp_min(floor) * 1.001
-    unit = bounds.current_arithmetic().unit
+    unit = arithmetic.current_arithmetic().unit
     step_error = _STEP_ROUNDINGS * unit * state_size / (1 - retained_per_step(model))
     # The logits are handed out in float32, in which two of them may fall together.
-    step_error = step_error + 2 * bounds.FLOAT32.unit * state_size / (1 - retained_per_step(model))
-    step_error = torch.where(state_size <= bounds.LARGEST, step_error, torch.inf)
+    step_error = step_error + 2 * arithmetic.FLOAT32.unit * state_size / (
+        1 - retained_per_step(model)
+    )
+    step_error = torch.where(state_size <= arithmetic.LARGEST, step_error, torch.inf)
     softmax_error = _SOFTMAX_ROUNDINGS * unit * field.coupling
     return field.gain * head_error + step_error + softmax_error
 
 
 @shared
-def pixel_slope(model: NeuralODEClassifier) -> bounds.UpperBound:
+def pixel_slope(model: NeuralODEClassifier) -> UpperBound:
     """Proven l2 Lipschitz constant from pixels to features.
 
     Raises:
@@ -326,7 +329,7 @@ def proved_constants(
     # Outside the cone where the label leads, the coupling can work against it in full.
     worst = target.margins - model.field.coupling
     loss = torch.log1p(torch.exp(-worst).sum(dim=1))
-    head = bounds.spectral_norm(model.field.head.weight)
+    head = norms.spectral_norm(model.field.head.weight)
     slope = model.field.gain * (head * pixel_slope(model)).value
     ones = torch.ones(len(images), dtype=torch.float64)
     return LyapunovConstants(

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates import bounds, relaxed_flows, tubes
+from robustness.certificates import relaxed_flows, tubes
 from robustness.certificates.base import CertifiedRadius, Kind, require_proof
 from robustness.certificates.cone_cells import Cells
 from robustness.certificates.cone_steps import (
@@ -46,6 +46,7 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.runge_kutta import CONVEX, METHODS, FixedMethod
 from robustness.nets.simplex import SimplexField, project_to_simplex
 from robustness.nets.solvers import FixedStepSolver
+from robustness.numerics import arithmetic
 from robustness.threat import Norm
 
 # Cells that are bounded at once.
@@ -170,7 +171,7 @@ def rounding_loss(
     # No state of the simplex is farther than 1 from its centre.
     reach = torch.full_like(distance, 1 + _LARGEST_DRIFT)
     of_target = rounding_of_target(net, centre, reach, features, distance)
-    of_step = METHODS[method].roundings * bounds.FLOAT32.unit * (1 + _LARGEST_DRIFT)
+    of_step = METHODS[method].roundings * arithmetic.FLOAT32.unit * (1 + _LARGEST_DRIFT)
     # What earlier steps left behind is largest where they retained the most.
     low = METHODS[method].evaluations * of_step / shortest
     drift = math.sqrt(classes) * low + 1.02 * (of_target.total + 2 * classes * low)
@@ -248,7 +249,7 @@ class InvarianceCertificate:
                 f"{model.solver.method} steps are not convex combinations of Euler steps; "
                 f"use {' or '.join(CONVEX)}"
             )
-        if abs(model.initial - 1 / model.classes) > bounds.FLOAT32.unit:
+        if abs(model.initial - 1 / model.classes) > arithmetic.FLOAT32.unit:
             return f"the initial state is not the simplex's centre, entries of 1/{model.classes}"
         return None
 

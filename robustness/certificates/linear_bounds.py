@@ -27,12 +27,10 @@ from torch.nn.grad import conv2d_input
 from robustness.certificates import boxes
 from robustness.certificates.boxes import Box
 from robustness.nets.encoders import Normalise
+from robustness.numerics.arithmetic import FLOAT64_ROOM
 
 # Rows that are taken backwards at once: flat memory whatever the network.
 _ROWS_AT_ONCE = 512
-# Room for float64 rounding, as a share of the sum of all terms taken positive. That sum bounds
-# every intermediate sum, each of which loses at most some 10^5 units of 2^-53 of it.
-_FLOAT64_ROOM = 1e-9
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def _lower_bounds(network: Trace, rows: Rows) -> Tensor:
     centre, half = (part.flatten(1)[rows.image] for part in (pixels.centre, pixels.half_width))
     slopes = rows.slopes.flatten(1)
     least = (slopes * centre - slopes.abs() * half).sum(dim=1) + rows.offset
-    return least - _FLOAT64_ROOM * ceiling
+    return least - FLOAT64_ROOM * ceiling
 
 
 @singledispatch

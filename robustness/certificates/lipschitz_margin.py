@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from robustness.certificates import bounds
 from robustness.certificates.base import CertifiedRadius, require_proof
-from robustness.certificates.constants import FLOAT64_ROOM, Margins, margins_of_scores, reach_of
+from robustness.certificates.constants import Margins, margins_of_scores, reach_of
 from robustness.certificates.layer_rules import lipschitz_at
 from robustness.certificates.margins import certified, claims_by_margins
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.convolutions import ConvResidualClassifier
+from robustness.numerics import arithmetic, norms
+from robustness.numerics.arithmetic import ALLOWANCE_ROOM
 from robustness.threat import Norm
 
 
@@ -104,7 +106,7 @@ def _margins(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Margins,
     front = nn.Sequential(*layers)
     constant = lipschitz_at(front, tuple(images.shape[1:]))
     assert constant is not None
-    rival_slopes = bounds.pairwise_slopes(weight)[labels]
+    rival_slopes = norms.pairwise_slopes(weight)[labels]
     slopes = rival_slopes * constant.value
 
     still = bounds.Tube.around(images, torch.zeros(len(images)))
@@ -116,7 +118,7 @@ def _margins(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Margins,
     row = float(weight.norm(dim=1).max())
     length = torch.linalg.vector_norm(tube.centre, dim=1) + tube.spread
     score = row * length + float(offset.abs().max())
-    head = 2 * bounds.rounding(score, (1, weight.shape[1] + 1), row + length)
+    head = 2 * arithmetic.rounding(score, (1, weight.shape[1] + 1), row + length)
     allowance = rival_slopes * tube.error.unsqueeze(1) + head.unsqueeze(1)
-    allowance = allowance * (1 + FLOAT64_ROOM)
+    allowance = allowance * (1 + ALLOWANCE_ROOM)
     return Margins(exact - allowance, slopes, allowance, reach), constant.value

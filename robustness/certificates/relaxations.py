@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustness.certificates import bounds
 from robustness.certificates.simplex_networks import SimplexNetwork, rounding_of_target
 from robustness.certificates.tubes import Ball
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.simplex import SimplexField, project_to_simplex
+from robustness.numerics import arithmetic, norms
+from robustness.numerics.arithmetic import FLOAT64_ROOM
 
-# Raises every norm that is evaluated in float64, far above float64's rounding.
-_FLOAT64_ROOM = 1e-9
-_ROOM = 1 + _FLOAT64_ROOM
+_ROOM = 1 + FLOAT64_ROOM
 # Float32 error of a softmax entry: of its exponential, and per class of the sum.
 _EXP_ROUNDINGS, _SUM_ROUNDINGS = 32, 2
 
@@ -62,10 +61,10 @@ class TargetSeekingRelaxation:
             low, high = _softmax_range(states.centre, states.radius)
             parabola = _widest_parabola(low, high).amax(dim=1)
             steepest = torch.minimum(steepest, torch.minimum(parabola, high.amax(dim=1)))
-        norm = bounds.spectral_norm(head.weight).value
+        norm = norms.spectral_norm(head.weight).value
         pushed = field.gain * norm * self.distance
         radius = (1 - share + share * field.coupling * steepest) * states.radius + share * pushed
-        slopes = bounds.pairwise_slopes(head.weight)[self.labels]
+        slopes = norms.pairwise_slopes(head.weight)[self.labels]
         turned = math.sqrt(2) * (steepest * states.radius).unsqueeze(1).expand_as(p)
         if self.local:
             turned = torch.minimum(turned, self._gap_change(p, low, high))
@@ -91,10 +90,10 @@ class TargetSeekingRelaxation:
         offset = 0.0 if head.bias is None else float(head.bias.double().abs().max())
         length = torch.linalg.vector_norm(self.features, dim=1) + self.distance
         score, operands = row * length + offset, row + length
-        of_head = bounds.rounding(score, (1, field.features + 4), operands)
+        of_head = arithmetic.rounding(score, (1, field.features + 4), operands)
         sums = _EXP_ROUNDINGS + _SUM_ROUNDINGS * field.classes
-        of_scaling = 4 * bounds.FLOAT32.unit * (field.gain * score + field.coupling)
-        return field.gain * of_head + of_scaling + sums * bounds.FLOAT32.unit * field.coupling
+        of_scaling = 4 * arithmetic.FLOAT32.unit * (field.gain * score + field.coupling)
+        return field.gain * of_head + of_scaling + sums * arithmetic.FLOAT32.unit * field.coupling
 
 
 def _softmax_range(states: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +102,7 @@ def _softmax_range(states: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     others = states.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(dim=2)
     spread = math.sqrt(2) * radius.unsqueeze(1)
     low, high = (states - others - spread).sigmoid(), (states - others + spread).sigmoid()
-    return (low - _FLOAT64_ROOM).clamp(0, 1), (high + _FLOAT64_ROOM).clamp(0, 1)
+    return (low - FLOAT64_ROOM).clamp(0, 1), (high + FLOAT64_ROOM).clamp(0, 1)
 
 
 def _widest_parabola(low: Tensor, high: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from robustness.certificates import bounds, boxes
 from robustness.nets.simplex import SimplexField
+from robustness.numerics import norms
+from robustness.numerics.arithmetic import rounding_of_entries
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class SimplexNetwork:
             columns,
             field.gain * field.to_state.bias.detach().double(),
             (columns.T.unsqueeze(2) * inner.unsqueeze(1)).flatten(1),
-            bounds.spectral_norm(inner).value,
-            field.gain * bounds.spectral_norm(outer).value,
+            norms.spectral_norm(inner).value,
+            field.gain * norms.spectral_norm(outer).value,
             max(1.0, field.gain) * largest,
         )
 
@@ -104,16 +105,16 @@ def rounding_of_target(
     feature = features.abs() + distance.unsqueeze(1)
     terms = state @ net.inner.abs().T + net.offset.abs() + feature
     operands = (state.amax(dim=1) + feature.amax(dim=1) + net.entries).unsqueeze(1)
-    of_hidden = boxes.rounding(classes + 4, terms, operands)
+    of_hidden = rounding_of_entries(classes + 4, terms, operands)
     hidden = net.hidden(states, features).clamp_min(0)
     active = hidden + (net.inner_norm * reach + distance).unsqueeze(1) + of_hidden
     sums = active @ net.outer.abs().T + net.shift.abs()
     operands = operands + active.amax(dim=1, keepdim=True)
     of_v = of_hidden @ net.outer.abs().T
-    of_v = of_v + boxes.rounding(width + 6, sums + state, operands)
+    of_v = of_v + rounding_of_entries(width + 6, sums + state, operands)
     v = net.proposal(states, features)
     far = (1 + net.inner_norm * net.outer_norm) * reach + net.outer_norm * distance
     mass = v.abs().sum(dim=1) + math.sqrt(classes) * far + of_v.sum(dim=1)
     # K - 1 additions, one subtraction and one division, and the subtraction of the threshold.
-    of_threshold = (classes + 2) * boxes.rounding(classes + 3, mass + 1, 1.0)
+    of_threshold = (classes + 2) * rounding_of_entries(classes + 3, mass + 1, 1.0)
     return Rounding(2 * of_v.amax(dim=1) + of_threshold, classes * of_threshold)

@@ -24,10 +24,9 @@ from robustness.certificates.simplex_networks import (
     rounding_of_target,
 )
 from robustness.nets.simplex import SimplexField, project_to_simplex
+from robustness.numerics.arithmetic import FLOAT64_ROOM
 
-# Room for the float64 rounding of every bound, relative and absolute.
-_FLOAT64_ROOM = 1e-9
-_ROOM = 1 + _FLOAT64_ROOM
+_ROOM = 1 + FLOAT64_ROOM
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ class SimplexZonotopes:
         squared = squared + 2 * (net.inner.T * states.linear).sum(dim=1) + 1
         # The square may cancel down to its float64 rounding.
         spread = (squared.clamp_min(0) + 1e-12).sqrt() * states.distance.unsqueeze(1)
-        spread = (spread + states.spread_of_rest(net.inner)) * _ROOM + _FLOAT64_ROOM
+        spread = (spread + states.spread_of_rest(net.inner)) * _ROOM + FLOAT64_ROOM
         spread = spread.nan_to_num(torch.inf)
         low = torch.maximum(hidden - spread, within[0])
         high = torch.minimum(hidden + spread, within[1])
@@ -242,7 +241,7 @@ class _Proposals:
         of_features = (rows @ self.linear).norm(dim=2) * self.states.distance.unsqueeze(1)
         of_rest = self.states.spread_of_rest(rows @ self.jacobian)
         of_units = ((rows @ self.outer).abs() @ self.slack.unsqueeze(2)).squeeze(2)
-        return (of_features + of_rest + of_units) * _ROOM + _FLOAT64_ROOM
+        return (of_features + of_rest + of_units) * _ROOM + FLOAT64_ROOM
 
 
 def _faces(proposals: _Proposals, labels: Tensor) -> "_Faces":

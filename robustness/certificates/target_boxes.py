@@ -16,10 +16,8 @@ from robustness.certificates.boxes import Box
 from robustness.certificates.constants import flow_allowance
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.fields import TargetSeekingField
+from robustness.numerics.arithmetic import ALLOWANCE_ROOM, FLOAT64_ROOM
 
-# Share by which allowances are raised for the float64 rounding of their own evaluation, and of
-# the sum of all terms of a margin, taken positive, that covers the margin's.
-_ALLOWANCE_ROOM, _FLOAT64_ROOM = 1e-6, 1e-9
 # Where the search for a radius starts (a usual one, and the share that float64 rounding will
 # cost it), and the relative width at which it ends.
 _FIRST_GUESS, _TOLERANCE = 0.1 * (1 + 1e-6), 2**-8
@@ -97,8 +95,8 @@ def _by_intervals(
     columns = torch.stack([box.half_width, box.error], dim=2)
     spread, error = torch.bmm(sizes, columns).unbind(dim=2)
     centre = torch.bmm(normals, box.centre.unsqueeze(2)).squeeze(2) + offset
-    room = _FLOAT64_ROOM * (sizes @ network.ceiling[0] + offset.abs())
-    return centre - spread - room, error * (1 + _ALLOWANCE_ROOM)
+    room = FLOAT64_ROOM * (sizes @ network.ceiling[0] + offset.abs())
+    return centre - spread - room, error * (1 + ALLOWANCE_ROOM)
 
 
 def _flow_allowance(model: NeuralODEClassifier, features: Box) -> Float[Tensor, " n"]:
@@ -108,7 +106,7 @@ def _flow_allowance(model: NeuralODEClassifier, features: Box) -> Float[Tensor, 
     weight, bias = boxes.affine(field.head)
     score = (features.size @ weight.abs().T + bias.abs()).amax(dim=1)
     operands = weight.abs().max() + features.size.amax(dim=1)
-    return flow_allowance(model, score, operands) * (1 + _ALLOWANCE_ROOM)
+    return flow_allowance(model, score, operands) * (1 + ALLOWANCE_ROOM)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates import bounds, boxes
+from robustness.certificates import boxes
 from robustness.certificates.base import CertifiedRadius, require_proof
 from robustness.certificates.constants import (
     pixel_slope,
@@ -37,6 +37,7 @@ from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.margins import Claim, certified, claims_by_margins
 from robustness.certificates.target_boxes import box_radii
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.numerics import arithmetic
 from robustness.threat import Norm
 
 # Share of a margin from which rounding is named as what limits a radius.
@@ -91,7 +92,7 @@ def _refusal_of_boxes(model: NeuralODEClassifier) -> str | None:
 
 def _by_box(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> list[Claim]:
     """Each image's l-infinity radius by interval and linear bounds, and what limits it."""
-    with bounds.computed_in(model.dtype):
+    with arithmetic.computed_in(model.dtype):
         box = box_radii(model, images, labels)
     found = []
     for radius, rival, linear, share in zip(

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustness.certificates import bounds
 from robustness.nets.runge_kutta import METHODS, Row, RungeKutta
 from robustness.nets.solvers import FixedStepSolver
+from robustness.numerics import arithmetic
 
 Same = TypeVar("Same")
 
@@ -185,5 +185,5 @@ def _stage(sums: list[Tensor], row: Row, share: float, stages: int) -> Tensor:
 
 def _rounded(method: RungeKutta, states: States, *operands: States) -> States:
     size = torch.stack([states.size, *(operand.size for operand in operands)]).amax(dim=0)
-    error = method.roundings * bounds.FLOAT32.unit * size + bounds.FLOAT32.tiny
-    return states.widened(torch.where(size <= bounds.LARGEST, error, torch.inf))
+    error = method.roundings * arithmetic.FLOAT32.unit * size + arithmetic.FLOAT32.tiny
+    return states.widened(torch.where(size <= arithmetic.LARGEST, error, torch.inf))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from robustness.numerics.norms import conv_spectral_bound
+
 
 class Normalise(nn.Module):
     """The first layer of every model: (x - mean) / std per channel, so that inputs are pixels.
@@ -138,9 +140,6 @@ class ConvContractiveStep(Constrained):
     @torch.no_grad()
     def settle(self) -> None:
         """Rescale the kernel so that a proven bound on its norm is at most sqrt(2)."""
-        # The certificates import this module; imported here, their norms close no circle.
-        from robustness.numerics.norms import conv_spectral_bound
-
         # A margin over the rounding of the rescaled entries to float32.
         target = math.sqrt(2) * (1 - 1e-6)
         norm = conv_spectral_bound(self.weight, self.size, self.padding)

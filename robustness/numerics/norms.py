@@ -1,6 +1,8 @@
-"""Proven upper bounds on the spectral norm of a convolution with its real zero padding.
+"""Proven upper bounds on the norms of matrices and of convolutions with their zero padding.
 
-Two bounds hold for every convolution of stride 1, and the smaller is given.
+Power iteration would approach a norm from below and prove nothing. Three bounds on convolutions:
+
+`conv_spectral_bound` is for images of one size and stride 1, and gives the smaller of two.
 
 - The torus. A zero-padded convolution reads, from an image of height h, rows -p to h - 1 + p.
   On a torus of height h + p those rows are the image's own and p rows of zeros, so the
@@ -12,29 +14,100 @@ Two bounds hold for every convolution of stride 1, and the smaller is given.
 - The matrix. Where the operator has few rows or columns, its Gram matrix is unrolled and its
   largest eigenvalue found: exact up to rounding, where the torus ignores the border.
 
-Power iteration would approach the norm from below and prove nothing.
+`convolution_norm` is for images of every size. A convolution with zero padding reads an image that
+is extended by zeros without end, and keeps some rows and columns of the result. Whatever the size
+of the image and the padding, it is a restriction of the convolution on the whole grid Z^2, whose
+norm is therefore a bound:
 
-Importing this module also registers the rules of `bounds` for convolutional contractive flows.
+    |W|_2 <= sup over w in [0, 2 pi]^2 of sigma_max(W(w)),   W(w) = sum_u W_u exp(-i u.w).
+
+- A stride s is a convolution of stride 1 behind a permutation of pixels: blocks of s x s pixels
+  become channels, of the image and of the kernel alike.
+- The supremum is found on a grid of N x N frequencies. For unit vectors a, b and any phase,
+  Re(exp(i p) a* W(w) b) is, up to a shift of the kernel, a real trigonometric polynomial of degree
+  d = floor(K / 2) in each variable, for a kernel of height and width K. By M. Riesz's lemma such a
+  polynomial is at least M cos(d x) at distance x <= pi / d of its maximum M, so that each variable
+  costs a factor of cos(pi d / N) at most.
+- The largest singular value at a frequency is bounded by Gram iteration (Delattre et al., arXiv
+  2305.16173): with G_0 = A and G_{t+1} = G_t* G_t, |G_t|_F^(1 / 2^t) is an upper bound on it at
+  every t, and falls towards it.
+
+`norm_at_any_size` is for images of every size too, and for kernels that are nearly orthogonal. One
+step of Gram iteration, taken on the coefficients and not at sampled frequencies: K(w)* K(w) is the
+sum over offsets d of C_d exp(i d.w), with C the autocorrelation of the kernel, so that
+|K|^2 <= sum_d |C_d|. For an orthogonal kernel C_0 = I and every other C_d is 0 up to the rounding
+of its entries, so that the bound is 1 up to rounding; for any other kernel it holds and is loose.
 """
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Complex, Float
+from torch import Tensor
 from torch.nn import functional
 
-from robustness.certificates import bounds
-from robustness.nets.encoders import (
-    ChannelPad,
-    ConvContractiveFlowEncoder,
-    ConvContractiveStep,
-)
+from robustness.numerics.arithmetic import FLOAT64_ROOM
+from robustness.numerics.upper_bound import UpperBound, proved
 
-# Relative error of float64 transforms, sums and symmetric eigenvalue problems of at most some
-# thousand rows is far below this; every bound is raised by it.
-_FLOAT64_ROOM = 1e-9
 # Largest Gram matrix that is unrolled: well under a second on one core.
 _UNROLLED = 800
+# Frequencies per axis and degree: the grid costs 1 - cos(pi / 32)^2, one per cent.
+_FREQUENCIES = 32
+# Rounds of Gram iteration: a matrix of rank 128 is bounded to within one per cent.
+_ROUNDS = 8
+
+
+def lengths(vectors: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+    """Euclidean length of each vector, shape (n,)."""
+    return torch.linalg.vector_norm(vectors.flatten(1), dim=1)
+
+
+def spectral_norm(matrix: Float[Tensor, "m n"]) -> UpperBound:
+    """Largest singular value of a matrix, by a full SVD in float64, raised for its rounding.
+
+    LAPACK's SVD is backward stable: computed singular values differ from the exact ones by a
+    modest multiple of float64's unit roundoff times the norm.
+    """
+    values = matrix.detach().double().numpy()
+    largest = remembered(("svd",), values, lambda: np.linalg.svd(values, compute_uv=False)[0])
+    return proved(largest * (1 + FLOAT64_ROOM), "SVD")
+
+
+_MEMORY: dict[tuple[object, ...], float] = {}
+_MEMORY_LIMIT = 4096
+
+
+def remembered(
+    question: tuple[object, ...], values: np.ndarray, compute: Callable[[], Any]
+) -> float:
+    """The norm of `values`, computed once per content: shards of a run ask for the same ones.
+
+    Args:
+        question: what is asked, besides the values.
+        values: the weights; their bytes are the key, so that an altered weight is a new one.
+        compute: gives the answer.
+    """
+    content = hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest()
+    key = (*question, values.shape, content)
+    if key not in _MEMORY:
+        if len(_MEMORY) >= _MEMORY_LIMIT:
+            _MEMORY.clear()
+        _MEMORY[key] = float(compute())
+    return _MEMORY[key]
+
+
+def pairwise_slopes(weight: Float[Tensor, "k f"]) -> Float[Tensor, "k k"]:
+    """Euclidean norm of w_i - w_j for all pairs of rows, raised for rounding, shape (k, k).
+
+    The l2 Lipschitz constant of the margin of i over j of the linear map z -> W z.
+    """
+    rows = weight.detach().double()
+    slopes = torch.linalg.vector_norm(rows.unsqueeze(1) - rows.unsqueeze(0), dim=2)
+    return slopes * (1 + FLOAT64_ROOM)
 
 
 def conv_spectral_bound(
@@ -48,7 +121,7 @@ def conv_spectral_bound(
         padding: rows and columns of zeros on each side, at most k - 1.
 
     Returns:
-        The smaller of the two bounds of this module, in float64, raised for rounding.
+        The smaller of torus and matrix, in float64, raised for rounding.
 
     Raises:
         ValueError: the padding exceeds k - 1, the output is empty, the kernel is not a square, or
@@ -74,7 +147,7 @@ def conv_spectral_bound(
         return bound
 
     question = ("convolution", input_hw, padding)
-    return bounds.remembered(question, kernel.numpy(), smaller) * (1 + _FLOAT64_ROOM)
+    return remembered(question, kernel.numpy(), smaller) * (1 + FLOAT64_ROOM)
 
 
 def _torus_bound(kernel: Tensor, input_hw: tuple[int, int], padding: int) -> float:
@@ -102,76 +175,105 @@ def _unrolled_norm(kernel: Tensor, input_hw: tuple[int, int], padding: int) -> f
     return float(np.sqrt(max(np.linalg.eigvalsh(rows @ rows.T)[-1], 0.0)))
 
 
-@bounds._lipschitz.register(ChannelPad)
-@bounds._lipschitz.register(nn.PixelUnshuffle)
-def _(module: nn.Module) -> bounds.UpperBound | None:
-    del module
-    return bounds._bound(1.0, "1-Lipschitz layer")
+def gram_iteration(
+    matrices: Complex[Tensor, "b m n"], rounds: int = _ROUNDS, floor: float = 0.0
+) -> float:
+    """An upper bound on the largest singular value of any of some matrices.
+
+    Matrices that cannot hold the largest value are dropped on the way: those whose bound is below
+    `floor`, or below what |G|_F / sqrt(rank) <= sigma^(2^t) leaves to another one.
+
+    Args:
+        matrices: shape (b, m, n), complex128.
+        rounds: number of squarings t.
+        floor: a bound that the result need not fall below.
+
+    Returns:
+        The larger of `floor` and of the bounds of all matrices, not raised for rounding.
+    """
+    if matrices.shape[1] < matrices.shape[2]:
+        matrices = matrices.mT
+    rank = matrices.shape[2]
+    largest = float(matrices.abs().max())
+    if not math.isfinite(largest):
+        return math.inf
+    if largest == 0:
+        return floor
+    # G_t is exp(log) times what is stored, which keeps its entries within range.
+    matrices = matrices / largest
+    log = matrices.new_full((len(matrices),), math.log(largest), dtype=torch.float64)
+    for doublings in range(rounds + 1):
+        size = torch.linalg.matrix_norm(matrices)
+        log = log + size.log()
+        found = torch.exp(log / 2**doublings)
+        least = max(floor, float(found.max()) * rank ** (-1 / 2 ** (doublings + 1)))
+        kept = (found >= least) & (size > 0)
+        if doublings == rounds or not bool(kept.any()):
+            break
+        scaled = matrices[kept] / size[kept].view(-1, 1, 1)
+        matrices, log = scaled.mH @ scaled, 2 * log[kept]
+    return max(floor, float(found.max()))
 
 
-@bounds._lipschitz.register
-def _(module: ConvContractiveStep) -> bounds.UpperBound | None:
-    # The Jacobian I - W^T D W, 0 <= D <= I, is symmetric with eigenvalues in [1 - |W|^2, 1].
-    norm = conv_spectral_bound(module.weight, module.size, module.padding)
-    factor = max(1.0, norm**2 * (1 + _FLOAT64_ROOM) - 1)
-    return bounds._bound(factor, "contractive Euler steps (norms of convolutions)")
+def convolution_norm(kernel: Float[Tensor, "o i k k"], stride: int) -> UpperBound:
+    """The l2 operator norm of a zero-padded convolution, for images of every size and padding.
+
+    Args:
+        kernel: the kernel, finite, shape (outputs, inputs, k, k).
+        stride: of both axes.
+    """
+    weight = kernel.detach().double()
+    norm = remembered(
+        ("convolution on the whole grid", stride),
+        weight.numpy(),
+        lambda: _supremum_of_symbols(_unshuffled(weight, stride)),
+    )
+    return proved(norm * (1 + FLOAT64_ROOM), "norms of convolutions")
 
 
-@bounds._propagate.register(ChannelPad)
-@bounds._propagate.register(nn.PixelUnshuffle)
-def _(module: nn.Module, tube: bounds.Tube) -> bounds.Tube:
-    return bounds.Tube(module(tube.centre), tube.reach, tube.error)
+def _unshuffled(kernel: Tensor, stride: int) -> Tensor:
+    """The kernel of stride 1 on images whose blocks of pixels have become channels."""
+    lacking = -kernel.shape[2] % stride
+    return functional.pixel_unshuffle(functional.pad(kernel, (0, lacking, 0, lacking)), stride)
 
 
-@bounds._propagate.register
-def _(module: ConvContractiveStep, tube: bounds.Tube) -> bounds.Tube:
-    # As for the dense step, with |W| bounded as an operator: |(|W| e)| <= norm(|W|) |e|. The
-    # rounding bound is one for sums of products, which direct and unrolled convolutions are;
-    # PyTorch asks its CPU backends for no other (a Winograd transform would not be covered).
-    if tuple(tube.centre.shape[2:]) != tuple(module.size):
-        raise ValueError(
-            f"expected a state of {module.size} pixels, which the norm is proved for, "
-            f"got {tuple(tube.centre.shape[2:])}"
-        )
-    weight, padding = module.weight.detach().double(), module.padding
-    offset = module.bias.detach().double().view(-1, 1, 1)
-    norm = conv_spectral_bound(weight, module.size, padding)
-    absolute = conv_spectral_bound(weight.abs(), module.size, padding)
-    hidden, channels, kernel, _ = weight.shape
-    pixels = module.size[0] * module.size[1]
-    # float64 rounds so little that norms will do for the sizes, which halves the convolutions.
-    by_norm = bounds.current_arithmetic() is bounds.FLOAT64
-    u = functional.conv2d(tube.centre, weight, padding=padding) + offset
-    u = u.clamp_min(0)
-    if by_norm:
-        u_terms = absolute * bounds._length(tube.centre) + pixels**0.5 * float(offset.norm())
-    else:
-        each = functional.conv2d(tube.centre.abs(), weight.abs(), padding=padding)
-        u_terms = bounds._length(each + offset.abs())
-    u_size = u_terms + absolute * tube.spread
-    u_operands = absolute + bounds._length(tube.centre) + tube.spread
-    u_shape = (hidden * pixels, channels * kernel**2 + 1)
-    u_error = bounds.rounding(u_size, u_shape, u_operands)
-    u_spread = norm * tube.spread + u_error
-    v = functional.conv_transpose2d(u, weight, padding=padding)
-    if by_norm:
-        v_terms = absolute * bounds._length(u)
-    else:
-        v_terms = bounds._length(functional.conv_transpose2d(u, weight.abs(), padding=padding))
-    v_size = v_terms + absolute * u_spread
-    v_operands = absolute + bounds._length(u) + u_spread
-    v_rounding = bounds.rounding(v_size, (channels * pixels, hidden * kernel**2), v_operands)
-    v_error = norm * u_error + v_rounding
-    centre = tube.centre - v
-    step = bounds.lipschitz(module)
-    assert step is not None
-    size = bounds._length(centre) + step.value * tube.spread + v_error
-    local = v_error + bounds.rounding(size, (channels * pixels, 1), 0.0)
-    return bounds.Tube(centre, step.value * tube.reach, step.value * tube.error + local)
+def _supremum_of_symbols(kernel: Tensor) -> float:
+    degree = kernel.shape[2] // 2
+    count = max(1, _FREQUENCIES * degree)
+    largest = 0.0
+    # Real kernels have conjugate symbols at opposite frequencies: half of one axis is enough. One
+    # row of frequencies at a time keeps the memory small.
+    for angle in 2 * math.pi * np.arange(count // 2 + 1) / count:
+        phases = torch.exp(-1j * angle * torch.arange(kernel.shape[2], dtype=torch.float64))
+        row = (kernel * phases.view(-1, 1)).sum(dim=2)
+        symbols = torch.fft.fft(row, n=count, dim=2).permute(2, 0, 1)
+        largest = gram_iteration(symbols, floor=largest)
+    return largest / math.cos(math.pi * degree / count) ** 2
 
 
-# A flow is the sequence of its layers, for which the rules of a sequence hold.
-_of_sequence = bounds._lipschitz.dispatch(nn.Sequential)
-_through_sequence = bounds._propagate.dispatch(nn.Sequential)
-bounds._lipschitz.register(ConvContractiveFlowEncoder, _of_sequence)
-bounds._propagate.register(ConvContractiveFlowEncoder, _through_sequence)
+def norm_at_any_size(weight: Float[Tensor, "o i k l"]) -> float:
+    """An upper bound on the l2 norm of the zero-padded convolution, whatever its images' size.
+
+    Args:
+        weight: the kernel, shape (outputs, inputs, k, k); of stride 1 and without dilation.
+
+    Returns:
+        The bound, in float64, raised for rounding.
+
+    Raises:
+        ValueError: an entry is not finite, or the kernel is not a square.
+    """
+    kernel = weight.detach().double()
+    if kernel.shape[2] != kernel.shape[3]:
+        raise ValueError(f"expected a square kernel, got {tuple(kernel.shape[2:])}")
+    if not bool(kernel.isfinite().all()):
+        raise ValueError("expected a finite kernel, got one with infinite or NaN entries")
+
+    def bound() -> float:
+        columns = kernel.transpose(0, 1)
+        # C_d = sum over offsets e of K_e^T K_{e+d}, itself a convolution; shape (i, i, 2k-1, 2k-1).
+        correlation = functional.conv2d(columns, columns, padding=kernel.shape[2] - 1)
+        blocks = correlation.permute(2, 3, 0, 1).numpy()
+        return float(np.sqrt(np.linalg.norm(blocks, 2, axis=(2, 3)).sum()))
+
+    return remembered(("any size",), kernel.numpy(), bound) * (1 + FLOAT64_ROOM)

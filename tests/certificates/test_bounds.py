@@ -11,7 +11,7 @@ from small_models import SHAPE, blueprints, random_images
 from torch import nn
 
 from robustness.certificates import bounds
-from robustness.certificates.bounds import UpperBound, lipschitz, pairwise_slopes, spectral_norm
+from robustness.certificates.bounds import lipschitz
 from robustness.nets.encoders import (
     ContractiveFlowEncoder,
     ContractiveStep,
@@ -20,6 +20,8 @@ from robustness.nets.encoders import (
     constrain,
 )
 from robustness.nets.fields import LyaNetField
+from robustness.numerics.norms import pairwise_slopes, spectral_norm
+from robustness.numerics.upper_bound import UpperBound
 
 
 def power_iteration(matrix: torch.Tensor, rounds: int) -> float:

@@ -92,7 +92,7 @@ def test_a_box_without_rounding_is_left_by_the_program_that_runs(monkeypatch):
     sound = boxes.propagate(layer, box_of(image, 0.0))
     assert (computed >= sound.low).all()
     assert (computed <= sound.high).all()
-    monkeypatch.setattr(boxes, "rounding", lambda *factors: torch.zeros_like(factors[1]))
+    monkeypatch.setattr(boxes, "rounding_of_entries", lambda *factors: torch.zeros_like(factors[1]))
     unsound = boxes.propagate(layer, box_of(image, 0.0))
     assert (computed < unsound.low).any() or (computed > unsound.high).any()
 

@@ -8,7 +8,7 @@ import torch
 from small_models import SHAPE, Blueprint, in_double, random_images
 from torch import Tensor, nn
 
-from robustness.certificates import CERTIFICATES, Kind, bounds, relaxed_flows, tubes
+from robustness.certificates import CERTIFICATES, Kind, relaxed_flows, tubes
 from robustness.certificates.contraction import contraction_radius
 from robustness.certificates.simplex_tubes import SimplexZonotopes, Zonotope, excess_range
 from robustness.nets.classifiers import NeuralODEClassifier
@@ -17,6 +17,7 @@ from robustness.nets.fields import LyaNetField
 from robustness.nets.orthogonal import OrthogonalEncoder
 from robustness.nets.simplex import SimplexField, project_to_simplex
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
+from robustness.numerics import norms
 from robustness.threat import Norm
 
 METHODS = ["euler", "heun2", "midpoint", "rk4"]
@@ -153,7 +154,7 @@ def test_for_a_linear_target_the_radius_is_the_closed_form(method):
     head = model.field.head
     twin = in_double(model)
     scores = twin.field.head(twin.features(images.double()))
-    slopes = bounds.pairwise_slopes(head.weight)[labels] * relaxed_flows.pixel_slope(model).value
+    slopes = norms.pairwise_slopes(head.weight)[labels] * relaxed_flows.pixel_slope(model).value
     lead = scores.gather(1, labels.unsqueeze(1)) - scores
     distance = (lead / slopes).scatter(1, labels.unsqueeze(1), math.inf).amin(dim=1)
     clear = distance > 0.01

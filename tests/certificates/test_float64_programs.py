@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import PIXELS, Blueprint, random_images
 
-from robustness.certificates import CERTIFICATES, bounds
+from robustness.certificates import CERTIFICATES
 from robustness.certificates.bounds import Tube, propagate
 from robustness.certificates.constants import reach_of, target_margins
 from robustness.nets.encoders import ContractiveFlowEncoder
+from robustness.numerics import arithmetic
 from robustness.threat import Norm
 
 
@@ -19,7 +20,7 @@ def test_float64_activations_stay_within_their_tube_by_an_extended_precision_ref
     torch.manual_seed(seed)
     flow = ContractiveFlowEncoder(PIXELS, 3, 7).double()
     images = (scale * torch.rand(4, PIXELS)).double()
-    with bounds.computed_in(torch.float64), torch.no_grad():
+    with arithmetic.computed_in(torch.float64), torch.no_grad():
         tube = propagate(flow, Tube.around(images, torch.zeros(4)))
         computed = flow(images)
     truth = images.numpy().astype(np.longdouble)
@@ -43,7 +44,7 @@ def test_a_float64_program_gives_up_next_to_nothing_to_rounding():
     before = torch.tensor([r.radius for r in certify(single, images, labels, Norm.L2)])
     after = torch.tensor([r.radius for r in certify(double, images, labels, Norm.L2)])
     assert (after > before).all()
-    assert bounds.current_arithmetic() is bounds.FLOAT32
+    assert arithmetic.current_arithmetic() is arithmetic.FLOAT32
 
 
 @pytest.mark.parametrize("coupling", [0.0, 5.0])
@@ -70,7 +71,10 @@ def test_logits_that_fall_together_in_float32_are_not_certified_in_float64_eithe
 
 
 def test_rounding_bounds_of_another_precision_are_refused():
-    with pytest.raises(ValueError, match="float32 or float64"), bounds.computed_in(torch.float16):
+    with (
+        pytest.raises(ValueError, match="float32 or float64"),
+        arithmetic.computed_in(torch.float16),
+    ):
         pass
 
 

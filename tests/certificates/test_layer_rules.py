@@ -14,9 +14,9 @@ from small_models import in_double
 from torch import nn
 from torch.nn import functional
 
-from robustness.certificates import bounds, layer_rules
+from robustness.certificates import bounds
 from robustness.certificates.bounds import Tube, lipschitz, propagate
-from robustness.certificates.layer_rules import convolution_norm, gram_iteration, lipschitz_at
+from robustness.certificates.layer_rules import lipschitz_at
 from robustness.nets.classifiers import ResidualBlock, ResidualClassifier
 from robustness.nets.convolutions import (
     ConvEncoder,
@@ -25,7 +25,8 @@ from robustness.nets.convolutions import (
     ConvResidualClassifier,
 )
 from robustness.nets.encoders import Normalise
-from robustness.numerics.norms import conv_spectral_bound
+from robustness.numerics import norms
+from robustness.numerics.norms import conv_spectral_bound, convolution_norm, gram_iteration
 from robustness.threat import Norm
 
 
@@ -102,7 +103,7 @@ def test_a_convolution_whose_windows_share_no_pixel_has_the_norm_of_its_matrix(s
 
 def test_a_symbol_that_peaks_between_the_frequencies_is_not_missed(monkeypatch):
     """The symbol 2 cos(w - pi / 6) on the grid 0, 2 pi / 3, 4 pi / 3 is at most sqrt(3)."""
-    monkeypatch.setattr(layer_rules, "_FREQUENCIES", 3)
+    monkeypatch.setattr(norms, "_FREQUENCIES", 3)
     kernel = torch.zeros(2, 2, 1, 3)
     turn = math.pi / 6
     rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])

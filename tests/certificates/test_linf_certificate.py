@@ -264,7 +264,9 @@ def test_a_certificate_that_forgets_float32_rounding_is_caught(monkeypatch, soun
     """Near a tie the program that runs errs on images that exact arithmetic has right."""
     plan = Blueprint(encoder="conv-relu", depth=2, scale=3.0, offsets=1e4, gain=1.0, coupling=0.0)
     if not sound:
-        monkeypatch.setattr(boxes, "rounding", lambda *factors: torch.zeros_like(factors[1]))
+        monkeypatch.setattr(
+            boxes, "rounding_of_entries", lambda *factors: torch.zeros_like(factors[1])
+        )
         nothing = torch.zeros(1).double()
         monkeypatch.setattr(target_boxes, "flow_allowance", lambda *_: nothing)
     broken = 0

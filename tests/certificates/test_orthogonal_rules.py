@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustness.certificates import bounds
-from robustness.certificates.orthogonal_rules import norm_at_any_size
 from robustness.nets.orthogonal import (
     MaxMin,
     OrthogonalConv,
     OrthogonalEncoder,
     orthogonal_kernel,
 )
+from robustness.numerics.norms import norm_at_any_size
 
 
 def exact_norm(kernel: Tensor, side: int) -> float:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_models import PIXELS, SHAPE, Blueprint, blueprints, in_double, random_images
 from torch import nn
 
-from robustness.certificates import bounds, constants, tubes
+from robustness.certificates import constants, tubes
 from robustness.certificates.bounds import Tube, propagate
 from robustness.certificates.constants import retained_per_step, target_margins
 from robustness.nets.encoders import (
@@ -25,6 +25,7 @@ from robustness.nets.encoders import (
 from robustness.nets.fields import lyapunov_rate
 from robustness.nets.runge_kutta import METHODS
 from robustness.nets.solvers import FixedStepSolver
+from robustness.numerics import arithmetic
 from robustness.threat import Norm
 
 
@@ -202,7 +203,7 @@ def test_a_softmax_rounds_by_less_than_its_allowance():
         states[::2, 1] = nudged[::2]
         computed, exact = states.softmax(dim=1).double(), states.double().softmax(dim=1)
         error = (computed[:, 1] - computed[:, 0]) - (exact[:, 1] - exact[:, 0])
-        worst = max(worst, float(error.abs().max()) / bounds.FLOAT32.unit)
+        worst = max(worst, float(error.abs().max()) / arithmetic.FLOAT32.unit)
     assert 0.5 < worst <= constants._SOFTMAX_ROUNDINGS
 
 
@@ -215,7 +216,7 @@ def test_the_allowance_covers_the_sum_of_a_wide_head():
     images = torch.rand(2, 1, 40, 100)
     target = target_margins(model, images, model(images).argmax(dim=1))
     score = model.field.head.weight.norm(dim=1).max() * lengths(model.normalise(images))
-    assert (target.allowance.amin(dim=1) >= 2.0 * 2 * width * bounds.FLOAT32.unit * score).all()
+    assert (target.allowance.amin(dim=1) >= 2.0 * 2 * width * arithmetic.FLOAT32.unit * score).all()
 
 
 @pytest.mark.parametrize("method", ["euler", "heun2", "midpoint", "rk4"])
@@ -243,8 +244,8 @@ def test_one_step_rounds_by_less_than_its_allowance(method):
             size = target.abs().amax(dim=1).clamp_min(abs(initial)).double()
             error = 2 * (computed - exact).abs().amax(dim=1)
             # The grid in float32 makes h kappa another number, which is no rounding of a step.
-            drift = 4 * bounds.FLOAT32.unit * share * (target - initial).abs().amax(dim=1)
-            worst = max(worst, float(((error - drift) / (bounds.FLOAT32.unit * size)).max()))
+            drift = 4 * arithmetic.FLOAT32.unit * share * (target - initial).abs().amax(dim=1)
+            worst = max(worst, float(((error - drift) / (arithmetic.FLOAT32.unit * size)).max()))
     assert 0.5 < worst <= constants._STEP_ROUNDINGS
 
 
@@ -281,7 +282,7 @@ def test_a_step_of_a_tube_rounds_by_less_than_its_method_may(method):
             apart = (computed - after.centre).abs().amax(dim=1)
             size = torch.maximum(goal.abs().amax(dim=1).double(), start.abs().amax(dim=1).double())
             assert bool((apart * 10**0.5 <= after.radius).all())
-            worst = max(worst, float((apart / (bounds.FLOAT32.unit * size)).max()))
+            worst = max(worst, float((apart / (arithmetic.FLOAT32.unit * size)).max()))
     assert 0.5 < worst <= METHODS[method].roundings / 2
 
 
@@ -291,7 +292,7 @@ def test_float64_convolutions_stay_within_bounds_that_norms_give(seed):
     step = ConvContractiveStep(2, 3, 3, (5, 4)).double().requires_grad_(False)
     step.bias.copy_(torch.randn(3))
     images = 100 * torch.rand(6, 2, 5, 4)
-    with bounds.computed_in(torch.float64):
+    with arithmetic.computed_in(torch.float64):
         tube = propagate(step, Tube.around(images, torch.zeros(6)))
         wide = propagate(step, Tube.around(images, torch.ones(6)))
     basis = torch.eye(40, dtype=torch.float64).unflatten(1, (2, 5, 4))
@@ -308,7 +309,7 @@ def test_float64_convolutions_stay_within_bounds_that_norms_give(seed):
     # By norms or term by term, the bound is of one size.
     single = step.float()
     fine = propagate(single, Tube.around(images, torch.zeros(6))).error
-    ratio = tube.error / bounds.FLOAT64.unit / (fine / bounds.FLOAT32.unit)
+    ratio = tube.error / arithmetic.FLOAT64.unit / (fine / arithmetic.FLOAT32.unit)
     assert bool(((ratio > 0.5) & (ratio < 20)).all())
 
 

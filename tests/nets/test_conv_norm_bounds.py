@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from robustness.numerics import norms as conv_norms
+from robustness.numerics import norms
 from robustness.numerics.norms import conv_spectral_bound
 
 
@@ -48,7 +48,7 @@ def test_the_torus_bound_holds_without_unrolling(
     padding: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(conv_norms, "_UNROLLED", 0)
+    monkeypatch.setattr(norms, "_UNROLLED", 0)
     for seed in range(20):
         weight = torch.randn(
             outs, ins, kernel, kernel, generator=torch.Generator().manual_seed(seed)
