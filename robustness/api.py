@@ -37,8 +37,8 @@ from robustness.evaluation.store import STORE_FILE, Store
 from robustness.evaluation.suite import AuditConfig, Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
 from robustness.evaluation.units import Schedule
-from robustness.files import replace_file
-from robustness.recipe import describe_validation, read_recipe
+from robustness.files import describe_validation, replace_file
+from robustness.recipe import read_recipe
 from robustness.reporting.card import CARD_FILE, card_text
 from robustness.reporting.report import write_report
 from robustness.threat import Norm, ThreatModel

@@ -85,6 +85,8 @@ def quoted(value: object, length: int = 40) -> str:
         return one_line(repr(value), length)
     except ValueError:  # Python writes no decimal numbers of more digits
         return "a number of thousands of digits"
+    except RecursionError:
+        return "tables within tables"
 
 
 def os_failure(error: OSError, expected: str, remedy: str) -> UsageError | OperationalError:

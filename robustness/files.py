@@ -1,10 +1,113 @@
-"""Files: written whole or not at all."""
+"""Files: read within bounds, written whole or not at all."""
 
 import contextlib
+import errno
 import os
+import stat
+import tomllib
 from pathlib import Path
+from typing import TypeVar
 
-from robustness.errors import os_failure
+from pydantic import BaseModel, ValidationError
+
+from robustness.errors import UsageError, one_line, os_failure, quoted
+from robustness.inputs import require_memory
+
+Validated = TypeVar("Validated", bound=BaseModel)
+
+# A suite or recipe has a few kilobytes; a leaderboard of 10,000 samples has a few megabytes.
+_TOML_BYTES = 2**20
+_JSON_BYTES = 2**28
+# Beyond any use, and what a parser can follow.
+_DOTS = 1000
+
+
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """The content of an ordinary file.
+
+    Args:
+        path: the file; a pipe or device, which may never end, is refused.
+        most: bytes that it may have; by default what fits into memory twice.
+
+    Raises:
+        OSError: it is not there, cannot be read or is no ordinary file.
+        UsageError: it is too large.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        said = errno.EISDIR if stat.S_ISDIR(found.st_mode) else None
+        reason = os.strerror(said) if said else "A pipe or device"
+        raise OSError(said or errno.EINVAL, reason, str(path))
+    if most is None:
+        require_memory(2 * found.st_size, f"to read {path}")
+    elif found.st_size > most:
+        raise UsageError(
+            f"{path}: expected at most {most:,} bytes, got {found.st_size:,}; see whether it is "
+            "the right file"
+        )
+    return path.read_bytes()
+
+
+def read_toml(path: Path, model: type[Validated]) -> Validated:
+    """Read a TOML file into a strict configuration.
+
+    Raises:
+        UsageError: the file is missing, is not TOML, or does not fit; the first fault is named.
+    """
+    try:
+        text = read_file(path, _TOML_BYTES).decode("utf-8")
+        if max(line.count(".") for line in text.split("\n")) > _DOTS:
+            raise ValueError("a key nested too deep")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise os_failure(error, f"a TOML file at {path}", "check the path") from None
+    except UsageError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or endless digits
+        got = one_line(str(error), 100)
+        raise UsageError(f"{path}: expected TOML, got {got}; correct the file") from None
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {describe_validation(error)}") from None
+
+
+def read_json(path: Path, model: type[Validated], expected: str, remedy: str) -> Validated:
+    """Read a JSON file that this package wrote.
+
+    Args:
+        path: the file.
+        model: what it holds.
+        expected: the same in words, such as `a leaderboard`.
+        remedy: what to do where there is none, or another.
+
+    Raises:
+        UsageError: the file is missing, or does not fit; the first fault is named.
+    """
+    try:
+        return model.model_validate_json(read_file(path, _JSON_BYTES))
+    except OSError as error:
+        raise os_failure(error, f"{expected} at {path}", remedy) from None
+    except ValidationError as error:
+        fault = describe_validation(error)
+        raise UsageError(f"{path}: expected {expected}, got one where {fault}; {remedy}") from None
+
+
+def describe_validation(error: ValidationError) -> str:
+    """The first fault of a failed validation, in one line."""
+    # A misspelt key is both unknown and missing; its own spelling says more.
+    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"]) or "file"
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {quoted(place)}; remove it or correct its spelling{more}"
+    if first["type"] == "missing":
+        return f"missing key {place!r}; add it{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if "got " not in message:
+        message += f", got {quoted(first['input'])}"
+    return f"{one_line(place, 60)}: {one_line(message, 150)}{more}"
 
 
 def write_file(path: Path, content: bytes) -> None:

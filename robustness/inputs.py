@@ -4,6 +4,7 @@ The bounds on numbers are far beyond what was ever of use and within what arithm
 and the memory of a machine can hold; where only the machine can tell, it is asked.
 """
 
+import contextlib
 import os
 import tempfile
 import unicodedata
@@ -49,12 +50,14 @@ Name = Annotated[str, AfterValidator(text)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # Of images, samples, queries and sampled states.
 Count = Annotated[int, Field(ge=1, le=10**9)]
-# Of an attack, a solver or a training: each takes at least microseconds.
-Iterations = Annotated[int, Field(ge=1, le=10**6)]
-# Of layers, which are objects, and of stages.
-Depth = Annotated[int, Field(ge=1, le=1000)]
-# Of layers, images and kernels, along one axis.
+# Of an attack, a solver or a training.
+Iterations = Annotated[int, Field(ge=1, le=10**5)]
+# Of layers, which are objects.
+MOST_LAYERS = 1000
+Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+# Of layers and images, along one axis; of batches.
 Width = Annotated[int, Field(ge=1, le=2**20)]
+Kernel = Annotated[int, Field(ge=1, le=255)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -74,6 +77,43 @@ def workers(value: int) -> int:
         UsageError: it is below 1 or beyond what this machine's cores can serve.
     """
     return _bounded("workers", value, WORKERS_PER_CORE * cores())
+
+
+def require_memory(size: int, what: str) -> None:
+    """Refuse what this machine cannot hold, before it is allocated.
+
+    Args:
+        size: in bytes.
+        what: would take it, in words.
+
+    Raises:
+        UsageError: there is less memory.
+    """
+    available = available_memory()
+    if size > available:
+        raise UsageError(
+            f"expected {what} within the {available / 2**30:.1f} GiB of memory that are free, got "
+            f"{size / 2**30:,.1f} GiB; make it smaller"
+        )
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated, by the system, the control group and this process's limit."""
+    limits = [2**63]
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = dict(line.split(":") for line in lines)["MemAvailable"].split()[0]
+        limits.append(1024 * int(kilobytes))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text(encoding="ascii"))
+        limits.append(most - int((group / "memory.current").read_text(encoding="ascii")))
+    with contextlib.suppress(ImportError):
+        import resource  # not on Windows
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        limits += [soft] if soft != resource.RLIM_INFINITY else []
+    return max(0, min(limits))
 
 
 def cores() -> int:

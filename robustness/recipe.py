@@ -2,24 +2,22 @@
 
 import hashlib
 import json
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tomlkit
+import torch
 from pydantic import (
-    BaseModel,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
-    ValidationError,
     model_validator,
 )
+from torch import nn
 
-from robustness.errors import UsageError, one_line, os_failure, quoted
-from robustness.files import replace_file
+from robustness.errors import UsageError, one_line
+from robustness.files import read_file, read_toml, replace_file
+from robustness.inputs import Iterations, Name, Seed, Threads, Width, require_memory
 from robustness.nets.config import Config, ModelConfig
 from robustness.threat import Norm
 
@@ -30,9 +28,9 @@ WEIGHTS_FILE = "weights.safetensors"
 class DataConfig(Config):
     """The data set a recipe trains on."""
 
-    name: str
-    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    classes: int = Field(ge=2)
+    name: Name
+    shape: tuple[Width, Width, Width]
+    classes: int = Field(ge=2, le=2**20)
 
 
 class CrossEntropyConfig(Config):
@@ -48,7 +46,7 @@ class MonteCarloLyapunovConfig(Config):
     """
 
     kind: Literal["lyapunov-monte-carlo"]
-    states: PositiveInt = 512
+    states: Width = 512
     extent: PositiveFloat = 1.0
     dropout: float | None = Field(default=None, gt=0.0, lt=1.0)
 
@@ -107,7 +105,7 @@ class InvarianceConfig(Config):
     """FI-ODE's loss for a field on the simplex: the margin potential falls at sampled states."""
 
     kind: Literal["invariance-monte-carlo"]
-    states: PositiveInt = 64
+    states: Width = 64
     rate: PositiveFloat
     leak: NonNegativeFloat = 0.0
 
@@ -121,7 +119,7 @@ class AdversarialConfig(Config):
     kind: Literal["adversarial"]
     norm: Norm = Norm.LINF
     eps: PositiveFloat
-    steps: PositiveInt
+    steps: Iterations
     step_size: PositiveFloat | None = None
 
 
@@ -152,7 +150,7 @@ class AugmentationConfig(Config):
     shift: NonNegativeFloat = 0.0
     scale: NonNegativeFloat = 0.0
     shear: NonNegativeFloat = 0.0
-    crop: NonNegativeInt = 0
+    crop: int = Field(default=0, ge=0, le=255)
     flip: bool = False
 
 
@@ -186,18 +184,18 @@ class TrainingConfig(Config):
     """
 
     loss: LossConfig
-    epochs: PositiveInt
-    batch_size: PositiveInt = 64
+    epochs: Iterations
+    batch_size: Width = 64
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["constant", "one-cycle", "cosine", "step"] = "one-cycle"
-    cycles: PositiveInt = 1
+    cycles: Iterations = 1
     averaging: float = Field(default=0.0, ge=0.0, lt=1.0)
     augmentation: AugmentationConfig = AugmentationConfig()
     validation: float = Field(default=0.1, gt=0.0, lt=1.0)
-    seed: int = 0
-    threads: PositiveInt = 1
+    seed: Seed = 0
+    threads: Threads = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     storage: Literal["float32", "float16"] = "float32"
 
@@ -238,6 +236,25 @@ class Recipe(Config):
     weights: WeightsConfig | None = None
     measured: MeasuredConfig | None = None
 
+    def build(self, copies: int = 2) -> nn.Module:
+        """The model with fresh weights, if `copies` of these fit into memory.
+
+        Raises:
+            UsageError: the parts do not fit each other, or the model not into memory.
+        """
+        shape, classes = self.data.shape, self.data.classes
+        try:
+            with torch.device("meta"):  # shapes alone, whatever their size
+                skeleton = self.model.build(shape, classes)
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"the recipe's parts do not fit: {one_line(str(error), 120)}; correct [model]"
+            ) from None
+        tensors = [*skeleton.parameters(), *skeleton.buffers()]
+        size = copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        require_memory(size, f"{copies} copies of the recipe's model")
+        return self.model.build(shape, classes)
+
     @property
     def architecture(self) -> dict[str, Any]:
         """The part of the recipe that decides what function given weights compute."""
@@ -253,44 +270,6 @@ class Recipe(Config):
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-Validated = TypeVar("Validated", bound=BaseModel)
-
-
-def read_toml(path: Path, model: type[Validated]) -> Validated:
-    """Read a TOML file into a strict configuration.
-
-    Raises:
-        UsageError: the file is missing, is not TOML, or does not fit; the first fault is named.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise os_failure(error, f"a TOML file at {path}", "check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: expected TOML, got {error}; correct the file") from None
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UsageError(f"{path}: {describe_validation(error)}") from None
-
-
-def describe_validation(error: ValidationError) -> str:
-    """The first fault of a failed validation, in one line."""
-    # A misspelt key is both unknown and missing; its own spelling says more.
-    first = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"]) or "file"
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {quoted(place)}; remove it or correct its spelling{more}"
-    if first["type"] == "missing":
-        return f"missing key {place!r}; add it{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if "got " not in message:
-        message += f", got {quoted(first['input'])}"
-    return f"{one_line(place, 60)}: {one_line(message, 150)}{more}"
-
-
 def read_recipe(folder: Path) -> Recipe:
     """Read the recipe in `folder`.
 
@@ -303,7 +282,7 @@ def read_recipe(folder: Path) -> Recipe:
 def record_training(folder: Path, sha256: str, measured: MeasuredConfig) -> None:
     """Write the weights' SHA-256 and the measured values into the recipe, keeping the rest."""
     path = folder / RECIPE_FILE
-    document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    document = tomlkit.parse(read_file(path).decode("utf-8"))
     document["weights"] = {"sha256": sha256}
     document["measured"] = measured.model_dump()
     replace_file(path, tomlkit.dumps(document).encode())

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from robustness.errors import UsageError, os_failure
+from robustness.files import read_file
 from robustness.identity import Structure, describe
 from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, read_recipe
 
@@ -131,9 +132,9 @@ def load_model(name: str) -> LoadedModel:
     folder = find_entry(name)
     recipe = read_recipe(folder)
     try:
-        module = recipe.model.build(recipe.data.shape, recipe.data.classes)
-    except ValueError as error:
-        raise UsageError(f"{folder / RECIPE_FILE}: {error}; correct [model]") from None
+        module = recipe.build()
+    except UsageError as error:
+        raise UsageError(f"{folder / RECIPE_FILE}: {error}") from None
     weights = folder / WEIGHTS_FILE
     content = _verified_bytes(weights, recipe)
     try:
@@ -180,7 +181,7 @@ def _verified_bytes(weights: Path, recipe: Recipe) -> bytes:
             f"run `robustness train {weights.parent}`"
         )
     try:
-        content = weights.read_bytes()
+        content = read_file(weights)
     except OSError as error:
         raise os_failure(
             error,

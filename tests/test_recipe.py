@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from robustness.errors import UsageError
-from robustness.recipe import MeasuredConfig, read_recipe, record_training, replace_file
+from robustness.files import replace_file
+from robustness.recipe import MeasuredConfig, read_recipe, record_training
 from robustness.training.loop import train
 
 MEASURED = MeasuredConfig(
@@ -25,7 +26,7 @@ def edit(folder: Path, old: str, new: str) -> None:
     [
         ("batch_size", "bach_size", "unknown key 'training.bach_size'"),
         ("epochs = 3\n", "", "missing key 'training.epochs'"),
-        ("epochs = 3", "epochs = 0", "training.epochs: input should be greater than 0"),
+        ("epochs = 3", "epochs = 0", "training.epochs: input should be greater than or equal to 1"),
         ("epochs = 3", 'epochs = "many"', "training.epochs: input should be a valid integer"),
         ('method = "euler"', 'method = "eular"', "model.neural-ode.solver.fixed.method"),
         ('kind = "target-seeking"', 'kind = "target"', "model.neural-ode.field"),

@@ -3,13 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from robustness.claims.models import MODELS, recipe_text
-from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import Proportion, Summary
-from robustness.files import replace_file
-from robustness.recipe import describe_validation
+from robustness.files import read_json, replace_file
 
 
 class Horizon(Summary):
@@ -73,13 +71,7 @@ def stored(seed: int, folder: Path) -> SeedResults:
     file = _file(seed, folder)
     if not file.is_file():
         return fresh
-    try:
-        found = SeedResults.model_validate_json(file.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise UsageError(
-            f"{file}: expected results of one seed, got ones where {describe_validation(error)}; "
-            "delete it to measure again"
-        ) from None
+    found = read_json(file, SeedResults, "results of one seed", "move it away to measure again")
     return found if found.recipes == fresh.recipes else fresh
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from robustness.errors import UsageError
+from robustness.files import read_file
 
 
 def fault(where: Path | str, expected: str, got: str, remedy: str) -> UsageError:
@@ -34,7 +35,7 @@ def read_bytes(path: Path, expected: str, remedy: str) -> bytes:
         UsageError: the file is missing or unreadable.
     """
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise fault(path, expected, reason, remedy) from error

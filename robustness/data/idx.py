@@ -6,9 +6,12 @@ is strict: a header or a length that does not fit is a fault, never a guess.
 """
 
 import gzip
+import io
 import math
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from jaxtyping import UInt8
 from robustness.data import download
 from robustness.data.files import class_labels, fault, read_bytes, unit_pixels
 from robustness.data.images import ImageSet
+from robustness.inputs import require_memory
 
 NAMES = ("mnist", "fashion-mnist")
 CLASSES = 10
@@ -126,31 +130,35 @@ def read(path: Path, dimensions: int) -> UInt8[np.ndarray, "*shape"]:
         UsageError: the file is unreadable or damaged, or has other dimensions.
     """
     content = read_bytes(path, "an IDX file", REPLACE)
-    if path.suffix == ".gz":
-        content = unpack(path, content)
-    shape = header(path, content, dimensions)
-    start = header_size(dimensions)
-    needed, held = math.prod(shape), len(content) - start
-    if held != needed:
+    packed = path.suffix == ".gz"
+    stream = gzip.GzipFile(fileobj=io.BytesIO(content)) if packed else io.BytesIO(content)
+    with stream, sound(path, content):
+        shape = header(path, stream.read(header_size(dimensions)), dimensions)
+        needed = math.prod(shape)
+        # A byte more than there should be: a small packed file can hold any number of them.
+        require_memory(5 * needed, f"the {needed:,} pixels or labels of {path}")
+        data = stream.read(needed + 1)
+    if len(data) != needed:
         told = " x ".join(map(str, shape))
-        state = "the file is truncated" if held < needed else "the file has bytes to spare"
-        raise fault(
-            path, f"{needed} bytes of data ({told})", f"{held}", f"{state}: download it again"
-        )
+        held, state = f"{len(data)}", "the file is truncated"
+        if len(data) > needed:
+            held, state = "more", "the file has bytes to spare"
+        raise fault(path, f"{needed} bytes of data ({told})", held, f"{state}: download it again")
     if shape[0] == 0:
         raise fault(path, "at least one element", "none", REPLACE)
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
-def unpack(path: Path, content: bytes) -> bytes:
-    """The content of a gzipped file, its checksum verified.
+@contextmanager
+def sound(path: Path, content: bytes) -> Iterator[None]:
+    """Name what is wrong with a gzipped file that is read; its checksum is verified at its end.
 
     Raises:
         UsageError: the file is truncated, corrupt or not gzipped.
     """
     again = "download it again"
     try:
-        return gzip.decompress(content)
+        yield
     except EOFError as error:
         raise fault(path, "a whole gzip file", "a truncated one", again) from error
     except (gzip.BadGzipFile, zlib.error) as error:

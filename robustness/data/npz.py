@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 
 from robustness.data.files import fault, read_bytes
 from robustness.data.images import ImageSet
-from robustness.errors import one_line
+from robustness.errors import UsageError, one_line
+from robustness.inputs import require_memory
 
 SUFFIX = ".npz"
 REQUIRED = ("images", "labels")
@@ -54,7 +55,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     content = read_bytes(path, "an .npz file", "correct the path")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            require_memory(3 * size, f"the arrays of {path}")
             members = {name: archive.read(name) for name in archive.namelist()}
+    except UsageError:
+        raise
     # The bytes are in memory, so that whatever is raised here is the file's doing; zipfile
     # raises a dozen unrelated types on damaged bytes.
     except Exception as error:

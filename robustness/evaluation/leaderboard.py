@@ -8,13 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
 from robustness.certificates.base import Kind
 from robustness.certificates.limits import Limit
-from robustness.errors import UsageError, os_failure
-from robustness.recipe import describe_validation
+from robustness.files import read_json
 from robustness.threat import Norm
 
 SCHEMA_VERSION = 2
@@ -443,16 +442,9 @@ def read_leaderboard(path: Path) -> Leaderboard:
         UsageError: there is none, or it is not a leaderboard of this schema version.
     """
     file = path / LEADERBOARD_FILE if path.is_dir() else path
-    try:
-        return Leaderboard.model_validate_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise os_failure(
-            error,
-            f"a leaderboard at {file}",
-            "run `robustness evaluate` first or correct the path",
-        ) from None
-    except ValidationError as error:
-        raise UsageError(
-            f"{file}: expected a leaderboard of schema version {SCHEMA_VERSION}, got one where "
-            f"{describe_validation(error)}; run `robustness evaluate` again"
-        ) from None
+    return read_json(
+        file,
+        Leaderboard,
+        f"a leaderboard of schema version {SCHEMA_VERSION}",
+        "correct the path, or run `robustness evaluate` again",
+    )

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from robustness.data import ImageSet
-from robustness.errors import UsageError, os_failure
+from robustness.errors import UsageError
 from robustness.evaluation.leaderboard import (
     Leaderboard,
     ModelEntry,
@@ -17,8 +16,8 @@ from robustness.evaluation.leaderboard import (
     WholeTestSet,
     WithoutFlow,
 )
+from robustness.files import read_json
 from robustness.nets.flow import course, without_flow
-from robustness.recipe import describe_validation
 from robustness.zoo import LoadedModel, zoo_folder
 
 MEASURED_FILE = "measured.json"
@@ -162,13 +161,6 @@ def read_measurement(file: Path) -> Measurement:
     Raises:
         UsageError: there is none, or it is not one of this schema version.
     """
-    try:
-        return Measurement.model_validate_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise os_failure(
-            error, f"measured facts at {file}", f"run `robustness card {file.parent}`"
-        ) from None
-    except ValidationError as error:
-        raise UsageError(
-            f"{file}: {describe_validation(error)}; run `robustness card {file.parent}`"
-        ) from None
+    return read_json(
+        file, Measurement, "measured facts", f"run `robustness card {file.parent} --remeasure`"
+    )

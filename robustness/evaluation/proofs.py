@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 
 from robustness.attacks import Status
 from robustness.certificates import CERTIFICATES
 from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet
-from robustness.errors import SoundnessError, UsageError
+from robustness.errors import SoundnessError
 from robustness.evaluation.audit import audit, choose
 from robustness.evaluation.leaderboard import Proportion, Summary
 from robustness.evaluation.suite import ThreatsConfig
-from robustness.recipe import describe_validation
+from robustness.files import read_json
 from robustness.threat import Norm
 from robustness.zoo import LoadedModel
 
@@ -201,10 +200,7 @@ def read_proofs(file: Path) -> Proofs | None:
     Raises:
         UsageError: the file is not one of this schema version.
     """
-    try:
-        return Proofs.model_validate_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValidationError) as error:
-        said = describe_validation(error) if isinstance(error, ValidationError) else error.strerror
-        raise UsageError(f"{file}: {said}; run `robustness card {file.parent} --prove`") from None
+    remedy = f"run `robustness card {file.parent} --prove`"
+    return read_json(file, Proofs, "what was proved", remedy)

@@ -12,7 +12,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -33,12 +32,12 @@ from robustness.certificates import CERTIFICATES, DETERMINISTIC, Certificate, Sm
 from robustness.data import require_known
 from robustness.errors import UsageError
 from robustness.evaluation.cascade import Effort, WorstCase
-from robustness.inputs import Name, Seed
+from robustness.files import read_toml
+from robustness.inputs import Count, Iterations, Name, Seed, Width
 from robustness.nets.config import Config
-from robustness.recipe import read_toml
 from robustness.threat import Norm, ThreatModel, parse_eps
 
-Samples = PositiveInt | Literal["all"]
+Samples = Count | Literal["all"]
 
 
 class ThreatsConfig(Config):
@@ -95,8 +94,8 @@ class PGDConfig(_AttackConfig):
 
     attack = PGD
     kind: Literal["pgd"]
-    steps: PositiveInt = 20
-    restarts: PositiveInt = 1
+    steps: Iterations = 20
+    restarts: Iterations = 1
     relative_step: PositiveFloat | None = None
 
 
@@ -105,7 +104,7 @@ class MIFGSMConfig(_AttackConfig):
 
     attack = MIFGSM
     kind: Literal["mi-fgsm"]
-    steps: PositiveInt = MIFGSM.steps
+    steps: Iterations = MIFGSM.steps
     decay: NonNegativeFloat = MIFGSM.decay
 
 
@@ -115,8 +114,8 @@ class APGDConfig(_AttackConfig):
     attack = APGD
     kind: Literal["apgd"]
     loss: Literal["ce", "dlr"] = "ce"
-    steps: PositiveInt = APGD.steps
-    restarts: PositiveInt = APGD.restarts
+    steps: Iterations = APGD.steps
+    restarts: Iterations = APGD.restarts
 
 
 class FABConfig(_AttackConfig):
@@ -124,8 +123,8 @@ class FABConfig(_AttackConfig):
 
     attack = FAB
     kind: Literal["fab"]
-    steps: PositiveInt = FAB.steps
-    targets: PositiveInt = FAB.targets
+    steps: Iterations = FAB.steps
+    targets: Width = FAB.targets
 
 
 class CarliniWagnerConfig(_AttackConfig):
@@ -133,7 +132,7 @@ class CarliniWagnerConfig(_AttackConfig):
 
     attack = CarliniWagner
     kind: Literal["cw"]
-    steps: PositiveInt = CarliniWagner.steps
+    steps: Iterations = CarliniWagner.steps
 
 
 class DeepFoolConfig(_AttackConfig):
@@ -141,7 +140,7 @@ class DeepFoolConfig(_AttackConfig):
 
     attack = DeepFool
     kind: Literal["deepfool"]
-    steps: PositiveInt = DeepFool.steps
+    steps: Iterations = DeepFool.steps
 
 
 class SquareConfig(_AttackConfig):
@@ -149,7 +148,7 @@ class SquareConfig(_AttackConfig):
 
     attack = Square
     kind: Literal["square"]
-    queries: PositiveInt = Square.queries
+    queries: Count = Square.queries
 
 
 class AutoAttackConfig(_AttackConfig):
@@ -168,8 +167,8 @@ class SmoothingConfig(Config):
     name: Literal["smoothing"]
     models: list[str] = Field(default=["*"], min_length=1)
     sigma: PositiveFloat = SmoothingCertificate.sigma
-    samples: PositiveInt = SmoothingCertificate.samples
-    selection: PositiveInt = SmoothingCertificate.selection
+    samples: Count = SmoothingCertificate.samples
+    selection: Count = SmoothingCertificate.selection
     alpha: float = Field(default=SmoothingCertificate.alpha, gt=0, lt=1)
 
     def build(self, seed: int) -> Certificate:
@@ -215,14 +214,14 @@ class AuditConfig(Config):
         largest: those with the largest radii.
     """
 
-    samples: PositiveInt = 32
-    largest: PositiveInt = 8
+    samples: Count = 32
+    largest: Count = 8
 
 
 class FlagsConfig(Config):
     """The checks of `attacks.audits`, on the first samples of the suite's order."""
 
-    samples: PositiveInt = 32
+    samples: Count = 32
 
 
 class NearestConfig(Config):

@@ -7,11 +7,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 from torch import nn
 
+from robustness.inputs import MOST_LAYERS, Depth, Iterations, Kernel, Width
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.convolutions import ConvEncoder, ConvReLUEncoder, ConvResidualClassifier
@@ -29,6 +29,7 @@ from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
 
 ImageShape = tuple[int, int, int]
+Widths = Annotated[list[Width], Field(min_length=1, max_length=MOST_LAYERS)]
 
 
 class Config(BaseModel):
@@ -40,8 +41,8 @@ class Config(BaseModel):
 class NormaliseConfig(Config):
     """Per-channel mean and standard deviation, in pixels of [0, 1]."""
 
-    mean: list[float] = [0.0]
-    std: list[PositiveFloat] = [1.0]
+    mean: list[float] = Field(default=[0.0], min_length=1)
+    std: list[PositiveFloat] = Field(default=[1.0], min_length=1)
 
     def build(self, channels: int) -> Normalise:
         """The normalising layer; one value stands for all channels."""
@@ -57,7 +58,7 @@ class MLPEncoderConfig(Config):
     """A perceptron over flattened pixels."""
 
     kind: Literal["mlp"]
-    widths: list[PositiveInt] = Field(min_length=1)
+    widths: Widths
 
     def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
         """The encoder and its number of features (as many as the field asks for)."""
@@ -71,8 +72,8 @@ class ContractiveFlowConfig(Config):
     """Contractive Euler steps over flattened pixels: 1-Lipschitz in l2."""
 
     kind: Literal["contractive-flow"]
-    steps: PositiveInt
-    hidden: PositiveInt
+    steps: Depth
+    hidden: Width
 
     def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
         """The encoder and its number of features (as many as pixels)."""
@@ -88,8 +89,8 @@ class ConvEncoderConfig(Config):
     """3x3 convolutions with batch norm and ReLU, then a linear layer onto the features."""
 
     kind: Literal["conv"]
-    widths: list[PositiveInt] = Field(min_length=1)
-    strides: list[PositiveInt] = Field(min_length=1)
+    widths: Widths
+    strides: Widths
 
     @model_validator(mode="after")
     def _as_many_strides_as_widths(self) -> "ConvEncoderConfig":
@@ -107,10 +108,10 @@ class ConvReLUEncoderConfig(Config):
     """Convolutions and a linear layer with ReLU and without batch norm, for interval bounds."""
 
     kind: Literal["conv-relu"]
-    widths: list[PositiveInt] = Field(min_length=1)
-    strides: list[PositiveInt] = Field(min_length=1)
-    outputs: PositiveInt
-    kernel: PositiveInt = 3
+    widths: Widths
+    strides: Widths
+    outputs: Width
+    kernel: Kernel = 3
 
     @model_validator(mode="after")
     def _as_many_strides_as_widths(self) -> "ConvReLUEncoderConfig":
@@ -132,18 +133,18 @@ class ConvReLUEncoderConfig(Config):
 class FlowStageConfig(Config):
     """One resolution of a convolutional contractive flow."""
 
-    unshuffle: PositiveInt = 2
-    channels: PositiveInt
-    steps: PositiveInt
-    hidden: PositiveInt
-    kernel: PositiveInt = 3
+    unshuffle: Width = 2
+    channels: Width
+    steps: Depth
+    hidden: Width
+    kernel: Kernel = 3
 
 
 class ConvContractiveFlowConfig(Config):
     """Convolutional contractive Euler steps, coarser from stage to stage: 1-Lipschitz in l2."""
 
     kind: Literal["conv-contractive-flow"]
-    stages: list[FlowStageConfig] = Field(min_length=1)
+    stages: list[FlowStageConfig] = Field(min_length=1, max_length=MOST_LAYERS)
 
     def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
         """The encoder and its number of features (as many as the last stage's state has)."""
@@ -161,8 +162,8 @@ class OrthogonalEncoderConfig(Config):
     """Orthogonal convolutions on ever coarser images, then orthonormal features."""
 
     kind: Literal["orthogonal"]
-    widths: list[PositiveInt] = Field(min_length=1)
-    layers: PositiveInt = 1
+    widths: Widths
+    layers: Depth = 1
 
     def build(self, shape: ImageShape, features: int | None) -> tuple[nn.Module, int]:
         """The encoder and its number of features (as many as the field asks for)."""
@@ -178,7 +179,7 @@ class LyaNetFieldConfig(Config):
 
     kind: Literal["lyanet"]
     variant: Literal["normalised", "simplex"]
-    width: PositiveInt
+    width: Width
     gain: PositiveFloat = 1.0
 
     @property
@@ -213,7 +214,7 @@ class SimplexFieldConfig(Config):
     """FI-ODE's field: its projection keeps the state on the probability simplex."""
 
     kind: Literal["simplex"]
-    width: PositiveInt
+    width: Width
     gain: PositiveFloat = 1.0
 
     @property
@@ -232,7 +233,7 @@ class FixedStepConfig(Config):
 
     kind: Literal["fixed"] = "fixed"
     method: FixedMethod
-    steps: PositiveInt
+    steps: Iterations
     horizon: PositiveFloat = 1.0
     gradient: Literal["backprop", "adjoint"] = "backprop"
 
@@ -249,7 +250,7 @@ class AdaptiveConfig(Config):
     rtol: PositiveFloat = 1e-5
     atol: PositiveFloat = 1e-5
     horizon: PositiveFloat = 1.0
-    max_steps: PositiveInt = 1000
+    max_steps: Iterations = 1000
     gradient: Literal["backprop", "adjoint"] = "backprop"
     coupled: bool = False
 
@@ -303,8 +304,8 @@ class ResidualConfig(Config):
 
     kind: Literal["residual-mlp"]
     normalise: NormaliseConfig = NormaliseConfig()
-    width: PositiveInt
-    blocks: PositiveInt
+    width: Width
+    blocks: Depth
 
     def build(self, shape: ImageShape, classes: int) -> nn.Module:
         """The classifier, with fresh weights."""
@@ -319,9 +320,9 @@ class ConvResidualConfig(Config):
 
     kind: Literal["residual-conv"]
     normalise: NormaliseConfig = NormaliseConfig()
-    widths: list[PositiveInt] = Field(min_length=1)
-    blocks: PositiveInt = 1
-    stem_stride: PositiveInt = 1
+    widths: Widths
+    blocks: Depth = 1
+    stem_stride: Width = 1
 
     def build(self, shape: ImageShape, classes: int) -> nn.Module:
         """The classifier, with fresh weights."""
@@ -340,9 +341,9 @@ class ContinuousNetConfig(Config):
 
     kind: Literal["continuous-net"]
     normalise: NormaliseConfig = NormaliseConfig()
-    widths: list[PositiveInt] = Field(min_length=1)
-    strides: list[PositiveInt] = Field(min_length=1)
-    stem: list[PositiveInt] = []
+    widths: Widths
+    strides: Widths
+    stem: list[Width] = Field(default=[], max_length=MOST_LAYERS)
     solver: SolverConfig
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ class FixedStepSolver:
     def __post_init__(self) -> None:
         _require_positive("steps", self.steps)
         _require_positive("horizon", self.horizon)
-        grid = torch.linspace(0.0, self.horizon, self.steps + 1)
+        grid = torch.linspace(0.0, self.horizon, self.steps + 1, device="cpu")
         if not bool((grid.diff() > 0).all()):
             raise UsageError(
                 f"solver: expected steps that float32 can tell apart, got {self.steps} steps over "

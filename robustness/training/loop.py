@@ -54,6 +54,8 @@ from robustness.training.augmentation import augment
 
 # Validation batches; a fixed size keeps the chosen checkpoint independent of batch_size.
 _VALIDATION_BATCH = 256
+# Weights, gradients, two moments of the optimiser, average, best, and a checkpoint of them all.
+_COPIES = 11
 
 
 @dataclass
@@ -123,7 +125,7 @@ def _train(
     state = _fresh_state(recipe, steps_per_epoch)
     loss = _loss(config, recipe.data.classes, state.model)
     checkpoint = folder / "checkpoints" / f"{recipe.training_digest[:16]}.safetensors"
-    if resume and checkpoint.exists():
+    if resume and checkpoint.is_file():
         _restore(state, checkpoint)
     columns = (
         TextColumn("{task.description}"),
@@ -174,11 +176,8 @@ def _fresh_state(
     config = recipe.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        try:
-            # A model that predicts in float64 is trained, and its weights are kept, in float32.
-            model = recipe.model.build(recipe.data.shape, recipe.data.classes).float()
-        except ValueError as error:
-            raise UsageError(f"the recipe's parts do not fit: {error}; correct [model]") from None
+        # A model that predicts in float64 is trained, and its weights are kept, in float32.
+        model = recipe.build(copies=_COPIES).float()
         if start is not None:
             model.load_state_dict(start)
         constrain(model)

@@ -174,7 +174,7 @@ def test_results_are_kept_part_by_part_and_dropped_when_the_recipes_change(tmp_p
     keep(half.model_copy(update={"recipes": "of another edition"}), tmp_path)
     assert stored(1, tmp_path) == empty
     (tmp_path / "seed-1.json").write_text("{")
-    with pytest.raises(UsageError, match="delete it to measure again"):
+    with pytest.raises(UsageError, match="move it away to measure again"):
         stored(1, tmp_path)
 
 

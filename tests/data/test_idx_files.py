@@ -202,4 +202,4 @@ def test_dimensions_that_promise_terabytes_are_refused_without_reserving_them(ro
     raw = bytearray(idx_bytes(images_28(3)))
     raw[4:16] = b"\xff" * 12
     repack(path, bytes(raw))
-    refusal("mnist", path, "truncated", data_dir=root)
+    refusal("mnist", "GiB", data_dir=root)
