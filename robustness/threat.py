@@ -41,6 +41,26 @@ class Norm(StrEnum):
             return difference.abs().amax(dim=1)
         return torch.linalg.vector_norm(difference, dim=1)
 
+    def clip(
+        self, deltas: Float[Tensor, "n *shape"], radii: Float[Tensor, " n"], scale: float = 1.0
+    ) -> Float[Tensor, "n *shape"]:
+        """Differences moved into balls around zero, in their own precision and up to its rounding.
+
+        Args:
+            deltas: shape (n, ...).
+            radii: of each one's ball, shape (n,).
+            scale: share of the radius that an l2 difference is shortened to; those inside stay.
+        """
+        each = (-1,) + (1,) * (deltas.dim() - 1)
+        if self is Norm.LINF:
+            return deltas.clamp(-radii.view(each), radii.view(each))
+        lengths = torch.linalg.vector_norm(deltas.flatten(1), dim=1)
+        return deltas * torch.where(lengths <= radii, 1.0, radii * scale / lengths).view(each)
+
+    def steepest(self, gradients: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        """The direction of unit size in this norm in which each function grows fastest."""
+        return gradients.sign() if self is Norm.LINF else unit(gradients)
+
     def project(
         self,
         candidates: Float[Tensor, "n *shape"],
@@ -56,17 +76,21 @@ class Norm(StrEnum):
         """
         centre, delta = centres.double(), candidates.double() - centres.double()
         radii = torch.as_tensor(eps, dtype=torch.float64).expand(len(centre))
-        each = (-1,) + (1,) * (delta.dim() - 1)
-        if self is Norm.LINF:
-            inside = delta.clamp(-radii.view(each), radii.view(each))
-        else:
-            length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-            # The float64 norm of what is scaled must not round to more than eps again.
-            scale = torch.where(length <= radii, 1.0, radii * (1 - 1e-12) / length)
-            inside = delta * scale.view(each)
+        # The float64 norm of what is scaled must not round to more than eps again.
+        inside = self.clip(delta, radii, 1 - 1e-12)
         rounded = (centre + inside).to(candidates.dtype)
         beyond = (rounded.double() - centre).abs() > inside.abs()
         return torch.where(beyond, torch.nextafter(rounded, centres.to(rounded.dtype)), rounded)
+
+
+def unit(vectors: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+    """Vectors of l2 norm 1; zero stays zero. Scaled twice, so that tiny ones do not underflow."""
+    each = (-1,) + (1,) * (vectors.dim() - 1)
+    tiny = torch.finfo(vectors.dtype).tiny
+    largest = vectors.flatten(1).abs().amax(dim=1).clamp_min(tiny)
+    scaled = vectors / largest.view(each)
+    lengths = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp_min(tiny)
+    return scaled / lengths.view(each)
 
 
 def parse_eps(value: str | float | int) -> float:

@@ -121,3 +121,19 @@ def test_a_projection_does_not_depend_on_the_other_images(norm):
     for i in range(20):
         alone = norm.project(candidates[i : i + 1], centres[i : i + 1], 0.01)
         assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("norm", Norm)
+def test_what_is_clipped_ends_at_the_edge_of_its_own_ball_and_what_is_inside_stays(norm):
+    deltas = torch.tensor([[3.0, -4.0], [0.03, 0.04], [0.0, 0.0]])
+    clipped = norm.clip(deltas, torch.tensor([1.0, 0.1, 0.5]))
+    assert torch.equal(clipped[1:], deltas[1:])
+    edge = {Norm.LINF: [1.0, -1.0], Norm.L2: [0.6, -0.8]}[norm]
+    torch.testing.assert_close(clipped[0], torch.tensor(edge))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1.0, 1e37])
+def test_the_steepest_direction_has_unit_size_at_any_scale_and_zero_has_none(scale):
+    gradients = scale * torch.tensor([[3.0, -4.0], [0.0, 0.0]])
+    torch.testing.assert_close(Norm.L2.steepest(gradients), torch.tensor([[0.6, -0.8], [0.0, 0.0]]))
+    assert torch.equal(Norm.LINF.steepest(gradients), torch.tensor([[1.0, -1.0], [0.0, 0.0]]))

@@ -18,7 +18,7 @@ from robustness.attacks.judge import predict_alone
 from robustness.attacks.lanes import sample_generator, scores, scores_and_gradients
 from robustness.attacks.losses import LOSSES, Loss, likely_targets
 from robustness.attacks.views import View
-from robustness.threat import Norm, ThreatModel
+from robustness.threat import Norm, ThreatModel, unit
 
 LossName = Literal["ce", "margin", "dlr", "targeted"]
 
@@ -214,7 +214,7 @@ class _Hunt:
         each = targets.shape[1] * ascent.starts
         sample = torch.arange(count).repeat_interleave(each)
         noise = torch.cat([self._noise(image, each, seed) for image in self.images])
-        x = self._into_ball(self.images[sample] + noise * self._radius(sample), sample)
+        x = self._into_ball(self.images[sample] + noise * _wide(self.eps[sample].float()), sample)
         none = torch.full((len(sample),), -torch.inf)
         return _Rows(
             sample=sample,
@@ -237,25 +237,17 @@ class _Hunt:
         generator = sample_generator(seed, image)
         if self.norm is Norm.LINF:
             return 2 * torch.rand((count, *image.shape), generator=generator) - 1
-        return _unit(torch.randn((count, *image.shape), generator=generator))
-
-    def _radius(self, sample: Tensor) -> Tensor:
-        return self.eps[sample].float().view(-1, 1, 1, 1)
+        return unit(torch.randn((count, *image.shape), generator=generator))
 
     def _into_ball(self, x: Tensor, sample: Tensor) -> Tensor:
         """Into the ball and then the box, which does not leave the ball, in float32."""
-        centre, radius = self.images[sample], self._radius(sample)
-        delta = x - centre
-        if self.norm is Norm.LINF:
-            delta = delta.clamp(-radius, radius)
-        else:
-            length = torch.linalg.vector_norm(delta.flatten(1), dim=1).view(-1, 1, 1, 1)
-            delta = delta * (radius / length.clamp_min(radius))
+        centre = self.images[sample]
+        delta = self.norm.clip(x - centre, self.eps[sample].float())
         return (centre + delta).clamp(0, 1)
 
     def advance(self, rows: _Rows, momentum: float) -> None:
         """One step along the gradient, with momentum."""
-        direction = rows.gradient.sign() if self.norm is Norm.LINF else _unit(rows.gradient)
+        direction = self.norm.steepest(rows.gradient)
         ahead = self._into_ball(rows.x + _wide(rows.step) * direction, rows.sample)
         moved = rows.x + momentum * (ahead - rows.x) + (1 - momentum) * (rows.x - rows.before)
         rows.before, rows.x = rows.x, self._into_ball(moved, rows.sample)
@@ -315,12 +307,3 @@ class _Hunt:
 
 def _wide(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
-
-
-def _unit(vectors: Float[Tensor, "r c h w"]) -> Float[Tensor, "r c h w"]:
-    """Vectors of l2 norm 1; zero stays zero. Scaled twice, so that tiny ones do not underflow."""
-    tiny = torch.finfo(vectors.dtype).tiny
-    largest = vectors.flatten(1).abs().amax(dim=1).clamp_min(tiny)
-    scaled = vectors / _wide(largest)
-    length = torch.linalg.vector_norm(scaled.flatten(1), dim=1).clamp_min(tiny)
-    return scaled / _wide(length)

@@ -44,13 +44,14 @@ def perturb(
     model.eval()
     try:
         start = 2 * torch.rand(images.shape, generator=generator) - 1
-        delta = _into_ball(eps * start, norm, eps)
+        radii = images.new_full((len(images),), eps)
+        delta = norm.clip(eps * start, radii)
         for _ in range(steps):
             pixels = (images + delta).clamp(0, 1).detach().requires_grad_()
             loss = functional.cross_entropy(model(pixels), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, pixels)
-            direction = gradient.sign() if norm is Norm.LINF else _unit(gradient)
-            delta = _into_ball(pixels.detach() + length * direction - images, norm, eps)
+            moved = pixels.detach() + length * norm.steepest(gradient)
+            delta = norm.clip(moved - images, radii)
     finally:
         model.train(training)
     return (images + delta).clamp(0, 1).detach()
@@ -69,15 +70,3 @@ def adversarial(
     """Cross-entropy at the images that `perturb` finds; arguments as there."""
     worst = perturb(model, images, labels, norm, eps, steps, generator, step_size)
     return functional.cross_entropy(model(worst), labels)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    lengths = torch.linalg.vector_norm(vectors.flatten(1), dim=1).clamp_min(1e-12)
-    return vectors / lengths.view(-1, *(1,) * (vectors.dim() - 1))
-
-
-def _into_ball(delta: Tensor, norm: Norm, eps: float) -> Tensor:
-    if norm is Norm.LINF:
-        return delta.clamp(-eps, eps)
-    lengths = torch.linalg.vector_norm(delta.flatten(1), dim=1).view(-1, *(1,) * (delta.dim() - 1))
-    return delta * (eps / lengths.clamp_min(1e-12)).clamp(max=1.0)
