@@ -37,10 +37,10 @@ from robustness.evaluation.store import STORE_FILE, Store
 from robustness.evaluation.suite import AuditConfig, Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
 from robustness.evaluation.units import Schedule
-from robustness.files import describe_validation, replace_file
+from robustness.files import describe_validation, replace_file, require_own
 from robustness.recipe import read_recipe
 from robustness.reporting.card import CARD_FILE, card_text
-from robustness.reporting.report import write_report
+from robustness.reporting.report import require_report_folder, write_report
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import (
     LoadedModel,
@@ -53,6 +53,12 @@ from robustness.zoo import (
 )
 
 _DEFAULT_BATCH = 64
+# What tells the files of a card from others of these names.
+_OF_A_CARD = {
+    MEASURED_FILE: '"weights_sha256"',
+    PROVED_FILE: '"weights_sha256"',
+    CARD_FILE: "\n## What it is\n",
+}
 
 
 def evaluate(
@@ -97,6 +103,7 @@ def evaluate(
     workers = inputs.cores() if workers is None else inputs.workers(workers)
     batch_size = inputs.count("a batch size", batch_size)
     folder = inputs.folder_to_write(out or Path("reports") / parsed.name)
+    require_report_folder(folder)
     bench = _prepare(parsed, data_dir, data is not None)
     _make(folder)
     with Store(folder / STORE_FILE) as store:
@@ -129,7 +136,7 @@ def render(results: Path, out: Path) -> Leaderboard:
     Raises:
         UsageError: there is neither, no complete run, or `out` cannot be written.
     """
-    inputs.folder_to_write(out)
+    require_report_folder(inputs.folder_to_write(out))
     store = results / STORE_FILE if results.is_dir() else results
     summary = results / LEADERBOARD_FILE
     leaderboard = (
@@ -465,6 +472,8 @@ def card(
     count = inputs.count("a number of audited images", audited)
     folder = inputs.folder_to_write(find_entry(model))
     require_source(read_recipe(folder).data.name, data_dir)
+    for name, mark in _OF_A_CARD.items():
+        require_own(folder / name, mark)
     loaded = load_model(str(folder))
     assert loaded.recipe is not None  # since it was found by its folder
     file = folder / MEASURED_FILE

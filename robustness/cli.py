@@ -22,7 +22,7 @@ from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
-from robustness.files import write_file
+from robustness.files import require_own, write_file
 from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
@@ -68,6 +68,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_RADII = ("index", "label", "prediction", "radius", "kind", "certificate")
 # Of the radii that `certify` prints accuracies at.
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -224,7 +225,7 @@ def certify(
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
-        inputs.file_to_write(csv_file)
+        require_own(inputs.file_to_write(csv_file), ",".join(_RADII))
     rows = api.certify(
         model,
         norm,
@@ -264,9 +265,8 @@ def certify(
 
 
 def _radii(rows: list[api.CertifiedSample]) -> str:
-    columns = ("index", "label", "prediction", "radius", "kind", "certificate")
     return csv_of(
-        columns,
+        _RADII,
         (
             (row.index, row.label, row.prediction, row.radius, row.kind or "", row.certificate)
             for row in rows
@@ -284,7 +284,6 @@ def train_command(
 ) -> None:
     """Train a recipe; write its weights and their SHA-256."""
     folder = find_entry(recipe)
-    inputs.file_to_write(folder / WEIGHTS_FILE)
     measured = train(folder, resume, data_dir)
     answers.print(
         f"{folder / WEIGHTS_FILE}: validation accuracy {measured.validation_accuracy:.1%} "

@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,6 +111,46 @@ def describe_validation(error: ValidationError) -> str:
     return f"{one_line(place, 60)}: {one_line(message, 150)}{more}"
 
 
+def is_marked(file: Path, mark: str) -> bool:
+    """Whether a file begins, within a kilobyte, with what this package writes into such files."""
+    try:
+        with file.open("rb") as stream:
+            return mark.encode() in stream.read(1024)
+    except OSError:
+        return False
+
+
+def require_own(file: Path, mark: str) -> None:
+    """Refuse to write over a file that this package did not write.
+
+    Raises:
+        UsageError: it is there and has no such mark.
+    """
+    if file.is_file() and file.stat().st_size and not is_marked(file, mark):
+        raise UsageError(
+            f"{file}: expected no file, or one that this package wrote, got another; move it away"
+        )
+
+
+def require_own_folder(folder: Path, names: Iterable[str], marks: Mapping[str, str]) -> None:
+    """Refuse a folder where something would be written over that this package did not write.
+
+    Args:
+        folder: a report's, which need not exist.
+        names: of the files and folders that will be written in it.
+        marks: files that tell this package's folders, and what they begin with.
+
+    Raises:
+        UsageError: one of the names is taken, and the folder has no mark.
+    """
+    taken = next((name for name in names if os.path.lexists(folder / name)), None)
+    if taken and not any(is_marked(folder / name, mark) for name, mark in marks.items()):
+        raise UsageError(
+            f"{folder}: expected a folder of its own for the report, got one with {taken} and "
+            "no results of this package; give another with --out"
+        )
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file of any kind: a device or pipe as it is, an ordinary file in one atomic step.
 
@@ -118,7 +159,8 @@ def write_file(path: Path, content: bytes) -> None:
         OperationalError: the disk is full or broken.
     """
     try:
-        if path.exists() and not path.is_file():
+        # A link such as /dev/stdout is to stay one.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_bytes(content)
         else:
             replace_file(path, content)

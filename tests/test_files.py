@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and a full disk is the machine's failure."""
 
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from robustness import cli
 from robustness.errors import OperationalError, UsageError
 from robustness.files import write_file
+from robustness.zoo import find_entry
 
 
 @contextmanager
@@ -77,3 +79,100 @@ def test_train_on_a_full_disk_ends_with_one_line_and_goes_on_later(
     assert not [file for file in recipe_folder.rglob("*") if file.name.endswith(".tmp")]
     assert call("train", str(recipe_folder), "--resume") == 0
     assert (recipe_folder / "weights.safetensors").is_file()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_train_deletes_its_own_checkpoint_and_nothing_else(recipe_folder: Path) -> None:
+    kept = recipe_folder / "checkpoints" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("of the user")
+    other = kept.with_name("0123456789abcdef.safetensors")
+    other.write_bytes(b"of another recipe")
+    assert call("train", str(recipe_folder)) == 0
+    assert sorted(file.name for file in kept.parent.iterdir()) == [other.name, kept.name]
+    kept.unlink()
+    other.unlink()
+    assert call("train", str(recipe_folder)) == 0
+    assert not kept.parent.exists()
+
+
+@pytest.mark.parametrize("vouched", [False, True])
+def test_train_leaves_weights_that_are_not_of_its_recipe(
+    recipe_folder: Path, vouched: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if vouched:
+        with (recipe_folder / "recipe.toml").open("a") as recipe:
+            recipe.write(f'\n[weights]\nsha256 = "{"0" * 64}"\n')
+    (recipe_folder / "weights.safetensors").write_bytes(b"of the user")
+    before = tree(recipe_folder)
+    assert call("train", str(recipe_folder)) == 2
+    assert "move them away" in one_line(capsys)
+    assert tree(recipe_folder) == before
+
+
+@pytest.mark.parametrize("taken", ["weights.safetensors", "checkpoints"])
+def test_train_says_at_once_what_it_cannot_write(
+    recipe_folder: Path, taken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if taken == "checkpoints":
+        (recipe_folder / taken).write_bytes(b"a file where a folder belongs")
+    else:
+        (recipe_folder / taken).mkdir()
+    assert call("train", str(recipe_folder)) == 2
+    one_line(capsys)
+
+
+def test_radii_are_not_written_over_a_file_of_another_origin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("index,price\n1,2\n")
+    assert call("certify", "digits/resnet", "--csv", str(file)) == 2
+    assert "one that this package wrote" in one_line(capsys)
+    assert file.read_text() == "index,price\n1,2\n"
+
+
+@pytest.mark.parametrize("name", ["index.html", "samples.csv", "leaderboard.json", "figures/a.svg"])
+def test_a_report_is_not_written_over_files_of_another_origin(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("of the user")
+    for arguments in (
+        ("evaluate", "digits-quick", "--out"),
+        ("report", "nowhere", "--out"),
+    ):
+        assert call(*arguments, str(tmp_path)) == 2
+        assert "a folder of its own for the report" in one_line(capsys)
+    assert tree(tmp_path) == {name: b"of the user"}
+
+
+def test_claims_are_not_written_over_a_page_of_another_origin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.md").write_text("of the user")
+    assert call("claims", "--out", str(tmp_path)) == 2
+    assert "a folder of its own for the report" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["CARD.md", "measured.json", "proved.json"])
+def test_a_card_is_not_written_over_files_of_another_origin(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "entry"
+    shutil.copytree(find_entry("digits/resnet"), folder)
+    (folder / name).write_text("of the user")
+    before = tree(folder)
+    assert call("card", str(folder), "--remeasure") == 2
+    assert "one that this package wrote" in one_line(capsys)
+    assert tree(folder) == before
+
+
+def test_a_link_to_write_through_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_file(tmp_path / "link", b"radii")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"radii"

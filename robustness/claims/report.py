@@ -13,7 +13,7 @@ from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Claim, Comparison, Interval, claims
 from robustness.errors import os_failure
 from robustness.evaluation.leaderboard import Summary
-from robustness.files import replace_file
+from robustness.files import replace_file, require_own_folder
 from robustness.reporting.html import data_uri
 from robustness.reporting.markdown import table, text
 
@@ -54,6 +54,17 @@ class Section:
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     figure: str | None = None
+
+
+def require_report_folder(folder: Path) -> None:
+    """Refuse a folder where a report would be written over files of another origin.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    names = ("claims.json", "report.md", "index.html", "figures")
+    marks = {file.name: '"recipes"' for file in folder.glob("seed-*.json")}
+    require_own_folder(folder, names, marks | {"claims.json": '"claims"'})
 
 
 def write_claims(seeds: Sequence[SeedResults], folder: Path) -> list[Path]:

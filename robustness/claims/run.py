@@ -13,6 +13,7 @@ from robustness.claims import protocol
 from robustness.claims.cost import step_and_epoch_ratios
 from robustness.claims.horizon import TOLERANCES, along_horizon, dopri5_evaluations
 from robustness.claims.models import DATA, MODELS, trained
+from robustness.claims.report import require_report_folder
 from robustness.claims.results import SeedResults, keep, stored
 from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError
@@ -41,7 +42,7 @@ def measure_claims(
     """
     if len(set(seeds)) < 2:
         raise UsageError(f"expected two seeds or more, got {list(seeds)}; name others")
-    folder_to_write(out)
+    require_report_folder(folder_to_write(out))
     require_source(DATA, data_dir)
     train, test = (load_images(DATA, split, data_dir) for split in ("train", "test"))
     columns = (

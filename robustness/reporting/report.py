@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from robustness.errors import os_failure
-from robustness.evaluation.leaderboard import Leaderboard
-from robustness.files import replace_file
+from robustness.evaluation.leaderboard import LEADERBOARD_FILE, Leaderboard
+from robustness.evaluation.store import STORE_FILE
+from robustness.files import replace_file, require_own_folder
 from robustness.reporting.figures import FIGURES, figures
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text
 from robustness.reporting.pictures import FOLDER, PARTS, pictures
 from robustness.reporting.tables import csv_text, samples_csv
+
+_TEXTS = (LEADERBOARD_FILE, "leaderboard.csv", "leaderboard.md", "index.html", "samples.csv")
 
 
 def write_report(leaderboard: Leaderboard, folder: Path) -> list[Path]:
@@ -35,17 +38,28 @@ def write_report(leaderboard: Leaderboard, folder: Path) -> list[Path]:
         ) from None
 
 
+def require_report_folder(folder: Path) -> None:
+    """Refuse a folder where a report would be written over files of another origin.
+
+    Raises:
+        UsageError: it is refused.
+    """
+    marks = {STORE_FILE: "SQLite format 3", LEADERBOARD_FILE: '"schema_version"'}
+    require_own_folder(folder, (*_TEXTS, "figures", FOLDER), marks)
+
+
 def render(leaderboard: Leaderboard) -> dict[str, bytes]:
     """The report's files: path inside the folder to content."""
     drawn = figures(leaderboard)
-    texts = {
-        "leaderboard.json": leaderboard.to_json(),
-        "leaderboard.csv": csv_text(leaderboard),
-        "leaderboard.md": markdown_text(leaderboard, list(drawn)),
-        "index.html": html_text(leaderboard, drawn),
-        "samples.csv": samples_csv(leaderboard),
-    }
-    files = {name: text.encode() for name, text in texts.items()} | pictures(leaderboard)
+    texts = (
+        leaderboard.to_json(),
+        csv_text(leaderboard),
+        markdown_text(leaderboard, list(drawn)),
+        html_text(leaderboard, drawn),
+        samples_csv(leaderboard),
+    )
+    files = {name: text.encode() for name, text in zip(_TEXTS, texts, strict=True)}
+    files |= pictures(leaderboard)
     return files | {_figure_file(name): content for name, content in drawn.items()}
 
 

@@ -4,10 +4,10 @@ Everything random in an epoch is drawn from a generator seeded by (seed, epoch),
 is interrupted and resumed at an epoch boundary ends with the weights of an uninterrupted one.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError, one_line
-from robustness.files import replace_file
+from robustness.files import read_file, replace_file
+from robustness.inputs import file_to_write, folder_to_write
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import constrain, release
@@ -94,6 +95,7 @@ def train(
         UsageError: the recipe does not fit its data or its loss, or a checkpoint is broken.
     """
     recipe = read_recipe(folder)
+    _require_own(folder, recipe)
     require_source(recipe.data.name, data_dir)
     images = load_images(recipe.data.name, "train", data_dir)
     if images.shape != recipe.data.shape or images.classes != recipe.data.classes:
@@ -116,6 +118,25 @@ def train(
         torch.set_flush_denormal(False)
 
 
+def _checkpoint(folder: Path, recipe: Recipe) -> Path:
+    return folder / "checkpoints" / f"{recipe.training_digest[:16]}.safetensors"
+
+
+def _require_own(folder: Path, recipe: Recipe) -> None:
+    """Refuse to write over weights that are not of this recipe."""
+    weights, checkpoint = file_to_write(folder / WEIGHTS_FILE), _checkpoint(folder, recipe)
+    folder_to_write(checkpoint.parent)
+    # A training that was killed between weights and recipe has left its checkpoint.
+    if not weights.exists() or checkpoint.is_file():
+        return
+    found = hashlib.sha256(read_file(weights)).hexdigest()
+    if recipe.weights is None or found != recipe.weights.sha256:
+        raise UsageError(
+            f"{weights}: expected no weights, or those of which the recipe has the SHA-256, got "
+            f"others ({found[:12]}…); move them away"
+        )
+
+
 def _train(
     folder: Path, recipe: Recipe, images: ImageSet, resume: bool, quiet: bool
 ) -> MeasuredConfig:
@@ -124,7 +145,7 @@ def _train(
     steps_per_epoch = math.ceil(len(fit) / config.batch_size)
     state = _fresh_state(recipe, steps_per_epoch)
     loss = _loss(config, recipe.data.classes, state.model)
-    checkpoint = folder / "checkpoints" / f"{recipe.training_digest[:16]}.safetensors"
+    checkpoint = _checkpoint(folder, recipe)
     if resume and checkpoint.is_file():
         _restore(state, checkpoint)
     columns = (
@@ -159,7 +180,11 @@ def _train(
             state.seconds += time.perf_counter() - started
             _save(state, checkpoint)
             progress.update(bar, advance=1, loss=mean_loss, score=score[0])
-    return _publish(folder, state, held_out, config.storage)
+    measured = _publish(folder, state, held_out, config.storage)
+    checkpoint.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something else
+        checkpoint.parent.rmdir()
+    return measured
 
 
 def _split(images: ImageSet, config: TrainingConfig) -> tuple[ImageSet, ImageSet]:
@@ -455,7 +480,6 @@ def _publish(folder: Path, state: _State, held_out: ImageSet, storage: str) -> M
     )
     replace_file(folder / WEIGHTS_FILE, content)
     record_training(folder, hashlib.sha256(content).hexdigest(), measured)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return measured
 
 
