@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from robustness import inputs
 from robustness.arithmetic import reproducible_arithmetic
-from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
+from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind, Limit
 from robustness.data import NAMES, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
 from robustness.evaluation.leaderboard import (
@@ -325,7 +325,9 @@ def certified_accuracy(
 
 def _certified_sample(record: SampleRecord, norm: Norm) -> CertifiedSample:
     claims = record.claims.get(norm, [])
-    nothing = CertifiedRadius(0.0, norm, Kind.CERTIFIED, "none", "no certificate applies")
+    nothing = CertifiedRadius(
+        0.0, norm, Kind.CERTIFIED, "none", "no certificate applies", Limit.OTHER
+    )
     # The strongest kind of claim that says anything; where none does, what was tried first.
     best = next((c for c in (record.best(norm, kind) for kind in Kind) if c is not None), None)
     chosen = best or next(iter(claims), nothing)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.limits import Limit, limit_of
+from robustness.certificates.limits import Limit
 from robustness.threat import Norm
 
 
@@ -32,7 +32,7 @@ class CertifiedRadius:
         kind: what the radius claims.
         certificate: name of the certificate.
         reason: the assumption or step that limits the radius, in words.
-        limit: the same as one word of a table; None leaves it to be read off the reason.
+        limit: the same as one word of a table.
     """
 
     radius: float
@@ -40,12 +40,7 @@ class CertifiedRadius:
     kind: Kind
     certificate: str
     reason: str
-    limit: Limit | None = None
-
-    @property
-    def limited_by(self) -> Limit:
-        """The limit that the certificate names, or else the one its reason speaks of."""
-        return limit_of(self.reason) if self.limit is None else self.limit
+    limit: Limit
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robustness.certificates import relaxed_flows
 from robustness.certificates.base import CertifiedRadius, Kind, require_proof
 from robustness.certificates.constants import failure, to_norm
+from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.relaxed_flows import Features
 from robustness.certificates.sharing import shared
@@ -161,9 +162,11 @@ class ContractionCertificate:
         results = []
         for radius, failed in zip(radii.tolist(), failures, strict=True):
             reason = f"growth of the tube around the solved trajectory{detour}"
+            limit = Limit.FIELD if norm is Norm.L2 else Limit.NORM
             if failed:
-                reason = failed
+                reason, limit = failed, Limit.PREDICTION
             elif radius <= 0:
                 reason = "the lead at the horizon is within float32 rounding"
-            results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason))
+                limit = Limit.ROUNDING
+            results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason, limit))
         return results

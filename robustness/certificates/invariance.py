@@ -39,7 +39,9 @@ from robustness.certificates.cone_steps import (
     steepest_axis,
 )
 from robustness.certificates.constants import failure, to_norm
+from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.margins import Claim
 from robustness.certificates.sharing import shared
 from robustness.certificates.simplex_networks import SimplexNetwork, rounding_of_target
 from robustness.nets.classifiers import NeuralODEClassifier
@@ -269,16 +271,18 @@ class InvarianceCertificate:
         require_proof(self, model, images, norm)
         assert isinstance(model, NeuralODEClassifier)
         results = []
-        for radius, reason in _by_cells(self, model, images, labels):
+        for claim in _by_cells(self, model, images, labels):
             # In float64: rounded to float32, a radius could exceed what was proved.
-            shrunk = torch.tensor([radius * SHRINK], dtype=torch.float64)
+            shrunk = torch.tensor([claim.radius * SHRINK], dtype=torch.float64)
             proved = float(to_norm(shrunk, images[0].numel(), norm)[0])
-            results.append(CertifiedRadius(proved, norm, Kind.CERTIFIED, self.name, reason))
+            results.append(
+                CertifiedRadius(proved, norm, Kind.CERTIFIED, self.name, claim.reason, claim.limit)
+            )
         return results
 
     def radius(
         self, model: NeuralODEClassifier, features: relaxed_flows.Features, label: Tensor
-    ) -> tuple[float, str]:
+    ) -> Claim:
         """The l2 radius of one image that is predicted right, and what limits it."""
 
         def at(radius: float) -> Answer:
@@ -287,21 +291,24 @@ class InvarianceCertificate:
 
         still = at(0.0)
         if still.refuted:
-            return 0.0, "a state where the label leads loses the lead without a perturbation"
+            why = "a state where the label leads loses the lead without a perturbation"
+            return Claim(0.0, why, Limit.OTHER)
         if not still.holds:
-            return 0.0, f"not decided within {self.budget} cells of the label's cone"
+            why = f"not decided within {self.budget} cells of the label's cone"
+            return Claim(0.0, why, Limit.OTHER)
         # No lead exceeds 1: where features move by more than the largest lead in v, all is lost.
         assert isinstance(model.field, SimplexField)
-        low, high, limit = 0.0, 2.0, still
+        low, high, last = 0.0, 2.0, still
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             answer = at(middle)
             if answer.holds:
                 low = middle
             else:
-                high, limit = middle, answer
-        why = "a bound that fails" if limit.refuted else f"the budget of {self.budget} cells"
-        return low, f"invariance of the label's cone, limited by {why}"
+                high, last = middle, answer
+        why = "a bound that fails" if last.refuted else f"the budget of {self.budget} cells"
+        limit = Limit.OTHER if last.refuted else Limit.BUDGET
+        return Claim(low, f"invariance of the label's cone, limited by {why}", limit)
 
 
 @shared
@@ -310,13 +317,15 @@ def _by_cells(
     model: NeuralODEClassifier,
     images: Tensor,
     labels: Tensor,
-) -> list[tuple[float, str]]:
+) -> list[Claim]:
     """The l2 radius of each image, and what limits it or why there is none."""
     features = relaxed_flows.perturbed_features(model, images)
     found = []
     for i, failed in enumerate(failure(model, images, labels)):
         one = slice(i, i + 1)
         found.append(
-            (0.0, failed) if failed else certificate.radius(model, features[one], labels[one])
+            Claim(0.0, failed, Limit.PREDICTION)
+            if failed
+            else certificate.radius(model, features[one], labels[one])
         )
     return found

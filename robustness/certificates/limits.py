@@ -1,8 +1,4 @@
-"""What limits a radius, as one word: the vocabulary of tables and statistics.
-
-A certificate may say it itself (`CertifiedRadius.limit`). Where it does not, it is read off the
-words of its reason, by the table below.
-"""
+"""What limits a radius, as one word: the vocabulary of tables and statistics."""
 
 from enum import StrEnum
 
@@ -32,24 +28,3 @@ MEANINGS: dict[Limit, str] = {
     Limit.PREDICTION: "the prediction is wrong or failed, so there is nothing to certify",
     Limit.OTHER: "something else; the reason says what",
 }
-
-# The first line with a phrase that the reason holds decides.
-_PHRASES: tuple[tuple[Limit, tuple[str, ...]], ...] = (
-    (Limit.PREDICTION, ("prediction is wrong", "not finite", "prediction failed")),
-    (Limit.ROUNDING, ("rounding",)),
-    (Limit.BUDGET, ("budget",)),
-    (Limit.CONFIDENCE, ("abstain", "confidence")),
-    (Limit.NORM, ("l2 ball",)),
-    (Limit.HORIZON, ("horizon",)),
-    (Limit.FIELD, ("slack", "field", "tube", "simplex", "boundary", "jacobian")),
-    (Limit.ENCODER, ("encoder", "lipschitz", "interval", "linear bound", "crown", "box")),
-)
-
-
-def limit_of(reason: str) -> Limit:
-    """The limit that a reason speaks of; `other` where it names none of those known."""
-    said = reason.lower()
-    for limit, phrases in _PHRASES:
-        if any(phrase in said for phrase in phrases):
-            return limit
-    return Limit.OTHER

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -9,11 +10,23 @@ from torch import Tensor, nn
 
 from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.constants import Margins, failure, to_norm
+from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
 from robustness.threat import Norm
 
-# A radius and, in words, what limits it.
-Claim = tuple[float, str]
+
+@dataclass(frozen=True)
+class Claim:
+    """A radius and what limits it; see `CertifiedRadius`."""
+
+    radius: float
+    reason: str
+    limit: Limit
+
+    @classmethod
+    def within_rounding(cls, rival: int) -> "Claim":
+        """No radius at all: the margin over class `rival` is no larger than rounding may be."""
+        return cls(0.0, f"margin over class {rival} is within rounding", Limit.ROUNDING)
 
 
 def claims_by_margins(margins: Margins, constant: float, pixels: int, norm: Norm) -> list[Claim]:
@@ -28,13 +41,14 @@ def claims_by_margins(margins: Margins, constant: float, pixels: int, norm: Norm
     radii, rivals = (margins.margins / margins.slopes.clamp_min(1e-300)).min(dim=1)
     radii = to_norm(torch.minimum(radii, margins.reach) * SHRINK, pixels, norm)
     detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
+    limit = Limit.ENCODER if norm is Norm.L2 else Limit.NORM
     why = f"behind an encoder of Lipschitz constant {constant:.3g}{detour}"
     claims = []
     for radius, rival in zip(radii.tolist(), rivals.tolist(), strict=True):
         if radius <= 0 or not math.isfinite(radius):
-            claims.append((0.0, f"margin over class {rival} is within rounding"))
+            claims.append(Claim.within_rounding(rival))
         else:
-            claims.append((radius, f"bound of the margin over class {rival} {why}"))
+            claims.append(Claim(radius, f"bound of the margin over class {rival} {why}", limit))
     return claims
 
 
@@ -58,6 +72,12 @@ def certified(
     """
     results = []
     for failed, *found in zip(failure(model, images, labels), *claims, strict=True):
-        radius, reason = (0.0, failed) if failed else max(found, key=lambda claim: claim[0])
-        results.append(CertifiedRadius(radius, norm, Kind.CERTIFIED, name, reason))
+        best = Claim(0.0, failed, Limit.PREDICTION) if failed else max(found, key=_radius)
+        results.append(
+            CertifiedRadius(best.radius, norm, Kind.CERTIFIED, name, best.reason, best.limit)
+        )
     return results
+
+
+def _radius(claim: Claim) -> float:
+    return claim.radius

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from robustness.certificates.base import CertifiedRadius, Kind
 from robustness.certificates.constants import to_norm
+from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.sharing import shared
 from robustness.errors import UsageError
@@ -115,22 +116,22 @@ class SmoothingCertificate:
     ) -> CertifiedRadius:
         probability = lower_confidence(hits, self.samples, self.alpha)
         confidence = f"with confidence {1 - self.alpha:g}"
-        radius = 0.0
+        radius, limit = 0.0, Limit.CONFIDENCE
         if probability <= 0.5:
             reason = f"abstained: no class has more than half of the noisy votes {confidence}"
         elif chosen != label:
-            reason = "the smoothed classifier's prediction is wrong"
+            reason, limit = "the smoothed classifier's prediction is wrong", Limit.PREDICTION
         else:
             shrunk = self.sigma * float(normal.ppf(probability)) * SHRINK
             l2 = torch.tensor([shrunk], dtype=torch.float64)
             radius = float(to_norm(l2, pixels, norm)[0])
-            limit = "number" if hits == self.samples else "share of the votes"
+            what = "number" if hits == self.samples else "share of the votes"
             detour = "" if norm is Norm.L2 else ", through the l2 ball around the l-infinity ball"
             reason = (
-                f"{limit} of {self.samples} noisy copies, sigma {self.sigma:g}, {confidence} "
+                f"{what} of {self.samples} noisy copies, sigma {self.sigma:g}, {confidence} "
                 f"per image, of the smoothed classifier and not the model itself{detour}"
             )
-        return CertifiedRadius(radius, norm, Kind.PROBABILISTIC, self.name, reason)
+        return CertifiedRadius(radius, norm, Kind.PROBABILISTIC, self.name, reason, limit)
 
     def _generator(self, image: Tensor) -> torch.Generator:
         """The noise of an image, the same in every batch, order and run."""

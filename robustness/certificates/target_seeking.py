@@ -33,6 +33,7 @@ from robustness.certificates.constants import (
     refusal_of_proof,
     target_margins,
 )
+from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.margins import Claim, certified, claims_by_margins
 from robustness.certificates.target_boxes import box_radii
@@ -103,11 +104,12 @@ def _by_box(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> list[
         strict=True,
     ):
         if radius <= 0:
-            found.append((0.0, f"margin over class {rival} is within rounding"))
+            found.append(Claim.within_rounding(rival))
             continue
         bound = "linear" if linear else "interval"
-        reason = f"{bound} bound of the margin over class {rival}"
+        reason, limit = f"{bound} bound of the margin over class {rival}", Limit.ENCODER
         if share > _MUCH_ROUNDING:
             reason += f", of which rounding takes {share:.0%}"
-        found.append((radius, reason))
+            limit = Limit.ROUNDING
+        found.append(Claim(radius, reason, limit))
     return found

@@ -162,7 +162,7 @@ def _distances(records: list[SampleRecord], norm: Norm) -> Distances:
         norm=norm,
         radius=[0.0 if claim is None else claim.radius for claim in best],
         certificate=["" if claim is None else claim.certificate for claim in best],
-        limit=["" if claim is None else claim.limited_by.value for claim in best],
+        limit=["" if claim is None else claim.limit.value for claim in best],
         distance=[r.distance.get(norm) for r in records],
         found_by=[r.found_by.get(norm, "") for r in records],
         failed=[r.failed.get(norm) for r in records],

@@ -319,7 +319,7 @@ def _certificate_row(
         accuracy=[Proportion.of(int((radii > e).sum()), len(radii)) for e in eps],
         median_radius=float(np.median(radii)),
         won=won,
-        limits=_most_first(Counter(claim.limited_by for claim in claims.values())),
+        limits=_most_first(Counter(claim.limit for claim in claims.values())),
         reasons=_most_first(Counter(_in_general(claim.reason) for claim in claims.values())),
         curve_eps=grid,
         curve=[float((radii > e).mean()) for e in grid],

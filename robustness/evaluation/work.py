@@ -186,7 +186,7 @@ def _certify(
         nothing = CertifiedRadius(0.0, job.norm, Kind.CERTIFIED, job.name, reason, Limit.OTHER)
         radii = [nothing for _ in indices]
     return [
-        (index, result.radius, result.kind.value, result.reason, result.limited_by.value)
+        (index, result.radius, result.kind.value, result.reason, result.limit.value)
         for index, result in zip(indices, radii, strict=True)
     ]
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robustness.certificates import CERTIFICATES
-from robustness.certificates.limits import Limit, limit_of
+from robustness.certificates.limits import Limit
 from robustness.certificates.sharing import shared, shared_work
 from robustness.data import load_images
 from robustness.threat import Norm
@@ -66,19 +66,6 @@ def test_certificates_give_the_same_radii_with_and_without_sharing() -> None:
         assert everything() == alone
 
 
-def test_a_limit_is_read_off_the_reason() -> None:
-    for reason, limit in {
-        "the prediction is wrong": Limit.PREDICTION,
-        "margin over class 3 is within float32 rounding": Limit.ROUNDING,
-        "Lipschitz bound of the margin over class 3": Limit.ENCODER,
-        "Lipschitz bound, through the l2 ball around the l-infinity ball": Limit.NORM,
-        "the node budget ran out": Limit.BUDGET,
-        "abstained": Limit.CONFIDENCE,
-        "the moon": Limit.OTHER,
-    }.items():
-        assert limit_of(reason) is limit
-
-
 def test_the_comparison_certificates_say_what_takes_most_of_the_room() -> None:
     model, images = (
         load_model("digits/lyanet-certified").module,
@@ -87,8 +74,8 @@ def test_the_comparison_certificates_say_what_takes_most_of_the_room() -> None:
     claims = CERTIFICATES["lyapunov"].certify(
         model, images.images[:16], images.labels[:16], Norm.L2
     )
-    right = [claim for claim in claims if claim.limited_by is not Limit.PREDICTION]
+    right = [claim for claim in claims if claim.limit is not Limit.PREDICTION]
     assert len(right) > 12
     for claim in right:
-        assert claim.limited_by in (Limit.ENCODER, Limit.FIELD, Limit.HORIZON)
-        assert claim.radius > 0 or claim.limited_by is not Limit.ENCODER
+        assert claim.limit in (Limit.ENCODER, Limit.FIELD, Limit.HORIZON)
+        assert claim.radius > 0 or claim.limit is not Limit.ENCODER

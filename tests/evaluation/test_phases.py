@@ -13,7 +13,7 @@ import robustness.evaluation.runner as runner
 import robustness.evaluation.work as work
 from robustness.api import evaluate
 from robustness.attacks import Flag
-from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind
+from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind, Limit
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
 from robustness.errors import UsageError
@@ -276,7 +276,7 @@ def test_a_proof_that_fails_proves_nothing_and_does_not_lose_the_run(
 
 
 def test_a_sample_that_failed_within_a_radius_is_not_certified_there() -> None:
-    claim = CertifiedRadius(0.5, Norm.L2, Kind.CERTIFIED, "toy", "none")
+    claim = CertifiedRadius(0.5, Norm.L2, Kind.CERTIFIED, "toy", "none", Limit.OTHER)
     record = SampleRecord(0, 1, 1, claims={Norm.L2: [claim]})
     assert record.certified(Norm.L2, 0.3)
     record.note_failure(Norm.L2, 0.2)
