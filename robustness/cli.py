@@ -304,7 +304,7 @@ def models(
         table.add_column(column, overflow="fold")
     for name in names:
         recipe = read_recipe(zoo_folder() / name)
-        table.add_row(name, "yes" if recipe.weights else "none yet", recipe.description)
+        table.add_row(name, "yes" if recipe.weights else "none yet", escape(recipe.description))
     answers.print(table)
 
 

@@ -7,6 +7,7 @@ reported per sample.
 """
 
 import errno
+import unicodedata
 from enum import IntEnum
 
 # With the words that go before it, a message stays within 300 characters.
@@ -61,8 +62,15 @@ class OperationalError(RuntimeError):
 
 
 def printable(text: str) -> str:
-    """`text` with what is no printable character escaped as Python does."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """`text` with all characters that are not for reading, but for spaces, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c
+        if c.isprintable() or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def one_line(text: str, length: int = MESSAGE_LENGTH) -> str:

@@ -1,15 +1,29 @@
 """Where words for people go: answers to standard output, all else to standard error."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import IO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import Progress, ProgressColumn
+from rich.segment import Segment
+
+from robustness.errors import printable
 
 
 class Terminal(Console):
-    """A console whose reader may leave: what is said then goes nowhere, and the work goes on."""
+    """A console that no text can steer: control characters in it are escaped.
+
+    Its reader may leave; what is said then goes nowhere, and the work goes on.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """The pieces of what is printed; rich's own controls are marked as such."""
+        for text, style, control in super().render(renderable, options):
+            lines = text if control else "\n".join(map(printable, text.split("\n")))
+            yield Segment(lines, style, control)
 
     def on_broken_pipe(self) -> None:
         """Where rich by itself would end the process with exit code 1."""

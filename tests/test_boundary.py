@@ -1,6 +1,7 @@
 """The boundary: every outcome has its exit code, and at most one line says what it was."""
 
 import errno
+import io
 import re
 import sqlite3
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.table import Table
 
 from robustness import cli
 from robustness.boundary import log_beside, run
@@ -23,6 +25,7 @@ from robustness.errors import (
     one_line,
     os_failure,
 )
+from robustness.terminal import Terminal
 
 
 def raising(error: BaseException):
@@ -172,3 +175,16 @@ def test_an_error_of_the_operating_system_is_the_machines_or_the_callers(
     failure = os_failure(OSError(number, "said so"), "a file", "name another")
     assert type(failure) is kind
     assert "expected a file, got: said so" in str(failure)
+
+
+def test_the_terminal_is_steered_by_no_text_and_keeps_its_own_styles() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(file=stream, force_terminal=True, color_system="standard", width=60)
+    table = Table()
+    table.add_column("model")
+    table.add_row("\x1b[2Jgone\u202e\nnext", style="red")
+    terminal.print(table)
+    shown = stream.getvalue()
+    assert "\x1b[31m" in shown
+    assert "\x1b[2J" not in shown
+    assert r"\x1b[2J" in shown

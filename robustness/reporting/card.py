@@ -66,8 +66,8 @@ def card_text(
         *_proved(measured, proofs),
         *_robustness(name, measured, leaderboards),
         "## Again",
-        f"`robustness train {name}` trains it again from the recipe, and "
-        f"`robustness card {name}` measures it and writes this page.",
+        f"{code(f'robustness train {name}')} trains it again from the recipe, and "
+        f"{code(f'robustness card {name}')} measures it and writes this page.",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -134,8 +134,8 @@ def _training(recipe: Recipe) -> Iterator[tuple[str, str]]:
         run = recipe.measured
         yield (
             "cost",
-            f"{words.duration(run.seconds)} on {run.device}, "
-            f"{words.plural(training.threads, 'thread')}, torch {run.torch}",
+            f"{words.duration(run.seconds)} on {text(run.device)}, "
+            f"{words.plural(training.threads, 'thread')}, torch {text(run.torch)}",
         )
         yield (
             "chosen",

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robustness.errors import printable
 from robustness.evaluation.leaderboard import CertificateRow, Leaderboard
 from robustness.reporting import prose, selection, tables, words
 from robustness.reporting.drawing import colours
@@ -24,10 +25,16 @@ def html_text(leaderboard: Leaderboard, figures: dict[str, bytes]) -> str:
     return _environment().get_template("report.html.j2").render(_context(leaderboard, figures))
 
 
+def _readable(value: Any) -> Any:
+    """Text of others without control characters; what is HTML already, and numbers, as they are."""
+    return printable(value) if type(value) is str else value
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("robustness.reporting", "templates"),
         autoescape=True,  # names and reasons come from users' files
+        finalize=_readable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

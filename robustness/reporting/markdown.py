@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from robustness.certificates.base import Kind
+from robustness.errors import printable
 from robustness.evaluation.leaderboard import CertificateRow, Leaderboard, ModelEntry
 from robustness.reporting import prose, selection, tables, words
 from robustness.reporting.pictures import PARTS, path_of
@@ -41,12 +42,13 @@ def markdown_text(leaderboard: Leaderboard, figures: Sequence[str]) -> str:
 def text(value: str) -> str:
     """Foreign words with every character escaped that Markdown or HTML would act on."""
     escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#~$" else c for c in value)
-    return " ".join(escaped.replace("&", "&amp;").split())
+    return " ".join(map(printable, escaped.replace("&", "&amp;").split()))
 
 
 def code(value: str) -> str:
     """A name in code style; plain escaped text where code style cannot hold it."""
-    return text(value) if set(value) & set("`|\\\n") else f"`{value}`"
+    plain = value.isprintable() and not set(value) & set("`|\\<>&")
+    return f"`{value}`" if plain else text(value)
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:

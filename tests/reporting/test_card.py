@@ -178,3 +178,21 @@ def test_the_command_asks_for_exactly_one_choice(
 ) -> None:
     assert cli.run(lambda: cli.app(["card", *arguments], standalone_mode=False)) == 2
     assert "expected a model, --dataset or --all" in capsys.readouterr().err
+
+
+def test_a_card_takes_nothing_of_a_recipe_for_markup(tmp_path: Path) -> None:
+    folder = zoo_folder() / "digits/node"
+    recipe = read_recipe(folder)
+    evil = "<script>`x`</script> \x1b[2J"
+    assert recipe.measured is not None
+    odd = recipe.model_copy(
+        update={
+            "description": evil,
+            "data": recipe.data.model_copy(update={"name": evil}),
+            "measured": recipe.measured.model_copy(update={"device": evil, "torch": evil}),
+        }
+    )
+    page = card_text(evil, odd, read_measurement(folder / MEASURED_FILE), {})
+    assert "\x1b" not in page
+    assert "<script>" not in page
+    assert "\\<script\\>\\`x\\`" in page

@@ -1,6 +1,8 @@
 import boards
+import pytest
 
 from robustness.evaluation.leaderboard import Proportion, WholeTestSet, WithoutFlow
+from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text
 
 
@@ -81,3 +83,12 @@ def test_what_the_flow_decides_has_a_line_for_every_neural_ode(board):
     ):
         assert line in lines
     assert "resnet" not in lines
+
+
+@pytest.mark.parametrize("name", ["=1+1", "<b>`x`</b>", "<img src=x>", "a|b", "\x1b[31mred", "$x$"])
+def test_names_of_others_neither_mark_up_nor_steer_a_page(board, name):
+    odd = boards.edit(board, "digits/node", name=name, description=f"{name} described")
+    for page in (markdown_text(odd, []), html_text(odd, {})):
+        assert "\x1b" not in page
+        assert "<b>" not in page.replace("\\<b\\>", "")
+        assert "<img src=x>" not in page
