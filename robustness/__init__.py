@@ -1,8 +1,13 @@
 """Adversarial robustness evaluation for neural ODEs: attacks, certificates, and the bracket."""
 
-from robustness.api import attack, certify, evaluate
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from robustness.errors import OperationalError, SoundnessError, UsageError
-from robustness.zoo import load_model
+
+if TYPE_CHECKING:
+    from robustness.api import attack, certify, evaluate
+    from robustness.zoo import load_model
 
 __all__ = [
     "OperationalError",
@@ -13,3 +18,13 @@ __all__ = [
     "evaluate",
     "load_model",
 ]
+
+_HOMES = dict.fromkeys(("attack", "certify", "evaluate"), "robustness.api")
+_HOMES["load_model"] = "robustness.zoo"
+
+
+def __getattr__(name: str) -> object:
+    # When first asked for: a command that cannot import torch is to say so in one line.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -5,6 +5,8 @@ that of a failure which is not the caller's to mend goes to a log file, beside t
 the command writes one.
 """
 
+import contextlib
+import os
 import sqlite3
 import sys
 import tempfile
@@ -58,9 +60,12 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
         result = command()
         _flush()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        if debug:
-            traceback.print_exception(error)
-        return _said(error)
+        try:
+            if debug:
+                traceback.print_exception(error)
+            return _said(error)
+        except (OSError, MemoryError):  # there is no place or memory left to say it
+            return _said_plainly()
     finally:
         _settle()
     if result == ExitCode.INTERRUPTED:
@@ -93,6 +98,12 @@ def _said(error: BaseException) -> ExitCode:
             what = one_line(f"{type(other).__name__}: {other}", 150)
             line = f"defect of this package, please report it: {what}"
             return _say(ExitCode.DEFECT, line, _log(error))
+
+
+def _said_plainly() -> ExitCode:
+    with contextlib.suppress(OSError):
+        os.write(2, b"failed: expected memory and an open standard error, got none left\n")
+    return ExitCode.OPERATIONAL
 
 
 def _translated(error: BaseException) -> BaseException:
@@ -132,22 +143,22 @@ def _say(code: ExitCode, line: str, log: str = "") -> ExitCode:
 
 def _log(error: BaseException) -> str:
     """Write the traceback where it will be found; say where, or why not."""
-    content = "\n".join(
-        [
-            f"command: {sys.argv}",
-            f"version: {version('lyanet-robustness')}, python {sys.version}",
-            f"time: {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
-            "".join(traceback.format_exception(error)),
-        ]
-    )
     refused = ""
     for folder in [*_log_folder, None]:
         try:
+            content = "\n".join(
+                [
+                    f"command: {sys.argv}",
+                    f"version: {version('lyanet-robustness')}, python {sys.version}",
+                    f"time: {time.strftime('%Y-%m-%d %H:%M:%S %z')}",
+                    "".join(traceback.format_exception(error)),
+                ]
+            )
             handle, name = tempfile.mkstemp(".log", time.strftime("fault-%Y%m%d-%H%M%S-"), folder)
             with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(content)
-        except OSError as failure:
-            refused = failure.strerror or type(failure).__name__
+        except (OSError, MemoryError) as failure:
+            refused = getattr(failure, "strerror", None) or type(failure).__name__
         else:
             return f"; log: {name}"
     return f"; no log ({refused})"

@@ -3,7 +3,6 @@
 What a command raises becomes an exit code and one line in `boundary.run`.
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
 from textwrap import shorten
@@ -15,13 +14,15 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from robustness import api, inputs
-from robustness.boundary import run
+from robustness.boundary import log_beside
+from robustness.boundary import run as run
 from robustness.certificates import Kind
 from robustness.claims.report import write_claims
 from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
+from robustness.evaluation.suite import load_suite
 from robustness.files import require_own, write_file
 from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
@@ -113,6 +114,8 @@ def evaluate(
     data_dir: DataDir = None,
 ) -> None:
     """Attack and certify every model of a suite, and write its reports."""
+    folder = out or Path("reports") / load_suite(suite).name
+    log_beside(folder)
     leaderboard = api.evaluate(
         suite,
         samples=samples,
@@ -127,7 +130,7 @@ def evaluate(
     )
     for entry in leaderboard.models:
         _note_foreign(entry.name, data)
-    _show(leaderboard, out or Path("reports") / leaderboard.suite.name)
+    _show(leaderboard, folder)
 
 
 @app.command()
@@ -136,6 +139,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
 ) -> None:
     """Render the reports of a run again from its store."""
+    log_beside(out)
     _show(api.render(results, out), out)
 
 
@@ -378,6 +382,7 @@ def claims(
     data_dir: DataDir = None,
 ) -> None:
     """Measure the claims of the LyaNet paper on MNIST over three seeds (long; resumable)."""
+    log_beside(out)
     seeds = measure_claims(out, data_dir)
     write_claims(seeds, out)
     for claim in decide(seeds):
@@ -430,10 +435,3 @@ def _show(leaderboard: Leaderboard, folder: Path) -> None:
         for violation in leaderboard.soundness.violations:
             remarks.print(escape(f"soundness failure: {violation}"))
         raise typer.Exit(ExitCode.NO)
-
-
-def main() -> None:
-    """Entry point of the `robustness` command."""
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
-    sys.exit(run(lambda: app(arguments, standalone_mode=False), debug))

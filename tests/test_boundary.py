@@ -188,3 +188,29 @@ def test_the_terminal_is_steered_by_no_text_and_keeps_its_own_styles() -> None:
     assert "\x1b[31m" in shown
     assert "\x1b[2J" not in shown
     assert r"\x1b[2J" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [100_000, 600_000])
+def test_a_command_without_memory_for_its_libraries_says_so(kilobytes: int) -> None:
+    command = f"ulimit -v {kilobytes}; {sys.executable} -m robustness models"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "memory" in done.stderr
+
+
+def test_a_full_standard_error_leaves_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert run(raising(UsageError("expected a, got b; do c"))) == 2
+        assert run(raising(KeyError("x")), debug=True) == 70
+
+
+def test_the_report_folder_of_evaluate_is_where_its_log_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "digits-quick", "--out", str(tmp_path)]
+    monkeypatch.setattr("robustness.api.evaluate", lambda *_, **__: raising(KeyError("x"))())
+    assert cli.run(lambda: cli.app(arguments, standalone_mode=False)) == 70
+    assert f"; log: {tmp_path}/fault-" in line_of(capsys)
