@@ -62,7 +62,7 @@ def _draw_certificates(ax: Axes, entry: ModelEntry, norm: Norm, colours: dict[st
             ax.step(
                 row.curve_eps,
                 row.curve,
-                where="post",
+                where="pre",  # between two radii only what is proved at the larger one is
                 color=colours[row.certificate],
                 linestyle=_DASHES[row.kind],
                 linewidth=1.7,

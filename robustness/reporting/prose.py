@@ -17,8 +17,9 @@ CAPTIONS = {
     "certificates": (
         "Accuracy that each certificate alone gives, against the radius. Solid lines are proved; "
         "dash-dotted ones hold with a stated probability and speak of the smoothed classifier; "
-        "dotted ones are estimates, which prove nothing wherever they lie. Models of which no "
-        "certificate gives any radius are left out."
+        "dotted ones are estimates, which prove nothing wherever they lie. Between two radii of "
+        "its grid a line is held at the value of the larger one, so that it is nowhere above what "
+        "its certificate gives. Models of which no certificate gives any radius are left out."
     ),
     "distances": (
         "A point per sample: how far it is proved to keep its class, and the distance of the "

@@ -5,12 +5,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robustness.api import evaluate
+from robustness.api import committed_leaderboards, evaluate
 from robustness.data import load_images
 from robustness.evaluation.leaderboard import Proportion
 from robustness.evaluation.measure import MEASURED_FILE, measure, read_measurement
+from robustness.evaluation.plan import Job, Unit
 from robustness.evaluation.suite import Suite
+from robustness.evaluation.work import Bench, run_unit
+from robustness.nets.continuous import ContinuousNet
+from robustness.nets.encoders import Normalise
 from robustness.nets.flow import without_flow
+from robustness.nets.solvers import FixedStepSolver
 from robustness.zoo import LoadedModel, load_model, zoo_folder, zoo_names
 
 SUITE = {
@@ -49,6 +54,23 @@ def test_a_suite_says_of_every_neural_ode_what_it_predicts_without_its_flow(
     assert node.whole is not None
     assert node.whole.clean.total == 599
     assert node.whole.without_flow == facts("digits/node").without_flow
+
+
+def test_evaluations_of_a_continuous_net_are_those_of_all_its_blocks() -> None:
+    torch.manual_seed(0)
+    solver = FixedStepSolver("rk4", 3)
+    model = ContinuousNet(Normalise([0.0], [1.0]), 1, [4, 6], [1, 2], [], solver, 10).eval()
+    images = load_images("digits", "test", None)
+    job = Job("clean", 0, "", None, None, "", 1, 8)
+    bench = Bench(model, None, None, {})
+    result = run_unit(Unit("", list(range(8)), 0), job, bench, images.images[:8], images.labels[:8])
+    assert [row[-1] for row in result.rows] == [24] * 8
+
+
+def test_no_committed_report_says_of_an_ode_that_there_is_none() -> None:
+    for board in committed_leaderboards().values():
+        for entry in board.models:
+            assert entry.nfe == facts(entry.name).nfe, entry.name
 
 
 def facts(name: str):

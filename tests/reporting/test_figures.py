@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import boards
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
+from robustness.certificates.base import Kind
 from robustness.evaluation.leaderboard import Curve, Decay
 from robustness.reporting import figures
 from robustness.threat import Norm
@@ -58,6 +60,25 @@ def test_every_certificate_and_every_model_it_speaks_of_is_named(board):
     assert {"lyapunov", "target-seeking", "estimate", "certified"} <= set(shown)
     assert {"digits/lyanet", "digits/lyanet-certified"} <= set(shown)
     assert "digits/resnet" not in shown
+
+
+def test_no_certificate_is_drawn_above_what_it_gives(board):
+    """The true curve is known where radii are: here one certificate with radii 0.1 and 0.9."""
+    radii = np.array([0.1, 0.9])
+    grid = [0.0, 0.5, 1.0]
+    entry = board.models[-1]
+    row = next(r for r in entry.certificates if r.norm is Norm.L2 and r.kind is Kind.CERTIFIED)
+    row = row.model_copy(
+        update={"curve_eps": grid, "curve": [float((radii > e).mean()) for e in grid]}
+    )
+    alone = board.model_copy(update={"models": [entry.model_copy(update={"certificates": [row]})]})
+    figure = figures.certificates_figure(alone)
+    ((line,),) = [ax.lines for ax in figure.axes if len(ax.lines)]
+    stretches = [(a, b) for a, b in pairwise(line.get_path().vertices) if b[0] > a[0]]
+    assert len(stretches) == 2
+    for (left, _), (right, height) in stretches:
+        for eps in np.linspace(left, right, 9)[1:-1]:
+            assert height <= (radii > eps).mean()
 
 
 def test_each_sample_is_one_point_of_radius_and_distance(board):
