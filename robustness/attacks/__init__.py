@@ -5,7 +5,7 @@ from robustness.attacks.audits import audit
 from robustness.attacks.autoattack_adapter import APGD, FAB, AutoAttack, Square
 from robustness.attacks.base import Attack, Guided
 from robustness.attacks.cascade import Outcome, Stage, worst_case, worst_case_within
-from robustness.attacks.flags import Flag
+from robustness.attacks.flags import Flag, Severity, severity
 from robustness.attacks.historical import PaperProtocol, published_accuracy
 from robustness.attacks.judge import Status, Verdict, judge, predict_alone
 from robustness.attacks.minimal import nearest_adversarial, nearest_version
@@ -29,6 +29,7 @@ __all__ = [
     "Guided",
     "Outcome",
     "PaperProtocol",
+    "Severity",
     "Square",
     "Stage",
     "Status",
@@ -44,6 +45,7 @@ __all__ = [
     "predict_alone",
     "published_accuracy",
     "register_view",
+    "severity",
     "shortened",
     "views_of",
     "worst_case",

@@ -63,10 +63,12 @@ class WholeTestSet(Summary):
     """What is known of a zoo entry on its whole test set, of which a suite may see a part.
 
     Attributes:
+        weights_sha256: of the file of its weights.
         clean: accuracy.
         without_flow: what is predicted without the flow; None for a model without an ODE.
     """
 
+    weights_sha256: str
     clean: Proportion
     without_flow: WithoutFlow | None
 
@@ -280,6 +282,7 @@ class ModelEntry(Summary):
     """Everything measured about one model.
 
     Attributes:
+        digest: SHA-256 of weights and architecture; of a user's model, as `zoo.py` says.
         nfe: evaluations of vector fields per prediction; None for a model without an ODE.
         without_flow: what is predicted without the flow; None for a model without an ODE, and in
             leaderboards from before it was measured.

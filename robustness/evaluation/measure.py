@@ -150,7 +150,9 @@ def _on_whole(entry: ModelEntry, data_digest: str) -> ModelEntry:
     facts = known_measurement(zoo_folder() / entry.name / MEASURED_FILE)
     if facts is None or (facts.digest, facts.data_digest) != (entry.digest, data_digest):
         return entry
-    whole = WholeTestSet(clean=facts.clean, without_flow=facts.without_flow)
+    whole = WholeTestSet(
+        weights_sha256=facts.weights_sha256, clean=facts.clean, without_flow=facts.without_flow
+    )
     nfe = facts.nfe if entry.nfe is None else entry.nfe
     return entry.model_copy(update={"whole": whole, "nfe": nfe})
 

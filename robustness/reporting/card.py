@@ -18,8 +18,8 @@ from robustness.nets.config import (
 from robustness.nets.fields import CORNER, lyapunov_rate
 from robustness.nets.runge_kutta import CONVEX
 from robustness.recipe import Recipe, TrainingConfig
-from robustness.reporting import prose, words
-from robustness.reporting.markdown import code, table, text
+from robustness.reporting import prose, selection, words
+from robustness.reporting.markdown import code, doubt_lines, table, text
 
 CARD_FILE = "CARD.md"
 
@@ -91,6 +91,7 @@ def _architecture(recipe: Recipe, measured: Measurement) -> Iterator[tuple[str, 
         yield "solver", _solver(model.solver)
     yield "parameters", f"{measured.parameters:,}"
     yield "weights", f"SHA-256 {code(measured.weights_sha256)}"
+    yield prose.DIGEST, f"{code(measured.digest)}, by which reports name the entry"
 
 
 def _settings(values: dict[str, object]) -> str:
@@ -251,8 +252,10 @@ def _robustness(
         yield (
             f"From {code(folder)}, {words.plural(board.suite.samples, 'test image')}, pixel units, "
             "in percent. The true robust accuracy lies between certified, which is proved, and "
-            "attacked, which is only as low as that report's attacks are good."
+            "attacked, which is only as low as the attacks beside it are good: figures of "
+            "different attacks do not compare."
         )
+        yield _checked(entry)
         yield _brackets(entry)
 
 
@@ -293,15 +296,30 @@ def _flow_of(measured: Measurement) -> str:
     return f", of a model whose flow changes the class of {flow.other.count:,} of these images"
 
 
+def _checked(entry: ModelEntry) -> str:
+    """What the report's checks say of the attacked figures, which stand below."""
+    if not entry.flags:
+        return "That report did not check whether attacks on this model can be believed."
+    if lines := doubt_lines(entry, "../../.."):
+        means = f" {prose.DOUBTED_MEANS}" if selection.doubted(entry) else ""
+        return f"Can the attacked figures be believed? The report's checks say:{means}\n\n{lines}"
+    return (
+        "None of the report's checks found a problem with attacks on this model. That is the best "
+        "that they can say, and no proof."
+    )
+
+
 def _brackets(entry: ModelEntry) -> str:
+    doubted = selection.doubted(entry)
     rows = [
         [
             words.threat_symbol(b.norm, b.eps),
             words.percent(b.certified.value),
             words.interval(b.certified),
-            words.percent(b.attacked.value),
+            words.percent(b.attacked.value) + (f" {prose.DOUBTED}" if doubted and b.width else ""),
             words.interval(b.attacked),
+            selection.strength(entry, b.norm, b.eps),
         ]
         for b in entry.brackets
     ]
-    return table(["threat", "certified", "95%", "attacked", "95%"], rows)
+    return table(["threat", "certified", "95%", "attacked", "95%", "attacked by"], rows)

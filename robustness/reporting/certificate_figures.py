@@ -103,7 +103,7 @@ def distances_figure(leaderboard: Leaderboard) -> Figure | None:
         for norm, ax in zip(norms, axes[-1], strict=True):
             ax.set_xlabel(f"certified radius in {words.SYMBOLS[norm]}, pixel units")
         name_rows(axes[:, 0], entries, leaderboard)
-        figure.legend(handles=_distances_legend(), loc="outside upper center", ncols=3)
+        figure.legend(handles=_distances_legend(leaderboard), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -144,8 +144,14 @@ def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _distances_legend() -> list[Line2D | Patch]:
-    nearest, none = "nearest adversarial image", "none found, up to here"
+def _distances_legend(leaderboard: Leaderboard) -> list[Line2D | Patch]:
+    furthest = [
+        (norm, selection.radii(leaderboard, norm)[-1]) for norm in selection.norms(leaderboard)
+    ]
+    reach = ", ".join(
+        f"{words.threat_symbol(*at)} ({selection.strengths(leaderboard, *at)})" for at in furthest
+    )
+    nearest, none = "nearest adversarial image", f"none found up to {reach}"
     return [
         Line2D([], [], linestyle="", marker="o", mew=0, color=PALETTE[0], label=nearest),
         Line2D([], [], linestyle="", marker="^", mew=0, color=PALETTE[4], label=none),

@@ -36,10 +36,14 @@ class Change:
 
 @dataclass(frozen=True)
 class ThreatChange:
-    """The bracket of one model at one threat in two leaderboards."""
+    """The bracket of one model at one threat in two leaderboards.
+
+    `by` is what attacked the model in each; None where a leaderboard lacks it.
+    """
 
     norm: Norm
     eps: float
+    by: tuple[str | None, str | None]
     certified: Change
     attacked: Change
 
@@ -131,9 +135,14 @@ def _threat(norm: Norm, eps: float, a: ModelEntry | None, b: ModelEntry | None) 
     return ThreatChange(
         norm,
         eps,
+        (_by(a, norm, eps), _by(b, norm, eps)),
         Change(before.certified if before else None, after.certified if after else None),
         Change(before.attacked if before else None, after.attacked if after else None),
     )
+
+
+def _by(entry: ModelEntry | None, norm: Norm, eps: float) -> str | None:
+    return None if entry is None else selection.strength(entry, norm, eps)
 
 
 def render(comparison: Comparison, a: str = "A", b: str = "B") -> Table:
@@ -156,9 +165,13 @@ def render(comparison: Comparison, a: str = "A", b: str = "B") -> Table:
         table.add_row(Text(model.name, style="bold"))
         table.add_row("  clean", *[""] * 3, *_cells(model.clean))
         for threat in model.threats:
-            label = f"  {words.threat(threat.norm, threat.eps)}"
+            label = f"  {words.threat(threat.norm, threat.eps)}, {_attackers(*threat.by)}"
             table.add_row(label, *_cells(threat.certified), *_cells(threat.attacked))
     return table
+
+
+def _attackers(a: str | None, b: str | None) -> str:
+    return f"A: {a}, B: {b}" if a and b and a != b else a or b or words.ABSENT
 
 
 def _cells(change: Change) -> list[str]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -55,7 +56,7 @@ def bracket_figure(leaderboard: Leaderboard) -> Figure | None:
         axes = figure.subplots(rows, len(norms), sharex="col", sharey=True, squeeze=False)
         for entry, line in zip(leaderboard.models, axes, strict=True):
             for norm, ax in zip(norms, line, strict=True):
-                _draw_panel(ax, entry, norm, colours(leaderboard)[entry.name])
+                _draw_panel(ax, entry, norm, colours(leaderboard)[entry.name], marks(leaderboard))
         for norm, ax in zip(norms, axes[-1], strict=True):
             ax.set_xlabel(f"radius ε in {words.SYMBOLS[norm]}, pixel units")
             ax.set_xlim(0, _furthest(leaderboard, norm))
@@ -67,7 +68,18 @@ def bracket_figure(leaderboard: Leaderboard) -> Figure | None:
     return figure
 
 
-def _draw_panel(ax: Axes, entry: ModelEntry, norm: Norm, colour: str) -> None:
+def marks(leaderboard: Leaderboard) -> dict[str, str]:
+    """The marker of each strength of attack in the leaderboard: a dot for the worst case."""
+    found = dict.fromkeys(
+        selection.strength(m, b.norm, b.eps) for m in leaderboard.models for b in m.brackets
+    )
+    weaker = (name for name in found if name != selection.WORST)
+    return {selection.WORST: "o"} | dict(zip(weaker, cycle("s^vPX"), strict=False))
+
+
+def _draw_panel(
+    ax: Axes, entry: ModelEntry, norm: Norm, colour: str, markers: dict[str, str]
+) -> None:
     curve = next((c for c in entry.curves if c.norm is norm), None)
     if curve is None:
         ax.text(0.5, 0.5, "not evaluated", transform=ax.transAxes, ha="center", color=FAINT)
@@ -76,7 +88,10 @@ def _draw_panel(ax: Axes, entry: ModelEntry, norm: Norm, colour: str) -> None:
     ax.fill_between(grid, lower, upper, color=colour, alpha=0.16, linewidth=0)
     ax.plot(grid, upper, color=colour, linewidth=1.3, linestyle="--")
     ax.plot(grid, lower, color=colour, linewidth=1.8)
-    ax.plot(curve.attacked_eps, curve.attacked, "o", color=colour, markersize=3.5, clip_on=False)
+    for eps, height in zip(curve.attacked_eps, curve.attacked, strict=True):
+        by = selection.strength(entry, norm, eps) if eps > 0 else selection.WORST
+        style = _mark(by, markers) | {"color": colour}
+        ax.plot([eps], [height], linestyle="none", clip_on=False, **style)
     for row in selection.autoattack_rows(entry, norm):
         value = row.robust
         reach = [[max(value.value - value.low, 0.0)], [max(value.high - value.value, 0.0)]]
@@ -93,6 +108,12 @@ def _draw_panel(ax: Axes, entry: ModelEntry, norm: Norm, colour: str) -> None:
             capsize=2.5,
             zorder=4,
         )
+
+
+def _mark(by: str, markers: dict[str, str]) -> dict[str, Any]:
+    """How attacked accuracy of a strength is drawn: hollow where it is not the worst case's."""
+    face = {} if by == selection.WORST else {"markerfacecolor": "white"}
+    return {"marker": markers[by], "markersize": 3.5, "markeredgewidth": 0.9} | face
 
 
 def bounds(curve: Curve, clean: float) -> tuple[list[float], list[float], list[float]]:
@@ -130,9 +151,14 @@ def _furthest(leaderboard: Leaderboard, norm: Norm) -> float:
 
 def _bracket_legend(leaderboard: Leaderboard) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=INK, linestyle="--", marker="o", markersize=3.5, label="attacked"),
+        Line2D([], [], color=INK, linestyle="--", label="attacked"),
         Patch(facecolor=INK, alpha=0.16, label="bracket: not known"),
         Line2D([], [], color=INK, linewidth=1.8, label="certified"),
+    ]
+    markers = marks(leaderboard)
+    handles += [
+        Line2D([], [], color=INK, linestyle="none", label=f"by {by}", **_mark(by, markers))
+        for by in markers
     ]
     rows = [
         row

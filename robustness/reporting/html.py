@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robustness.attacks import severity
 from robustness.errors import printable
 from robustness.evaluation.leaderboard import CertificateRow, Leaderboard
 from robustness.reporting import prose, selection, tables, words
@@ -41,6 +42,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "percent": words.percent,
+        "precisely": words.precisely,
         "interval": words.interval,
         "radius": format_eps,
         "extent": words.extent,
@@ -65,7 +67,13 @@ def _environment() -> Environment:
         "certificate_rows": selection.certificate_rows,
         "reasons": reasons,
         "costs": selection.costs,
-        "raised": selection.raised,
+        "doubts": selection.doubts,
+        "doubted": selection.doubted,
+        "beyond": selection.beyond,
+        "strength": selection.strength,
+        "strengths": selection.strengths,
+        "severity": severity,
+        "verdict": prose.verdict,
         "flag_page": prose.flag_page,
         "counts": words.counts,
         "subset_line": prose.subset_line,
@@ -84,6 +92,7 @@ def _context(leaderboard: Leaderboard, figures: dict[str, bytes]) -> dict[str, A
         "flow": selection.flow_rows(leaderboard),
         "flow_rule": prose.FLOW,
         "flow_heading": prose.FLOW_HEADING,
+        "wholes": any(map(selection.beyond, leaderboard.models)),
         "headline": selection.headline(leaderboard),
         "norms": selection.norms(leaderboard),
         "threats": selection.threats(leaderboard),
@@ -91,6 +100,10 @@ def _context(leaderboard: Leaderboard, figures: dict[str, bytes]) -> dict[str, A
             (name, prose.TITLES[name], prose.CAPTIONS[name], svg) for name, svg in figures.items()
         ],
         "glossary": prose.GLOSSARY,
+        "digest_means": prose.DIGEST,
+        "mark": prose.DOUBTED,
+        "mark_means": prose.DOUBTED_MEANS,
+        "marked": any(map(selection.doubted, leaderboard.models)),
         "soundness_rule": prose.SOUNDNESS,
         "smoothed": selection.smoothed(leaderboard),
         "limit_meanings": prose.limit_meanings(leaderboard),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from robustness.attacks import severity
 from robustness.certificates.base import Kind
 from robustness.errors import printable
 from robustness.evaluation.leaderboard import CertificateRow, Leaderboard, ModelEntry
@@ -69,32 +70,42 @@ def _brackets(leaderboard: Leaderboard) -> Iterator[str]:
     yield "## Brackets"
     yield (
         "Robust accuracy lies between certified, which is proved, and attacked, which is only as "
-        "low as the attacks are good. Accuracies in percent, widths in percentage points, radii "
-        "in pixel units."
+        "low as the attacks are good, which stand in the headings. Accuracies in percent, widths "
+        "in percentage points, radii in pixel units."
     )
     yield _headline(leaderboard)
+    samples = words.plural(leaderboard.suite.samples, "sample")
     yield "Every radius:"
     columns = selection.threats(leaderboard)
     for norm in selection.norms(leaderboard):
         here = [(n, eps) for n, eps in columns if n is norm]
-        heading = ["model", "clean"]
+        heading = ["model", f"clean, {samples}"]
         for _, eps in here:
-            heading += [words.threat_symbol(norm, eps), "width"]
+            by = selection.strengths(leaderboard, norm, eps)
+            heading += [f"{words.threat_symbol(norm, eps)}, {by}", "width"]
         yield table(heading, [_bracket_cells(entry, here) for entry in leaderboard.models])
+    if any(map(selection.doubted, leaderboard.models)):
+        yield prose.DOUBTED_MEANS
 
 
 def _headline(leaderboard: Leaderboard) -> str:
     columns = selection.headline(leaderboard)
-    heading = ["model", "clean"]
+    heading = ["model", f"clean, {words.plural(leaderboard.suite.samples, 'sample')}"]
+    beyond = [selection.beyond(entry) for entry in leaderboard.models]
+    if any(beyond):
+        heading.append("clean, whole test set")
     for norm, eps in columns:
-        heading += [f"**width at {words.threat_symbol(norm, eps)}**", "certified–attacked"]
+        by = selection.strengths(leaderboard, norm, eps)
+        heading += [f"**width at {words.threat_symbol(norm, eps)}**", f"certified–attacked, {by}"]
         if selection.smoothed(leaderboard):
             heading.append("probabilistic")
         if sizes := selection.autoattack_sizes(leaderboard, norm, eps):
             heading.append(f"AutoAttack, first {words.extent(sizes)}")
     rows = []
-    for entry in leaderboard.models:
+    for entry, whole in zip(leaderboard.models, beyond, strict=True):
         cells = [_named(entry), words.percent(entry.clean.value)]
+        if any(beyond):
+            cells.append(words.precisely(whole.clean) if whole else words.ABSENT)
         for norm, eps in columns:
             bracket, width = _bracket_cells(entry, [(norm, eps)])[2:]
             cells += [f"**{width}**", bracket]
@@ -108,9 +119,17 @@ def _headline(leaderboard: Leaderboard) -> str:
 
 
 def _named(entry: ModelEntry) -> str:
-    """A model's name with a badge for each raised flag."""
-    badges = (f"[⚑ {text(f.name)}]({prose.flag_page(f.name)})" for f in selection.raised(entry))
+    """A model's name with a badge for each check that doubts its attacked accuracy."""
+    badges = (
+        f"[{prose.DOUBTED} {severity(f.name)}: {text(f.name)}]({prose.flag_page(f.name)})"
+        for f in selection.doubts(entry)
+    )
     return " ".join([code(entry.name), *badges])
+
+
+def _marked(entry: ModelEntry) -> str:
+    """A model's name, with a mark where its attacked accuracy is in serious doubt."""
+    return f"{code(entry.name)} {prose.DOUBTED}" if selection.doubted(entry) else code(entry.name)
 
 
 def _probabilistic(entry: ModelEntry, norm: Norm, eps: float) -> str:
@@ -120,7 +139,7 @@ def _probabilistic(entry: ModelEntry, norm: Norm, eps: float) -> str:
 
 
 def _bracket_cells(entry: ModelEntry, columns: Iterable[tuple[Norm, float]]) -> list[str]:
-    cells = [code(entry.name), words.percent(entry.clean.value)]
+    cells = [_marked(entry), words.percent(entry.clean.value)]
     for norm, eps in columns:
         bracket = selection.find_bracket(entry, norm, eps)
         width = words.ABSENT if bracket is None else words.percent(bracket.width)
@@ -145,14 +164,21 @@ def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
     yield f"## {code(entry.name)}"
     nfe = "no ODE" if entry.nfe is None else f"{entry.nfe} evaluations of the field per prediction"
     errors = words.plural(entry.errors, "sample")
+    whole = selection.beyond(entry)
+    clean = f"clean accuracy {words.precisely(entry.clean)}% of {entry.clean.total:,} samples"
+    if whole is not None:
+        clean += f", {words.precisely(whole.clean)}% of the {whole.clean.total:,} test images"
+    weights = f", weights SHA-256 {code(entry.whole.weights_sha256[:12])}" if entry.whole else ""
     yield (
         f"{text(prose.sentence(entry.description))} {entry.parameters:,} parameters, {nfe}; "
-        f"{errors} failed; weights {code(entry.digest[:12])}."
+        f"{clean}; {errors} failed; {prose.DIGEST} {code(entry.digest[:12])}{weights}."
     )
     if unidentified := prose.unidentified(entry):
         yield text(unidentified)
+    if lines := doubt_lines(entry):
+        yield lines
     headline = dict(selection.headline(leaderboard))
-    heading = ["threat", "certified", "95%", "attacked", "95%", "width"]
+    heading = ["threat", "certified", "95%", "attacked", "95%", "attacked by", "width"]
     rows = []
     for b in entry.brackets:
         name = words.threat_symbol(b.norm, b.eps)
@@ -163,10 +189,25 @@ def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
                 words.interval(b.certified),
                 words.percent(b.attacked.value),
                 words.interval(b.attacked),
+                selection.strength(entry, b.norm, b.eps),
                 words.percent(b.width),
             ]
         )
     yield table(heading, rows)
+
+
+def doubt_lines(entry: ModelEntry, root: str = "../..") -> str:
+    """A line for each check that says something of the model's attacked accuracy; or nothing.
+
+    Args:
+        entry: the model.
+        root: the checkout, as seen from where the lines stand.
+    """
+    return "\n".join(
+        f"- {prose.DOUBTED} **{prose.verdict(flag)}**, "
+        f"[{text(flag.name)}]({prose.flag_page(flag.name, root)}): {text(flag.detail)}"
+        for flag in selection.doubts(entry)
+    )
 
 
 def _certificates(leaderboard: Leaderboard) -> Iterator[str]:
@@ -234,12 +275,13 @@ def _checks(leaderboard: Leaderboard) -> Iterator[str]:
         [
             code(entry.name),
             f"[{text(flag.name)}]({prose.flag_page(flag.name)})",
-            "**raised**" if flag.raised else "down",
+            f"**{prose.verdict(flag)}**" if flag in doubts else prose.verdict(flag),
             text(flag.detail),
             words.ABSENT if flag.value is None else f"{flag.value:.3g}",
             words.ABSENT if flag.threshold is None else f"{flag.threshold:.3g}",
         ]
         for entry in leaderboard.models
+        for doubts in [selection.doubts(entry)]
         for flag in entry.flags
     ]
     if rows:

@@ -1,17 +1,19 @@
 """The report's fixed sentences, shared by the page and the Markdown file."""
 
+from robustness.attacks import Severity, severity
 from robustness.certificates.limits import MEANINGS
-from robustness.evaluation.leaderboard import Leaderboard, ModelEntry
+from robustness.evaluation.leaderboard import Flag, Leaderboard, ModelEntry
 from robustness.reporting import words
 
 CAPTIONS = {
     "brackets": (
         "Robust accuracy against the radius of the perturbation. The true value lies in the "
         "shaded bracket: at least the solid line, which is proved, and at most the dashed line, "
-        "where attacks succeeded. Dots mark the radii that were attacked; between two of them "
-        "the dashed line is held at the smaller one's value, since robust accuracy never rises "
-        "with the radius. A wide band means that neither proof nor attack settles the matter, "
-        "not that the model is weak. A diamond, if any, is AutoAttack alone with its 95% "
+        "where attacks succeeded. Marks are the radii that were attacked, by what the legend "
+        "says: those of weaker attacks are hollow and do not compare with the others. Between two "
+        "of them the dashed line is held at the smaller one's value, since robust accuracy never "
+        "rises with the radius. A wide band means that neither proof nor attack settles the "
+        "matter, not that the model is weak. A diamond, if any, is AutoAttack alone with its 95% "
         "interval; on fewer samples than the dashed line, it may lie on either side of it."
     ),
     "certificates": (
@@ -69,7 +71,8 @@ GLOSSARY = {
     "Attacked": (
         "The share of samples that no attack of this run could break within ε, counting the "
         "worst case per sample over all attacks. An upper bound on robust accuracy, and only as "
-        "good as the attacks: a stronger attack can lower it, and nothing can raise it."
+        "good as the attacks: a stronger attack can lower it, and nothing can raise it. What "
+        "attacked at a radius stands beside it; figures of different attacks do not compare."
     ),
     "Bracket": (
         "From certified to attacked: where the true robust accuracy lies. Its width, in "
@@ -96,8 +99,12 @@ GLOSSARY = {
     ),
     "Flag": (
         "A check of whether the numbers of attacks can be believed, each with a definition and a "
-        "threshold. A raised flag says that attacked accuracy may be far too high; what it means "
-        "and what to do is in docs/attacks.md."
+        "threshold. Its verdict is one of five. No problem found: the best it can say. Serious "
+        "problem: the model's attacked accuracy may be far too high, and the model bears a flag. "
+        "Caution: attacks of one kind are weak on the model; the others of the run need not be. "
+        "Note: it says nothing of attacked accuracy, being about a mode that is not deployed. "
+        "Could not be checked: the check failed. What each means and what to do is in "
+        "docs/attacks.md."
     ),
     "Worst case": (
         "An attack that runs many attacks through several views of a model, cheap ones first, on "
@@ -115,6 +122,20 @@ GLOSSARY = {
         "finite. They do not count."
     ),
 }
+
+VERDICTS = {
+    Severity.SERIOUS: "serious problem",
+    Severity.CAUTION: "caution",
+    Severity.NOTE: "note",
+}
+
+DIGEST = "digest of weights and architecture"
+
+DOUBTED = "⚑"
+DOUBTED_MEANS = (
+    f"{DOUBTED} A check found a serious problem with attacks on this model: wherever its attacked "
+    "accuracy is above the certified one, it may be far too high."
+)
 
 SOUNDNESS = (
     "The audit attacks certified images at a millionth below their own radii with every attack "
@@ -149,9 +170,23 @@ def limit_meanings(leaderboard: Leaderboard) -> dict[str, str]:
     return {limit.value: meaning for limit, meaning in MEANINGS.items() if limit in found}
 
 
-def flag_page(name: str) -> str:
-    """Where a flag is explained: a link from a report in reports/<suite>/ of a checkout."""
-    return f"../../docs/attacks.md#{name}"
+def flag_page(name: str, root: str = "../..") -> str:
+    """Where a flag is explained: a link from a report in reports/<suite>/ of a checkout.
+
+    Args:
+        name: of the flag.
+        root: the checkout, as seen from where the link stands.
+    """
+    return f"{root}/docs/attacks.md#{name}"
+
+
+def verdict(flag: Flag) -> str:
+    """The answer of a check in words that stand for themselves."""
+    if not flag.raised:
+        return "no problem found"
+    if flag.value is None:
+        return "could not be checked"
+    return VERDICTS[severity(flag.name)]
 
 
 def title(leaderboard: Leaderboard) -> str:

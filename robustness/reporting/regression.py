@@ -118,7 +118,7 @@ def _comparisons(
 
 def _model(found: ModelEntry, expected: ModelEntry, tolerance: float) -> Iterator[Finding]:
     if found.digest != expected.digest:
-        yield Finding(f"note: {found.name} has other weights than in the baseline")
+        yield Finding(f"note: {found.name} has another digest of weights and architecture")
     yield from _accuracy(f"{found.name}, clean", found.clean, expected.clean, tolerance)
     yield from _errors(found, expected, tolerance)
     for old in expected.brackets:
@@ -128,7 +128,8 @@ def _model(found: ModelEntry, expected: ModelEntry, tolerance: float) -> Iterato
             yield _cannot_tell(f"{threat} is missing from the results")
             continue
         yield from _accuracy(f"{threat} certified", new.certified, old.certified, tolerance)
-        yield from _accuracy(f"{threat} attacked", new.attacked, old.attacked, tolerance)
+        by = selection.strength(found, old.norm, old.eps)
+        yield from _accuracy(f"{threat} attacked ({by})", new.attacked, old.attacked, tolerance)
 
 
 def _accuracy(what: str, new: Proportion, old: Proportion, tolerance: float) -> Iterator[Finding]:

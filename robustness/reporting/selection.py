@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from robustness.attacks import Severity, severity
 from robustness.evaluation.cascade import WORST_CASE
 from robustness.evaluation.leaderboard import (
     AttackRow,
@@ -14,10 +15,14 @@ from robustness.evaluation.leaderboard import (
     Leaderboard,
     ModelEntry,
     Proportion,
+    WholeTestSet,
     WithoutFlow,
 )
 from robustness.reporting import words
 from robustness.threat import Norm
+
+# The strength of attacked accuracy that nothing else in a report exceeds.
+WORST = "worst case"
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,59 @@ def costs(leaderboard: Leaderboard, model: str) -> dict[tuple[Norm, str], Cost]:
 
 
 def raised(entry: ModelEntry) -> list[Flag]:
-    """The flags of a model that are up."""
-    return [flag for flag in entry.flags if flag.raised]
+    """The flags of a model whose checks found something, the gravest first."""
+    order = list(Severity)
+    found = [flag for flag in entry.flags if flag.raised]
+    return sorted(found, key=lambda flag: order.index(severity(flag.name)))
+
+
+def doubts(entry: ModelEntry) -> list[Flag]:
+    """Those of them that say something of the model's attacked accuracy, the gravest first."""
+    return [flag for flag in raised(entry) if severity(flag.name) is not Severity.NOTE]
+
+
+def serious(entry: ModelEntry) -> list[Flag]:
+    """Those of them by which the model's attacked accuracy may be far too high."""
+    return [flag for flag in raised(entry) if severity(flag.name) is Severity.SERIOUS]
+
+
+def doubted(entry: ModelEntry) -> bool:
+    """Whether there are any such."""
+    return bool(serious(entry))
+
+
+def strength(entry: ModelEntry, norm: Norm, eps: float) -> str:
+    """What attacked a model at a threat: its attacked accuracy is as good as that.
+
+    `worst case` where that ran on every sample and did not end early, which the other attacks
+    add little to; else all that ran, with the number of samples where they saw fewer than all.
+    """
+    rows = [row for row in entry.attacks if row.norm is norm and row.eps == eps]
+    names = [_strength(row, entry.clean.total) for row in rows]
+    if WORST in names:
+        return WORST
+    return f"{', '.join(names)} only" if names else "no attack"
+
+
+def _strength(row: AttackRow, samples: int) -> str:
+    name = row.attack.upper()
+    if row.attack == WORST_CASE:
+        effort = row.version.split(" effort")[0]
+        name = WORST if effort == "standard" else f"{effort} {WORST}"
+    elif is_autoattack(row.attack):
+        name = "AutoAttack"
+    return name if row.subset == samples else f"{name} on {row.subset}"
+
+
+def strengths(leaderboard: Leaderboard, norm: Norm, eps: float) -> str:
+    """What attacked the models at a threat; all of it where models differ."""
+    return " / ".join(dict.fromkeys(strength(m, norm, eps) for m in leaderboard.models))
+
+
+def beyond(entry: ModelEntry) -> WholeTestSet | None:
+    """What is known of the model on the whole test set, where the suite saw a part of it."""
+    whole = entry.whole
+    return whole if whole is not None and whole.clean.total > entry.clean.total else None
 
 
 def flow_rows(leaderboard: Leaderboard) -> list[list[str]]:
@@ -171,9 +227,10 @@ def flow_rows(leaderboard: Leaderboard) -> list[list[str]]:
     for entry in leaderboard.models:
         if entry.nfe is None:
             continue
-        sets = [(entry.clean, entry.without_flow)]
-        if entry.whole is not None and entry.whole.clean.total != entry.clean.total:
-            sets.append((entry.whole.clean, entry.whole.without_flow))
+        whole = beyond(entry)
+        sets = [] if whole and entry.without_flow is None else [(entry.clean, entry.without_flow)]
+        if whole is not None:
+            sets.append((whole.clean, whole.without_flow))
         rows += [
             [entry.name, f"{clean.total:,}", *_flow_cells(clean, flow)] for clean, flow in sets
         ]

@@ -9,7 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from robustness.errors import printable
-from robustness.evaluation.leaderboard import Leaderboard, ModelEntry, Proportion, Soundness
+from robustness.evaluation.leaderboard import (
+    Leaderboard,
+    ModelEntry,
+    Proportion,
+    Soundness,
+)
 from robustness.reporting import selection, words
 from robustness.threat import Norm
 
@@ -98,6 +103,15 @@ def _caption(leaderboard: Leaderboard) -> str:
     suite = leaderboard.suite
     samples = words.plural(suite.samples, f"{suite.split} sample")
     lines = [f"certified-attacked accuracy in percent, {suite.data}, {samples}"]
+    lines += [
+        f"attacked at {words.threat(*at)} by: {selection.strengths(leaderboard, *at)}"
+        for at in selection.headline(leaderboard)
+    ]
+    lines += [
+        f"{entry.name}: serious problem with attacks on it, {', '.join(names)}"
+        for entry in leaderboard.models
+        if (names := [flag.name for flag in selection.serious(entry)])
+    ]
     if any(selection.autoattack_sizes(leaderboard, *at) for at in selection.headline(leaderboard)):
         lines.append("AA: AutoAttack alone, on the first n samples of the suite's order")
     lines += [
@@ -123,13 +137,13 @@ def soundness_line(soundness: Soundness) -> str:
 def csv_text(leaderboard: Leaderboard) -> str:
     """One row per model, threat and quantity.
 
-    `quantity` is `clean` and `errors` (no threat), for a neural ODE `clean_without_flow` and
-    `other_without_flow` (images whose class the flow changes; no threat), `certified` and
-    `attacked` (the bracket),
-    `probabilistic` (the best certificate of that kind), `attack` (one attack alone, named by
-    `method`) or `certificate` (one certificate alone; its `kind` says whether it proves
-    anything). Values are proportions and are written so that reading them back gives the same
-    floats.
+    `quantity` is `clean`, `clean_whole_test_set` where the suite saw a part of it, and `errors`
+    (no threat), for a neural ODE `clean_without_flow` and `other_without_flow` (images whose class
+    the flow changes; no threat), `certified` and `attacked` (the bracket, with `method` saying
+    what attacked), `probabilistic` (the best certificate of that kind), `attack` (one attack
+    alone, named by `method`) or `certificate` (one certificate alone; its `kind` says whether it
+    proves anything). Values are proportions and are written so that reading them back gives the
+    same floats.
     """
     samples = leaderboard.suite.samples
     return csv_of(
@@ -161,13 +175,16 @@ def _tidy_rows(entry: ModelEntry, samples: int) -> Iterator[tuple[object, ...]]:
         return (entry.name, *threat, quantity, method, kind, *numbers)
 
     yield row("clean", entry.clean, ("", ""), "", "")
+    if (whole := selection.beyond(entry)) is not None:
+        yield row("clean_whole_test_set", whole.clean, ("", ""), "", "")
     if entry.without_flow is not None:
         yield row("other_without_flow", entry.without_flow.other, ("", ""), "", "")
         yield row("clean_without_flow", entry.without_flow.clean, ("", ""), "", "")
     yield row("errors", Proportion.of(entry.errors, samples), ("", ""), "", "")
     for b in entry.brackets:
         yield row("certified", b.certified, (b.norm.value, b.eps), "", "")
-        yield row("attacked", b.attacked, (b.norm.value, b.eps), "", "")
+        by = selection.strength(entry, b.norm, b.eps)
+        yield row("attacked", b.attacked, (b.norm.value, b.eps), by, "")
         if b.probabilistic is not None:
             yield row("probabilistic", b.probabilistic, (b.norm.value, b.eps), "", "")
     for a in entry.attacks:

@@ -19,6 +19,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def precisely(value: Proportion) -> str:
+    """A proportion in percent, to the hundredth where there are images enough to tell."""
+    return f"{100 * value.value:.2f}" if value.total >= 1000 else percent(value.value)
+
+
 def points(value: float) -> str:
     """A difference of proportions in percentage points, signed; no `-0.0`."""
     rounded = round(100 * value, 1)

@@ -12,7 +12,7 @@ from robustness import cli
 from robustness.api import card, committed_leaderboards
 from robustness.data import ImageSet
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import Leaderboard, Proportion
+from robustness.evaluation.leaderboard import Leaderboard, ModelEntry, Proportion
 from robustness.evaluation.measure import MEASURED_FILE, Measurement, measure, read_measurement
 from robustness.evaluation.proofs import PROVED_FILE, read_proofs
 from robustness.nets.solvers import FixedStepSolver
@@ -111,6 +111,46 @@ def test_robustness_is_quoted_of_the_same_weights_only(board: Leaderboard) -> No
     assert "Not yet measured" in other
     renamed = card_text("digits/other", recipe, facts_of("digits/lyanet", entry.digest), reports)
     assert "Not yet measured" in renamed
+
+
+def test_a_card_says_beside_attacked_figures_what_attacked_and_what_the_checks_found(
+    board: Leaderboard,
+) -> None:
+    recipe, facts = read_recipe(zoo_folder() / "digits/lyanet"), facts_of("digits/lyanet")
+
+    def robustness(entry: ModelEntry) -> str:
+        told = board.model_copy(update={"models": [entry]})
+        known = facts.model_copy(update={"digest": entry.digest})
+        text = card_text(entry.name, recipe, known, {"reports/small": told})
+        return text.split("## Robustness")[1]
+
+    lyanet = next(entry for entry in board.models if entry.name == "digits/lyanet")
+    text = robustness(lyanet)
+    assert (
+        "- ⚑ **serious problem**, "
+        "[masked-gradients](../../../docs/attacks.md#masked-gradients): "
+        "masked-gradients was measured on 64 samples"
+    ) in text
+    bracket = lyanet.brackets[0]
+    assert f"| {100 * bracket.attacked.value:.1f} ⚑ |" in text
+    assert text.count("| FGSM, PGD only |") == 3  # at 0.1 AutoAttack ran too
+    assert "| FGSM, PGD, AutoAttack on 64 only |" in text
+    clear = robustness(lyanet.model_copy(update={"flags": lyanet.flags[1:]}))
+    assert "⚑" not in clear
+    assert "None of the report's checks found a problem" in clear
+    assert "did not check" in robustness(lyanet.model_copy(update={"flags": []}))
+
+
+def test_card_and_report_give_the_same_hashes_the_same_names() -> None:
+    for folder, board in committed_leaderboards().items():
+        page = (zoo_folder().parent / folder / "leaderboard.md").read_text(encoding="utf-8")
+        for entry in board.models:
+            facts = facts_of(entry.name)
+            card = (zoo_folder() / entry.name / CARD_FILE).read_text(encoding="utf-8")
+            assert f"| weights | SHA-256 `{facts.weights_sha256}` |" in card
+            assert f"| digest of weights and architecture | `{entry.digest}`" in card
+            assert f"weights SHA-256 `{facts.weights_sha256[:12]}`" in page
+            assert f"digest of weights and architecture `{entry.digest[:12]}`" in page
 
 
 def test_every_loss_that_a_recipe_can_name_has_words() -> None:

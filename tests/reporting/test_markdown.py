@@ -38,8 +38,8 @@ def test_certificates_attacks_environment_and_settings_have_their_tables(board):
         "| `digits/node` | `autoattack` | 64 |",
         "| encoder 563, prediction 36 |",
         "| `digits/lyanet` | ℓ2 | 40 | 0 | 0 | 0.01 | 0.9 |",
-        "| [masked-gradients](../../docs/attacks.md#masked-gradients) | **raised** |",
-        "`digits/lyanet` [⚑ masked-gradients](../../docs/attacks.md#masked-gradients) |",
+        "| [masked-gradients](../../docs/attacks.md#masked-gradients) | **serious problem** |",
+        "`digits/lyanet` [⚑ serious: masked-gradients](../../docs/attacks.md#masked-gradients) |",
         "- `pgd`: torchattacks 3.5.1 PGD, 20 steps",
         "| torch | 2.13.0 |",
         "| seed | 0 |",
@@ -70,6 +70,7 @@ def test_all_rows_of_a_table_have_as_many_cells_as_its_heading(board):
 def test_what_the_flow_decides_has_a_line_for_every_neural_ode(board):
     flow = WithoutFlow(other=Proportion.of(6, 599), clean=Proportion.of(570, 599))
     whole = WholeTestSet(
+        weights_sha256="ab" * 32,
         clean=Proportion.of(9000, 10_000),
         without_flow=WithoutFlow(other=Proportion.of(0, 10_000), clean=Proportion.of(9000, 10_000)),
     )
