@@ -19,7 +19,7 @@ from robustness.nets.fields import CORNER, lyapunov_rate
 from robustness.nets.runge_kutta import CONVEX
 from robustness.recipe import Recipe, TrainingConfig
 from robustness.reporting import prose, selection, words
-from robustness.reporting.markdown import code, doubt_lines, table, text
+from robustness.reporting.markdown import code, finding_lines, table, text
 
 CARD_FILE = "CARD.md"
 
@@ -300,13 +300,15 @@ def _checked(entry: ModelEntry) -> str:
     """What the report's checks say of the attacked figures, which stand below."""
     if not entry.flags:
         return "That report did not check whether attacks on this model can be believed."
-    if lines := doubt_lines(entry, "../../.."):
-        means = f" {prose.DOUBTED_MEANS}" if selection.doubted(entry) else ""
-        return f"Can the attacked figures be believed? The report's checks say:{means}\n\n{lines}"
-    return (
-        "None of the report's checks found a problem with attacks on this model. That is the best "
-        "that they can say, and no proof."
+    said = (
+        "Can the attacked figures be believed? The report's checks say:"
+        if selection.doubts(entry)
+        else "None of the report's checks found a problem with attacks on this model. That is the "
+        "best that they can say, and no proof."
     )
+    means = f" {prose.DOUBTED_MEANS}" if selection.doubted(entry) else ""
+    lines = finding_lines(entry, "../../..")
+    return f"{said}{means}\n\n{lines}" if lines else said
 
 
 def _brackets(entry: ModelEntry) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from robustness.attacks import severity
+from robustness.attacks import Severity, severity
 from robustness.certificates.base import Kind
 from robustness.errors import printable
-from robustness.evaluation.leaderboard import CertificateRow, Leaderboard, ModelEntry
+from robustness.evaluation.leaderboard import CertificateRow, Flag, Leaderboard, ModelEntry
 from robustness.reporting import prose, selection, tables, words
 from robustness.reporting.pictures import PARTS, path_of
 from robustness.threat import Norm
@@ -121,7 +121,7 @@ def _headline(leaderboard: Leaderboard) -> str:
 def _named(entry: ModelEntry) -> str:
     """A model's name with a badge for each check that doubts its attacked accuracy."""
     badges = (
-        f"[{prose.DOUBTED} {severity(f.name)}: {text(f.name)}]({prose.flag_page(f.name)})"
+        f"[{_mark(f)}{severity(f.name)}: {text(f.name)}]({prose.flag_page(f.name)})"
         for f in selection.doubts(entry)
     )
     return " ".join([code(entry.name), *badges])
@@ -175,7 +175,7 @@ def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
     )
     if unidentified := prose.unidentified(entry):
         yield text(unidentified)
-    if lines := doubt_lines(entry):
+    if lines := finding_lines(entry):
         yield lines
     headline = dict(selection.headline(leaderboard))
     heading = ["threat", "certified", "95%", "attacked", "95%", "attacked by", "width"]
@@ -196,18 +196,22 @@ def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
     yield table(heading, rows)
 
 
-def doubt_lines(entry: ModelEntry, root: str = "../..") -> str:
-    """A line for each check that says something of the model's attacked accuracy; or nothing.
+def finding_lines(entry: ModelEntry, root: str = "../..") -> str:
+    """A line for each check that found something, the gravest first; or nothing.
 
     Args:
         entry: the model.
         root: the checkout, as seen from where the lines stand.
     """
     return "\n".join(
-        f"- {prose.DOUBTED} **{prose.verdict(flag)}**, "
+        f"- {_mark(flag)}**{prose.verdict(flag)}**, "
         f"[{text(flag.name)}]({prose.flag_page(flag.name, root)}): {text(flag.detail)}"
-        for flag in selection.doubts(entry)
+        for flag in selection.raised(entry)
     )
+
+
+def _mark(flag: Flag) -> str:
+    return f"{prose.DOUBTED} " if severity(flag.name) is Severity.SERIOUS else ""
 
 
 def _certificates(leaderboard: Leaderboard) -> Iterator[str]:

@@ -138,6 +138,11 @@ def test_a_card_says_beside_attacked_figures_what_attacked_and_what_the_checks_f
     clear = robustness(lyanet.model_copy(update={"flags": lyanet.flags[1:]}))
     assert "⚑" not in clear
     assert "None of the report's checks found a problem" in clear
+    noted = lyanet.flags[0].model_copy(update={"name": "adjoint-agreement"})
+    told = robustness(lyanet.model_copy(update={"flags": [noted]}))
+    assert "None of the report's checks found a problem" in told
+    assert "- **note**, [adjoint-agreement]" in told
+    assert "⚑" not in told
     assert "did not check" in robustness(lyanet.model_copy(update={"flags": []}))
 
 

@@ -141,12 +141,10 @@ def test_a_note_is_no_badge_and_the_gravest_comes_first(board: Leaderboard) -> N
     told = boards.edit(board, "digits/node", flags=FLAGS)
     text = markdown_text(told, [])
     named = next(line for line in text.splitlines() if line.startswith("| `digits/node` ["))
-    badges = re.findall(r"\[⚑ (\w+): ([\w-]+)\]", named)
-    assert badges == [
-        ("serious", "masked-gradients"),
-        ("serious", "more-steps"),
-        ("caution", "logits"),
-    ]
+    badges = re.findall(r"\[(.*?: [\w-]+)\]", named)
+    assert badges == ["⚑ serious: masked-gradients", "⚑ serious: more-steps", "caution: logits"]
+    assert "- ⚑ **could not be checked**, [more-steps]" in text
+    assert "- **note**, [adjoint-agreement]" in text
     assert "[adjoint-agreement](../../docs/attacks.md#adjoint-agreement) | note |" in text
     page = html_text(told, {})
     assert '<span class="flag note">note</span>' in page
