@@ -25,41 +25,11 @@ from robustness.numerics import arithmetic, norms
 from robustness.numerics.arithmetic import FLOAT64_ROOM
 from robustness.numerics.norms import lengths
 from robustness.numerics.upper_bound import UpperBound, proved
+from robustness.programs import altered_library, unaltered
 
 # No norm is bounded of weights below this in a float64 program; float32 has none whose squares
 # float64 would lose.
 _SMALLEST = 1e-100
-
-# What a subclass may define for itself without becoming another function.
-_HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters", "parametrisation", "settle"}
-# How a module that is called comes to its forward method and to its parts.
-_CALLING = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
-
-
-def unaltered(module: object, known: type[nn.Module]) -> bool:
-    """Whether `module` computes what the class that a proof is about does.
-
-    A subclass or an instance that replaces any method of that class, a hook, or a compiled version
-    makes it another function.
-    """
-    if not isinstance(module, known):
-        return False
-    # torch tells of hooks under no public name.
-    hooks = (
-        module._forward_hooks,  # noqa: SLF001
-        module._forward_pre_hooks,  # noqa: SLF001
-        torch.nn.modules.module._global_forward_hooks,  # noqa: SLF001
-        torch.nn.modules.module._global_forward_pre_hooks,  # noqa: SLF001
-    )
-    if any(hooks) or getattr(module, "_compiled_call_impl", None) is not None:
-        return False
-    own = known.__mro__[: known.__mro__.index(nn.Module)]
-    methods = {name for part in own for name, value in vars(part).items() if callable(value)}
-    methods |= {name for part in own for name, v in vars(part).items() if isinstance(v, property)}
-    methods = (methods | set(_CALLING)) - _HARMLESS
-    return not methods & set(vars(module)) and all(
-        getattr(type(module), name) is getattr(known, name) for name in methods
-    )
 
 
 def refusal_of_arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) -> str | None:
@@ -73,6 +43,9 @@ def refusal_of_arithmetic(model: nn.Module, dtype: torch.dtype = torch.float32) 
         model: the program.
         dtype: the precision that it computes in.
     """
+    altered = altered_library()
+    if altered is not None:
+        return f"functions of {altered} were replaced in this process"
     if any(parametrize.is_parametrized(part) for part in model.modules()):
         return "weights are computed anew by a parametrisation at every call; bake them in first"
     # Counters of batches are integers, and no part of what is computed.

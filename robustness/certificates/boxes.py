@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustness.certificates import bounds
 from robustness.nets.encoders import Normalise
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM, rounding_of_entries
+from robustness.programs import unaltered
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
         NotImplementedError: no interval rule is known for one of them.
     """
     described = next((kind for kind in type(module).__mro__ if kind in _KNOWN), None)
-    if described is None or not bounds.unaltered(module, described):
+    if described is None or not unaltered(module, described):
         raise NotImplementedError(f"no interval rule is known for {type(module).__name__}")
     if isinstance(module, nn.Sequential):
         return [inner for layer in module for inner in layers_of(layer)]

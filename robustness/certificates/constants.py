@@ -27,6 +27,7 @@ from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.numerics import arithmetic, norms
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM
 from robustness.numerics.upper_bound import UpperBound
+from robustness.programs import unaltered
 from robustness.threat import Norm
 
 # Room that keeps 0 < h * kappa <= 1 true in the program's arithmetic as well.
@@ -109,13 +110,13 @@ def _refusal_of_program(model: NeuralODEClassifier) -> str | None:
         (model.field, TargetSeekingField),
         (model.field.head, nn.Linear),
     )
-    for part, known in parts:
-        if not bounds.unaltered(part, known):
-            return f"{type(part).__name__} alters what a {known.__name__} computes"
     try:
         retained_per_step(model)
     except ValueError as error:
         return str(error)
+    for part, known in parts:
+        if not unaltered(part, known):
+            return f"{type(part).__name__} alters what a {known.__name__} computes"
     return None
 
 

@@ -23,6 +23,7 @@ from robustness.nets.continuous import ContinuousNet
 from robustness.nets.convolutions import ConvResidualClassifier
 from robustness.numerics import arithmetic, norms
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM
+from robustness.programs import unaltered
 from robustness.threat import Norm
 
 
@@ -40,10 +41,10 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
             "Lipschitz constant holds for every image"
         )
     for known in (ResidualClassifier, ConvResidualClassifier):
-        if bounds.unaltered(model, known):
+        if unaltered(model, known):
             assert isinstance(model, known)
             return [model.normalise, *layers_of(model.body)]
-    if bounds.unaltered(model, nn.Sequential) and type(model) is nn.Sequential:
+    if unaltered(model, nn.Sequential) and type(model) is nn.Sequential:
         return [
             layer
             for part in model

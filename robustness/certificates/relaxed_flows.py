@@ -16,6 +16,7 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
+from robustness.programs import unaltered
 
 # Room that keeps 0 < h * kappa <= 1 true in float32 arithmetic as well.
 _STEP_ROOM = 1e-4
@@ -113,12 +114,12 @@ def refusal(model: object) -> str | None:
         return "no bound is known for the Jacobian of this vector field"
     if model.dtype is not torch.float32:
         return "its steps are bounded for float32 programs only"
-    for part, known in _parts(model):
-        if not bounds.unaltered(part, known):
-            return f"{type(part).__name__} alters what a {known.__name__} computes"
     unproved = refusal_of_arithmetic(model) or _refusal_of_steps(model)
     if unproved is not None:
         return unproved
+    for part, known in _parts(model):
+        if not unaltered(part, known):
+            return f"{type(part).__name__} alters what a {known.__name__} computes"
     try:
         pixel_slope(model)
     except ValueError as error:

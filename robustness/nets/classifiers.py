@@ -104,16 +104,6 @@ class ResidualClassifier(nn.Module):
         return self.body(self.normalise(images))
 
 
-def predicts_each_by_itself(model: nn.Module) -> bool:
-    """Whether a batched prediction is known to be that of each image alone.
-
-    So it is for this package's own networks in evaluation mode, unless their solver takes one
-    step size for the whole batch. Nothing is known of a user's module.
-    """
-    own = type(model).__module__.startswith("robustness.nets.") and not model.training
-    return own and not getattr(getattr(model, "solver", None), "couples_batch", False)
-
-
 def potential(state: Float[Tensor, "n k"], labels: torch.Tensor) -> Float[Tensor, " n"]:
     """LyaNet's potential V_y(eta) = -log softmax(eta)_y, the cross-entropy of the state."""
     return functional.cross_entropy(state, labels, reduction="none")

@@ -5,13 +5,20 @@ below the true norm.
 """
 
 import math
+import subprocess
+import sys
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+import torchdiffeq
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from robustness.certificates import CERTIFICATES, DETERMINISTIC, Kind, bounds
+from robustness.nets import solvers
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualBlock
 from robustness.nets.encoders import Normalise, constrain
 from robustness.nets.fields import TargetSeekingField
@@ -140,9 +147,102 @@ def not_numbers() -> nn.Module:
     return model
 
 
+class Drifting(nn.Linear):
+    """Its weight is another one at every look."""
+
+    looks = 0
+
+    @property
+    def weight(self) -> Tensor:
+        Drifting.looks += 1
+        return dict(self.named_parameters())["weight"] * (1 + Drifting.looks % 2)
+
+
+def drifting_layer(bias: bool) -> nn.Module:
+    layer = nn.Linear(SIDE**2, 3, bias)
+    layer.__class__ = Drifting
+    return layer
+
+
+class Moody(TargetSeekingField):
+    """Its gain, a plain number in the class it comes from, is another one at every look."""
+
+    looks = 0
+
+    @property
+    def gain(self) -> float:
+        Moody.looks += 1
+        return 1.0 + Moody.looks % 2
+
+    @gain.setter
+    def gain(self, value: float) -> None:
+        pass
+
+
+class Weights(Tensor):
+    """Could do anything at every operation."""
+
+
+class Looking(dict):
+    def __getitem__(self, name: str) -> Tensor:
+        return 2 * super().__getitem__(name)
+
+
+def drifting() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), drifting_layer(False), nn.Linear(3, 2, bias=False)]
+    return nn.Sequential(*layers).eval()
+
+
+def drifting_flow() -> nn.Module:
+    return flow(nn.Sequential(nn.Flatten(), drifting_layer(True)), 3)
+
+
+def moody() -> nn.Module:
+    model = flow(nn.Flatten(), SIDE**2)
+    model.field = Moody(2, SIDE**2, 1.0, 0.5)
+    return model.eval()
+
+
+def shadowed() -> nn.Module:
+    model = flow(nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3)), 3)
+    vars(model.encoder[1])["weight"] = torch.rand(3, SIDE**2)
+    return model
+
+
+def tensors_of_a_kind_of_their_own() -> nn.Module:
+    model = flow(nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3)), 3)
+    vars(model.encoder[1])["_parameters"]["weight"] = torch.rand(3, SIDE**2).as_subclass(Weights)
+    return model
+
+
+def looked_up_otherwise() -> nn.Module:
+    model = flow(nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3)), 3)
+    state = vars(model.encoder[1])
+    state["_parameters"] = Looking(state["_parameters"])
+    return model
+
+
+def solved_otherwise() -> nn.Module:
+    model = flow(nn.Flatten(), SIDE**2)
+    vars(model.solver)["solve"] = partial(FixedStepSolver.solve, model.solver)
+    return model
+
+
+def numbers_with_code() -> nn.Module:
+    class Number(float):
+        def __mul__(self, other: object) -> object:
+            return 2 * other
+
+    model = flow(nn.Flatten(), SIDE**2)
+    model.field.gain = Number(1.0)
+    return model
+
+
 CASES = {case.__name__: case for case in (
     standardised, loud, loud_flow, backwards, parametrised, normed, compiled, mirrored, repelled,
-    running_away, vanishing, not_numbers,
+    running_away, vanishing, not_numbers, drifting, drifting_flow, moody, shadowed,
+    tensors_of_a_kind_of_their_own, looked_up_otherwise, solved_otherwise, numbers_with_code,
 )}  # fmt: skip
 
 
@@ -150,6 +250,95 @@ CASES = {case.__name__: case for case in (
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_certified_of_a_program_that_is_another(case: str, norm: Norm) -> None:
     assert proofs(CASES[case](), norm) == []
+
+
+def otherwise(*arguments: object, **settings: object) -> Tensor:
+    raise AssertionError("this is another program")
+
+
+def in_other_words(module: nn.Module, name: str, look: object = nn.Module.__getattr__) -> object:
+    return look(module, name)  # type: ignore[operator]
+
+
+# What a process can replace, each of which once certified images that were misclassified.
+REPLACED = [
+    (nn.Linear, "forward", otherwise),
+    (nn.Linear, "weight", property(otherwise)),
+    (nn.Linear, "__call__", otherwise),
+    (nn.Module, "__getattr__", in_other_words),
+    (nn.Module, "_call_impl", otherwise),
+    (nn.Sequential, "__iter__", otherwise),
+    (NeuralODEClassifier, "features", otherwise),
+    (NeuralODEClassifier, "gain", property(otherwise)),
+    (TargetSeekingField, "target", otherwise),
+    (FixedStepSolver, "solve", otherwise),
+    (functional, "linear", otherwise),
+    (solvers, "_odeint", otherwise),
+    (torchdiffeq, "odeint", otherwise),
+    (Tensor, "softmax", otherwise),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "other"), REPLACED)
+def test_nothing_is_certified_where_a_method_was_replaced_for_all_instances(
+    owner: object, name: str, other: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3))
+    models = [flow(layers, 3), nn.Sequential(layers, nn.Linear(3, 2)).eval()]
+    before = [refusals(model) for model in models]
+    assert all(None in found for found in before)
+    monkeypatch.setattr(owner, name, other, raising=False)
+    after = [refusals(model) for model in models]
+    monkeypatch.undo()
+    assert None not in after[0]
+    flows_alone = owner in (NeuralODEClassifier, TargetSeekingField, FixedStepSolver)
+    assert flows_alone or None not in after[1]
+    assert [refusals(model) for model in models] == before
+
+
+def refusals(model: nn.Module) -> list[str | None]:
+    """Why nothing is proved, by every certificate that could prove something."""
+    proving = ("target-seeking", "lipschitz-margin", "contraction")
+    return [CERTIFICATES[name].refusal(model, Norm.L2) for name in proving]
+
+
+def test_nothing_is_certified_where_the_code_of_a_method_was_exchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 2)).eval()
+    assert refusals(model)[1] is None
+    monkeypatch.setattr(nn.Linear.forward, "__code__", nn.ReLU.forward.__code__)
+    assert refusals(model)[1] is not None
+
+
+@pytest.mark.slow
+def test_nothing_is_certified_where_a_method_was_replaced_before_the_package_was_imported() -> None:
+    code = (
+        "from torch import nn\n"
+        "nn.Linear.forward = lambda layer, x: 100 * nn.functional.linear(x, layer.weight)\n"
+        "from robustness.certificates import CERTIFICATES\n"
+        "model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()\n"
+        "print(CERTIFICATES['lipschitz-margin'].refusal(model, 'L2'))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "no Lipschitz constant is proved for its Linear\n"
+
+
+class Documented(nn.Linear):
+    """Has a helper and a constant of its own, and computes what a linear layer does."""
+
+    unit = "logits"
+
+    def describe(self) -> str:
+        return f"{self.out_features} {self.unit}"
+
+
+def test_a_subclass_that_only_adds_helpers_is_certified() -> None:
+    layers = [nn.Flatten(), Documented(SIDE**2, 2)]
+    assert proofs(nn.Sequential(*layers).eval(), Norm.L2) == ["lipschitz-margin"]
+    model = flow(nn.Flatten(), SIDE**2)
+    model.field.gain = np.float64(1.0)
+    assert "target-seeking" in proofs(model, Norm.L2)
 
 
 def test_the_same_programs_unaltered_are_certified() -> None:
