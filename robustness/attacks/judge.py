@@ -92,7 +92,7 @@ def judge_within(
 
     Where a model is known to predict each image of a batch by itself, candidates that a batched
     prediction calls right are taken at its word. All others, and every candidate of a model of
-    which that is not known (any user's own), are predicted alone.
+    which that is not known (one with any part of a user's own), are predicted alone.
 
     Args:
         model: the deployed model.
