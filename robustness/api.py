@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from robustness import inputs
 from robustness.arithmetic import reproducible_arithmetic
 from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind, Limit
-from robustness.data import NAMES, ImageSet, load_images, require_source
+from robustness.data import DATASETS, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
 from robustness.evaluation.leaderboard import (
     LEADERBOARD_FILE,
@@ -414,7 +414,7 @@ def _prepare(suite: Suite, data_dir: Path | None, any_data: bool) -> Workbench:
     suite = _validated(suite.model_dump(mode="json") | {"models": names})
     for name in suite.models:
         trained_on = training_data(name)
-        if not any_data and suite.data in NAMES and trained_on not in (None, suite.data):
+        if not any_data and suite.data in DATASETS and trained_on not in (None, suite.data):
             raise UsageError(
                 f"expected a model of {suite.data}, got {name}, which was trained on "
                 f"{trained_on}; give --data {suite.data} if that is meant"

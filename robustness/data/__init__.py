@@ -1,26 +1,38 @@
 """Data sets as labelled images in [0, 1] pixels."""
 
-import difflib
 import os
 from pathlib import Path
 
-from robustness.data import cifar, digits, idx, npz
+from robustness.data import (
+    cifar,  # noqa: F401  (registers CIFAR-10 and CIFAR-100)
+    digits,  # noqa: F401  (registers the embedded digits)
+    idx,  # noqa: F401  (registers MNIST and Fashion-MNIST)
+    npz,
+)
+from robustness.data.base import DATASETS, DataSet
 from robustness.data.images import ImageSet
 from robustness.errors import UsageError
 
-__all__ = ["NAMES", "ImageSet", "load_images", "require_known", "require_source"]
+__all__ = [
+    "DATASETS",
+    "DataSet",
+    "ImageSet",
+    "load_images",
+    "require_known",
+    "require_source",
+]
 
 SPLITS = ("train", "test")
-NAMES = ("digits", *idx.NAMES, *cifar.NAMES)
 
 
 def load_images(name: str, split: str = "test", data_dir: Path | None = None) -> ImageSet:
     """Read one split of a data set.
 
     Args:
-        name: `digits`, which comes with the package; `mnist`, `fashion-mnist`, `cifar-10` or
-            `cifar-100`; or the path of a user's own file, ending in `.npz`. Such a file is a
-            test set: it has no splits, and `train` reads the same images as `test`.
+        name: `digits`, which comes with the package; `mnist`, `fashion-mnist`, `cifar-10`,
+            `cifar-100` or another that is registered; or the path of a user's own file, ending in
+            `.npz`. Such a file is a test set: it has no splits, and `train` reads the same images
+            as `test`.
         split: `train` or `test`.
         data_dir: the folder that holds the official files, in its folders `mnist`,
             `fashion-mnist`, `cifar-10-batches-bin` and `cifar-100-binary`. Their form is
@@ -36,12 +48,9 @@ def load_images(name: str, split: str = "test", data_dir: Path | None = None) ->
     if split not in SPLITS:
         raise UsageError(f"expected a split, train or test, got {split!r}; correct it")
     require_source(name, data_dir)
-    if name == "digits":
-        return digits.load(split)
     if is_file(name):
         return npz.load(Path(name), split)
-    reader = idx.load if name in idx.NAMES else cifar.load
-    return reader(name, split, data_dir)
+    return DATASETS[name].read(split, data_dir)
 
 
 def is_file(name: str) -> bool:
@@ -55,8 +64,8 @@ def require_known(name: str) -> str:
     Raises:
         UsageError: it is none.
     """
-    if name not in NAMES and not is_file(name):
-        raise unknown(name)
+    if not is_file(name):
+        DATASETS.require(name, f" or a path ending in {npz.SUFFIX}")
     return name
 
 
@@ -70,18 +79,8 @@ def require_source(name: str, data_dir: Path | None) -> None:
         if not os.path.isfile(name):
             got = "something else" if os.path.exists(name) else "no such file"
             raise UsageError(f"{name}: expected an .npz file, got {got}; correct the path")
-    elif name != "digits" and data_dir is not None and not data_dir.is_dir():
+    elif not DATASETS[name].embedded and data_dir is not None and not data_dir.is_dir():
         raise UsageError(
             f"{data_dir}: expected a folder with the files of {name}, got "
             f"{'a file' if data_dir.exists() else 'nothing there'}; correct the path"
         )
-
-
-def unknown(name: str) -> UsageError:
-    """The error for a name that is no data set, with the nearest one that is."""
-    near = difflib.get_close_matches(name.lower(), NAMES, n=1)
-    remedy = f"did you mean {near[0]}?" if near else "correct it"
-    return UsageError(
-        f"expected a data set, one of {', '.join(NAMES)} or a path ending in {npz.SUFFIX}, "
-        f"got {name!r}; {remedy}"
-    )

@@ -10,12 +10,14 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from robustness.data import download
+from robustness.data.base import DATASETS, DataSet
 from robustness.data.files import class_labels, fault, read_bytes, unit_pixels
 from robustness.data.images import ImageSet
 from robustness.errors import one_line
@@ -161,3 +163,7 @@ def decode(where: str, raw: bytes, layout: Layout) -> UInt8[np.ndarray, "n recor
                 "replace it with the official file",
             )
     return records
+
+
+for _name in NAMES:
+    DATASETS.register(DataSet(_name, partial(load, _name)))

@@ -9,6 +9,7 @@ therefore in-distribution: it measures robustness, not generalisation to unseen 
 import torch
 from sklearn.datasets import load_digits
 
+from robustness.data.base import DATASETS, DataSet
 from robustness.data.images import ImageSet
 
 
@@ -27,3 +28,6 @@ def load(split: str) -> ImageSet:
     is_test = torch.arange(len(images)) % 3 == 2
     chosen = is_test if split == "test" else ~is_test
     return ImageSet("digits", split, images[chosen], labels[chosen], classes=10)
+
+
+DATASETS.register(DataSet("digits", lambda split, _: load(split), embedded=True))

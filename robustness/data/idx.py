@@ -12,12 +12,14 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from robustness.data import download
+from robustness.data.base import DATASETS, DataSet
 from robustness.data.files import class_labels, fault, read_bytes, unit_pixels
 from robustness.data.images import ImageSet
 from robustness.inputs import require_memory
@@ -202,3 +204,7 @@ def header(path: Path, content: bytes, dimensions: int) -> tuple[int, ...]:
             "the file is truncated: download it again",
         )
     return tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=dimensions, offset=4))
+
+
+for _name in NAMES:
+    DATASETS.register(DataSet(_name, partial(load, _name)))

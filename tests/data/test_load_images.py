@@ -2,7 +2,7 @@ import pytest
 import torch
 from imagefiles import refusal
 
-from robustness.data import NAMES, load_images
+from robustness.data import DATASETS, load_images
 
 
 def test_the_digits_need_no_files(tmp_path):
@@ -15,7 +15,7 @@ def test_the_digits_need_no_files(tmp_path):
 
 @pytest.mark.parametrize("name", ["svhn", "", "images.npy", "mnist/"])
 def test_an_unknown_data_set_lists_the_valid_names(name):
-    refusal(name, repr(name), ".npz", *NAMES)
+    refusal(name, repr(name), ".npz", *DATASETS)
 
 
 @pytest.mark.parametrize(
