@@ -75,6 +75,8 @@ def printable(text: str) -> str:
 
 def one_line(text: str, length: int = MESSAGE_LENGTH) -> str:
     """`text` in one line without control characters, its longest words cut short if need be."""
+    if len(text) > 20 * length:  # of megabytes only the ends are looked at
+        text = f"{text[: 10 * length]}…{text[-10 * length :]}"
     words = [printable(word) for word in text.split()]
     while (excess := len(" ".join(words)) - length) > 0:
         longest = max(range(len(words)), key=lambda index: len(words[index]))

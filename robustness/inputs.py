@@ -58,6 +58,9 @@ Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 # Of layers and images, along one axis; of batches.
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Kernel = Annotated[int, Field(ge=1, le=255)]
+# Within what single precision can hold and square.
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 
 

@@ -9,15 +9,22 @@ import tomlkit
 import torch
 from pydantic import (
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
     model_validator,
 )
 from torch import nn
 
 from robustness.errors import UsageError, one_line
 from robustness.files import read_file, read_toml, replace_file
-from robustness.inputs import Iterations, Name, Seed, Threads, Width, require_memory
+from robustness.inputs import (
+    Iterations,
+    Name,
+    NonNegative,
+    Positive,
+    Seed,
+    Threads,
+    Width,
+    require_memory,
+)
 from robustness.nets.config import Config, ModelConfig
 from robustness.threat import Norm
 
@@ -47,7 +54,7 @@ class MonteCarloLyapunovConfig(Config):
 
     kind: Literal["lyapunov-monte-carlo"]
     states: Width = 512
-    extent: PositiveFloat = 1.0
+    extent: Positive = 1.0
     dropout: float | None = Field(default=None, gt=0.0, lt=1.0)
 
 
@@ -55,8 +62,8 @@ class CertifiedLyapunovConfig(Config):
     """The Lyapunov loss of a target-seeking field at its worst over an l2 ball."""
 
     kind: Literal["certified-lyapunov"]
-    eps: PositiveFloat
-    temperature: PositiveFloat
+    eps: Positive
+    temperature: Positive
 
 
 class CertifiedIntervalConfig(Config):
@@ -69,12 +76,12 @@ class CertifiedIntervalConfig(Config):
     """
 
     kind: Literal["certified-interval"]
-    eps: PositiveFloat
-    test_eps: PositiveFloat
+    eps: Positive
+    test_eps: Positive
     warm_up: float = Field(default=0.05, ge=0.0, le=1.0)
     ramp: float = Field(default=0.4, ge=0.0, le=1.0)
     clean: float = Field(default=0.0, ge=0.0, le=1.0)
-    regularisation: NonNegativeFloat = 0.5
+    regularisation: NonNegative = 0.5
 
     @model_validator(mode="after")
     def _ramp_ends_after_the_warm_up(self) -> "CertifiedIntervalConfig":
@@ -98,7 +105,7 @@ class PathIntegralLyapunovConfig(Config):
 
     kind: Literal["lyapunov-path-integral"]
     through_solver: bool = True
-    rate: PositiveFloat | None = None
+    rate: Positive | None = None
 
 
 class InvarianceConfig(Config):
@@ -106,8 +113,8 @@ class InvarianceConfig(Config):
 
     kind: Literal["invariance-monte-carlo"]
     states: Width = 64
-    rate: PositiveFloat
-    leak: NonNegativeFloat = 0.0
+    rate: Positive
+    leak: NonNegative = 0.0
 
 
 class AdversarialConfig(Config):
@@ -118,25 +125,25 @@ class AdversarialConfig(Config):
 
     kind: Literal["adversarial"]
     norm: Norm = Norm.LINF
-    eps: PositiveFloat
+    eps: Positive
     steps: Iterations
-    step_size: PositiveFloat | None = None
+    step_size: Positive | None = None
 
 
 class SteadyStateConfig(Config):
     """TisODE's loss: cross-entropy and the distance still travelled after the horizon."""
 
     kind: Literal["steady-state"]
-    weight: PositiveFloat
+    weight: Positive
 
 
 class StableEquilibriumConfig(Config):
     """SODEF's loss: cross-entropy and a stable equilibrium where the solution ends."""
 
     kind: Literal["stable-equilibrium"]
-    equilibrium: NonNegativeFloat
-    diagonal: NonNegativeFloat
-    dominance: NonNegativeFloat
+    equilibrium: NonNegative
+    diagonal: NonNegative
+    dominance: NonNegative
 
 
 class AugmentationConfig(Config):
@@ -146,10 +153,10 @@ class AugmentationConfig(Config):
     cut; `flip` mirrors every other image.
     """
 
-    rotate: NonNegativeFloat = 0.0
-    shift: NonNegativeFloat = 0.0
-    scale: NonNegativeFloat = 0.0
-    shear: NonNegativeFloat = 0.0
+    rotate: NonNegative = 0.0
+    shift: NonNegative = 0.0
+    scale: NonNegative = 0.0
+    shear: NonNegative = 0.0
     crop: int = Field(default=0, ge=0, le=255)
     flip: bool = False
 
@@ -187,8 +194,8 @@ class TrainingConfig(Config):
     epochs: Iterations
     batch_size: Width = 64
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.0
+    learning_rate: Positive
+    weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "one-cycle", "cosine", "step"] = "one-cycle"
     cycles: Iterations = 1
     averaging: float = Field(default=0.0, ge=0.0, lt=1.0)

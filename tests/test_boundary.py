@@ -6,6 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
@@ -160,6 +161,12 @@ def test_a_line_is_never_longer_than_it_may_be(text: str) -> None:
     line = one_line(text * 40, 60)
     assert len(line) <= 60
     assert line.isprintable()
+
+
+def test_a_message_of_many_long_words_is_cut_at_once() -> None:
+    started = time.perf_counter()
+    assert len(one_line("long-words-and-more-of-them " * 100_000)) == MESSAGE_LENGTH
+    assert time.perf_counter() - started < 1
 
 
 def test_a_line_that_is_short_enough_is_left_as_it_is() -> None:

@@ -70,6 +70,7 @@ def test_numbers_in_a_recipe_have_bounds(recipe_folder: Path, setting: str, numb
         "cycles = 1000000000",
         "augmentation = { crop = 1000000000 }",
         "learning_rate = 1e999",
+        "weight_decay = 1e308",
     ],
 )
 def test_settings_of_training_have_bounds(recipe_folder: Path, line: str) -> None:
@@ -108,6 +109,16 @@ def test_a_suite_beyond_all_bounds_is_refused(tmp_path: Path, old: str, new: str
     file = tmp_path / "suite.toml"
     file.write_text(edited(SUITE, old, new), encoding="utf-8")
     assert "suite.toml" in refusal(load_suite, str(file))
+
+
+def test_means_of_another_number_of_channels_are_refused_before_training(
+    recipe_folder: Path,
+) -> None:
+    file = recipe_folder / "recipe.toml"
+    two = "[model]\nnormalise = { mean = [0.1, 0.2], std = [1.0, 1.0] }"
+    text = edited(file.read_text(encoding="utf-8"), "[model]", two)
+    file.write_text(text, encoding="utf-8")
+    assert "1 means for as many channels" in refusal(read_recipe(recipe_folder).build)
 
 
 def test_a_recipe_that_memory_cannot_hold_is_refused_before_it_is_built(

@@ -10,8 +10,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
     field_validator,
     model_validator,
 )
@@ -33,7 +31,7 @@ from robustness.data import require_known
 from robustness.errors import UsageError
 from robustness.evaluation.cascade import Effort, WorstCase
 from robustness.files import read_toml
-from robustness.inputs import Count, Iterations, Name, Seed, Width
+from robustness.inputs import Count, Iterations, Name, NonNegative, Positive, Seed, Width
 from robustness.nets.config import Config
 from robustness.threat import Norm, ThreatModel, parse_eps
 
@@ -96,7 +94,7 @@ class PGDConfig(_AttackConfig):
     kind: Literal["pgd"]
     steps: Iterations = 20
     restarts: Iterations = 1
-    relative_step: PositiveFloat | None = None
+    relative_step: Positive | None = None
 
 
 class MIFGSMConfig(_AttackConfig):
@@ -105,7 +103,7 @@ class MIFGSMConfig(_AttackConfig):
     attack = MIFGSM
     kind: Literal["mi-fgsm"]
     steps: Iterations = MIFGSM.steps
-    decay: NonNegativeFloat = MIFGSM.decay
+    decay: NonNegative = MIFGSM.decay
 
 
 class APGDConfig(_AttackConfig):
@@ -166,7 +164,7 @@ class SmoothingConfig(Config):
 
     name: Literal["smoothing"]
     models: list[str] = Field(default=["*"], min_length=1)
-    sigma: PositiveFloat = SmoothingCertificate.sigma
+    sigma: Positive = SmoothingCertificate.sigma
     samples: Count = SmoothingCertificate.samples
     selection: Count = SmoothingCertificate.selection
     alpha: float = Field(default=SmoothingCertificate.alpha, gt=0, lt=1)

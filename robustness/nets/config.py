@@ -6,12 +6,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
     model_validator,
 )
 from torch import nn
 
-from robustness.inputs import MOST_LAYERS, Depth, Iterations, Kernel, Width
+from robustness.inputs import MOST_LAYERS, Depth, Iterations, Kernel, Positive, Width
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.convolutions import ConvEncoder, ConvReLUEncoder, ConvResidualClassifier
@@ -42,7 +41,7 @@ class NormaliseConfig(Config):
     """Per-channel mean and standard deviation, in pixels of [0, 1]."""
 
     mean: list[float] = Field(default=[0.0], min_length=1)
-    std: list[PositiveFloat] = Field(default=[1.0], min_length=1)
+    std: list[Positive] = Field(default=[1.0], min_length=1)
 
     def build(self, channels: int) -> Normalise:
         """The normalising layer; one value stands for all channels."""
@@ -51,6 +50,8 @@ class NormaliseConfig(Config):
             mean = mean * channels
         if len(std) == 1:
             std = std * channels
+        if len(mean) != channels:
+            raise ValueError(f"expected {channels} means for as many channels, got {mean}")
         return Normalise(list(mean), list(std))
 
 
@@ -180,7 +181,7 @@ class LyaNetFieldConfig(Config):
     kind: Literal["lyanet"]
     variant: Literal["normalised", "simplex"]
     width: Width
-    gain: PositiveFloat = 1.0
+    gain: Positive = 1.0
 
     @property
     def features(self) -> int | None:
@@ -197,7 +198,7 @@ class TargetSeekingFieldConfig(Config):
     """Relaxation towards a target that is affine in the features."""
 
     kind: Literal["target-seeking"]
-    gain: PositiveFloat = 1.0
+    gain: Positive = 1.0
     coupling: float = Field(default=0.0, ge=0.0)
 
     @property
@@ -215,7 +216,7 @@ class SimplexFieldConfig(Config):
 
     kind: Literal["simplex"]
     width: Width
-    gain: PositiveFloat = 1.0
+    gain: Positive = 1.0
 
     @property
     def features(self) -> int | None:
@@ -234,7 +235,7 @@ class FixedStepConfig(Config):
     kind: Literal["fixed"] = "fixed"
     method: FixedMethod
     steps: Iterations
-    horizon: PositiveFloat = 1.0
+    horizon: Positive = 1.0
     gradient: Literal["backprop", "adjoint"] = "backprop"
 
     def build(self) -> Solver:
@@ -247,9 +248,9 @@ class AdaptiveConfig(Config):
 
     kind: Literal["adaptive"]
     method: Literal["dopri5", "bosh3", "adaptive_heun"] = "dopri5"
-    rtol: PositiveFloat = 1e-5
-    atol: PositiveFloat = 1e-5
-    horizon: PositiveFloat = 1.0
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    horizon: Positive = 1.0
     max_steps: Iterations = 1000
     gradient: Literal["backprop", "adjoint"] = "backprop"
     coupled: bool = False
