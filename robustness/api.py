@@ -11,7 +11,14 @@ from pydantic import ValidationError
 
 from robustness import inputs
 from robustness.arithmetic import reproducible_arithmetic
-from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind, Limit
+from robustness.certificates import (
+    CERTIFICATES,
+    DETERMINISTIC,
+    CertifiedRadius,
+    Kind,
+    Limit,
+    ProgramCertificate,
+)
 from robustness.data import DATASETS, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
 from robustness.evaluation.leaderboard import (
@@ -38,6 +45,9 @@ from robustness.evaluation.suite import AuditConfig, Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
 from robustness.evaluation.units import Schedule
 from robustness.files import describe_validation, replace_file, require_own
+from robustness.programs.graph import Refusal
+from robustness.programs.network import Network
+from robustness.programs.record import record
 from robustness.recipe import read_recipe
 from robustness.reporting.card import CARD_FILE, card_text
 from robustness.reporting.report import require_report_folder, write_report
@@ -323,18 +333,72 @@ def certified_accuracy(
     return Proportion.of(proved, len(rows))
 
 
-def _certified_sample(record: SampleRecord, norm: Norm) -> CertifiedSample:
-    claims = record.claims.get(norm, [])
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of the program that predicts with a model.
+
+    Attributes:
+        operations: how many there are of each name; empty where it cannot be recorded.
+        refusal: why it cannot be recorded or bounded; None where it can.
+        cut: name and size of the narrowest value that all later ones know the image by, if any.
+        certificates: why each certificate refuses it, in each norm; None where it applies.
+    """
+
+    operations: dict[str, int]
+    refusal: str | None
+    cut: tuple[str, int] | None
+    certificates: dict[str, dict[Norm, str | None]]
+
+
+def inspect(model: str, *, data: str | None = None, data_dir: Path | None = None) -> Inspection:
+    """Record the program that predicts with a model, and ask each certificate what it says of it.
+
+    Args:
+        model: zoo name, folder or `package.module:factory`.
+        data: data set whose images it takes, by default the one the model was trained on.
+        data_dir: folder with the official image files.
+
+    Raises:
+        UsageError: the model or the data are not usable.
+    """
+    loaded = load_model(model)
+    shape = (
+        loaded.recipe.data.shape
+        if loaded.recipe is not None and data is None
+        else load_images(data or _data_of(model), "test", data_dir).shape
+    )
+    operations: dict[str, int] = {}
+    refusal, cut = None, None
+    try:
+        program = record(loaded.module, shape)
+        operations = dict(program.kinds.most_common())
+        network = Network(program)
+        if network.cut is not None:
+            node = network.node(network.cut)
+            cut = node.name, node.size
+    except Refusal as refused:
+        refusal = str(refused)
+    certificates = {
+        name: {norm: certificate.refusal(loaded.module, norm) for norm in Norm}
+        for name, certificate in CERTIFICATES.items()
+    }
+    if refusal is not None:
+        certificates[ProgramCertificate.name] = dict.fromkeys(Norm, refusal)
+    return Inspection(operations, refusal, cut, certificates)
+
+
+def _certified_sample(sample: SampleRecord, norm: Norm) -> CertifiedSample:
+    claims = sample.claims.get(norm, [])
     nothing = CertifiedRadius(
         0.0, norm, Kind.CERTIFIED, "none", "no certificate applies", Limit.OTHER
     )
     # The strongest kind of claim that says anything; where none does, what was tried first.
-    best = next((c for c in (record.best(norm, kind) for kind in Kind) if c is not None), None)
+    best = next((c for c in (sample.best(norm, kind) for kind in Kind) if c is not None), None)
     chosen = best or next(iter(claims), nothing)
     return CertifiedSample(
-        record.index,
-        record.label,
-        -1 if record.prediction is None else record.prediction,
+        sample.index,
+        sample.label,
+        -1 if sample.prediction is None else sample.prediction,
         chosen.radius,
         chosen.kind if claims else None,
         chosen.certificate,

@@ -205,7 +205,9 @@ def certify(
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "L2",
     certificate: Annotated[
         str | None,
-        typer.Option("--certificate", help="Run only this one; smoothing runs only if named."),
+        typer.Option(
+            "--certificate", help="Run only this one; program and smoothing run only if named."
+        ),
     ] = None,
     samples: Samples = None,
     csv_file: Annotated[
@@ -266,6 +268,33 @@ def certify(
     if not proved:
         reason, _ = Counter(row.reason for row in rows).most_common(1)[0]
         _print_whole(f"No image is certified, most often because of this: {reason}.")
+
+
+@app.command()
+def inspect(
+    model: ModelName,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data set; the model's own by default.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the program that predicts with a model, and what each certificate says of it."""
+    found = api.inspect(model, data=data, data_dir=data_dir)
+    if found.operations:
+        table = Table(title=escape(f"{model}: {sum(found.operations.values())} operations"))
+        table.add_column("operation")
+        table.add_column("times", justify="right")
+        for name, count in found.operations.items():
+            table.add_row(name, str(count))
+        answers.print(table)
+    if found.cut is not None:
+        name, size = found.cut
+        _print_whole(f"narrowest place: {plural(size, 'number')} given by {name}")
+    if found.refusal is not None:
+        _print_whole(f"the program is not bounded: {found.refusal}")
+    for certificate, answers_of in found.certificates.items():
+        for norm, refusal in answers_of.items():
+            _print_whole(f"{certificate}, {norm}: {refusal or 'applies'}")
 
 
 def _radii(rows: list[api.CertifiedSample]) -> str:

@@ -10,7 +10,7 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import Normalise
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
-from robustness.programs import predicts_each_by_itself
+from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model, zoo_names
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustness.programs import predicts_each_by_itself
+from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import Norm, ThreatModel
 
 # A proposal may overshoot its ball by float32 rounding and is then projected; one that

@@ -12,16 +12,19 @@ from robustness.certificates.invariance import InvarianceCertificate
 from robustness.certificates.limits import Limit
 from robustness.certificates.lipschitz_margin import LipschitzMarginCertificate
 from robustness.certificates.lyapunov import LyapunovCertificate
+from robustness.certificates.program import ProgramCertificate
 from robustness.certificates.smoothing import SmoothingCertificate
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 
 __all__ = [
     "CERTIFICATES",
     "DETERMINISTIC",
+    "PROVING",
     "Certificate",
     "CertifiedRadius",
     "Kind",
     "Limit",
+    "ProgramCertificate",
     "SmoothingCertificate",
     "best",
     "settings_of",
@@ -42,8 +45,12 @@ DETERMINISTIC: dict[str, Certificate] = {
 
 CERTIFICATES: dict[str, Certificate] = {
     **DETERMINISTIC,
+    ProgramCertificate.name: ProgramCertificate(),
     SmoothingCertificate.name: SmoothingCertificate(),
 }
+
+# Those whose radii are proofs, which every run attacks: all but the one that draws random numbers.
+PROVING = tuple(name for name in CERTIFICATES if name != SmoothingCertificate.name)
 
 
 def settings_of(certificate: Certificate) -> str:

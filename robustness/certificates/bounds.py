@@ -25,7 +25,7 @@ from robustness.numerics import arithmetic, norms
 from robustness.numerics.arithmetic import FLOAT64_ROOM
 from robustness.numerics.norms import lengths
 from robustness.numerics.upper_bound import UpperBound, proved
-from robustness.programs import altered_library, unaltered
+from robustness.programs.trust import altered_library, unaltered
 
 # No norm is bounded of weights below this in a float64 program; float32 has none whose squares
 # float64 would lose.

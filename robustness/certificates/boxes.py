@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from robustness.nets.encoders import Normalise
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM, rounding_of_entries
-from robustness.programs import unaltered
+from robustness.programs.trust import unaltered
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.numerics import arithmetic, norms
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM
 from robustness.numerics.upper_bound import UpperBound
-from robustness.programs import unaltered
+from robustness.programs.trust import unaltered
 from robustness.threat import Norm
 
 # Room that keeps 0 < h * kappa <= 1 true in the program's arithmetic as well.

@@ -23,7 +23,7 @@ from robustness.nets.continuous import ContinuousNet
 from robustness.nets.convolutions import ConvResidualClassifier
 from robustness.numerics import arithmetic, norms
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM
-from robustness.programs import unaltered
+from robustness.programs.trust import unaltered
 from robustness.threat import Norm
 
 

@@ -16,7 +16,7 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
-from robustness.programs import unaltered
+from robustness.programs.trust import unaltered
 
 # Room that keeps 0 < h * kappa <= 1 true in float32 arithmetic as well.
 _STEP_ROOM = 1e-4

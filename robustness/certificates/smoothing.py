@@ -26,7 +26,7 @@ from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.sharing import shared
 from robustness.errors import UsageError
-from robustness.programs import predicts_each_by_itself
+from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import Norm
 
 # Noisy copies per forward pass; a part of what is computed, since sums depend on a batch's shape.

@@ -14,6 +14,7 @@ from torch import Tensor
 from robustness.certificates import boxes, linear_bounds
 from robustness.certificates.boxes import Box
 from robustness.certificates.constants import flow_allowance
+from robustness.certificates.search import RadiusSearch
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.fields import TargetSeekingField
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM, FLOAT64_ROOM
@@ -138,7 +139,7 @@ def box_radii(
     nothing rests on how the margin behaves between two of them.
     """
     at_centre = box_margins(model, images, labels, torch.zeros(len(images)))
-    search = _Search(at_centre.worst)
+    search = RadiusSearch(at_centre.worst, _FIRST_GUESS, _TOLERANCE)
     rival = at_centre.margins.argmin(dim=1)
     linear, allowance = torch.zeros_like(rival, dtype=torch.bool), at_centre.allowance.clone()
     for _ in range(_MOST_ROUNDS):
@@ -157,51 +158,3 @@ def box_radii(
     share = (allowance / exact).gather(1, rival.unsqueeze(1)).squeeze(1)
     radii = torch.where(search.verified >= _SMALLEST, search.verified, 0.0)
     return BoxRadii(radii, rival, linear, share)
-
-
-class _Search:
-    """Brackets of the largest radius with a positive margin, closed from both sides.
-
-    Args:
-        margins: the margins at radius zero, shape (n,); without one that is positive a search
-            is over before it begins.
-    """
-
-    def __init__(self, margins: Float[Tensor, " n"]) -> None:
-        holds = margins > 0
-        self.verified = torch.zeros_like(margins)
-        self.failed = torch.where(holds, torch.inf, torch.zeros_like(margins))
-        self._above, self._below = margins.clone(), torch.full_like(margins, torch.nan)
-        self._last = torch.zeros_like(margins)
-
-    @property
-    def open(self) -> Bool[Tensor, " n"]:
-        """Which brackets are still to be closed; none is once the box is every image."""
-        narrow = self.failed - self.verified <= _TOLERANCE * self.failed
-        return (self.verified < 1) & (self.failed.isinf() | ~narrow)
-
-    @property
-    def guess(self) -> Float[Tensor, " n"]:
-        """The next radius to try: twice the last while nothing has failed, then a chord's root."""
-        growing = torch.where(self.verified > 0, 2 * self.verified, _FIRST_GUESS).clamp_max(1)
-        share = self._above / (self._above - self._below)
-        # The chord of a bracket that is nearly closed on one side ends well within the tolerance.
-        edge = (_TOLERANCE * self.failed / (self.failed - self.verified) / 2).clamp_max(0.5)
-        share = torch.where(share.isfinite(), share, 0.5)
-        share = torch.minimum(torch.maximum(share, edge), 1 - edge)
-        inside = self.verified + share * (self.failed - self.verified)
-        return torch.where(self.failed.isinf(), growing, inside)
-
-    def record(self, part: Int[Tensor, " m"], margins: Float[Tensor, " m"]) -> None:
-        """Take in the margins of the guesses of `part`; what is not positive has failed."""
-        guess, holds = self.guess[part], margins > 0
-        side = 2 * holds.to(margins.dtype) - 1
-        again = side == self._last[part]
-        # An end that stays in place counts half, or the chord would creep up from one side.
-        above = torch.where(again & ~holds, self._above[part] / 2, self._above[part])
-        below = torch.where(again & holds, self._below[part] / 2, self._below[part])
-        self._above[part] = torch.where(holds, margins, above)
-        self._below[part] = torch.where(holds, below, margins)
-        self.verified[part] = torch.where(holds, guess, self.verified[part])
-        self.failed[part] = torch.where(holds, self.failed[part], guess)
-        self._last[part] = side

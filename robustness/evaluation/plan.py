@@ -22,7 +22,7 @@ from torch import nn
 
 from robustness import evaluation
 from robustness.attacks import Attack, nearest_version
-from robustness.certificates import DETERMINISTIC, settings_of
+from robustness.certificates import PROVING, settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError
 from robustness.evaluation.audit import NAME as AUDIT
@@ -360,7 +360,7 @@ def _certified_norms(jobs: list[Job], model: int) -> list[Norm]:
     speaking = (
         job.norm
         for job in jobs
-        if job.model == model and job.name in DETERMINISTIC and job.refusal is None
+        if job.model == model and job.name in PROVING and job.refusal is None
     )
     return list(dict.fromkeys(norm for norm in speaking if norm is not None))
 

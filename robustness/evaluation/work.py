@@ -32,7 +32,7 @@ from robustness.nets.classifiers import (
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.flow import course, without_flow
 from robustness.nets.solvers import FixedStepSolver
-from robustness.programs import predicts_each_by_itself
+from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import ThreatModel
 
 # Times at which V(t) is recorded for solvers that have no grid of their own.

@@ -1,0 +1,150 @@
+"""Bounds of the program that predicts, whoever wrote it: any fixed-step model, solver included.
+
+The program is recorded (`programs.record`) and the margins of the label over every other class are
+bounded from below over the ball by lines through the whole program, its rounding included
+(`programs.network`). The radius is the largest one that was itself verified.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustness.certificates import bounds
+from robustness.certificates.base import CertifiedRadius, Kind, require_pixels
+from robustness.certificates.limits import Limit
+from robustness.certificates.lyapunov import SHRINK
+from robustness.certificates.search import RadiusSearch
+from robustness.certificates.sharing import shared
+from robustness.programs.graph import Refusal
+from robustness.programs.network import Ball, Bounds, Network, margin_rows
+from robustness.programs.record import record
+from robustness.threat import Norm
+
+# Images that are bounded together.
+_TOGETHER = 16
+# Where the search for a radius starts in each norm, the relative width at which it ends, the
+# number of radii tried, and the smallest one given.
+_FIRST = {Norm.LINF: 0.004, Norm.L2: 0.05}
+_TOLERANCE, _MOST_ROUNDS, _SMALLEST = 2**-5, 16, 1e-6
+# Share of a margin from which rounding is named as what limits a radius.
+_MUCH_ROUNDING = 0.1
+
+
+@shared
+def network_of(model: nn.Module, shape: tuple[int, int, int]) -> Network:
+    """The recorded program of a model, with the rules of its operations.
+
+    Raises:
+        Refusal: it cannot be recorded, or an operation has no rule.
+    """
+    return Network(record(model, shape))
+
+
+@dataclass(frozen=True)
+class ProgramCertificate:
+    """Lines through the recorded program (CROWN, arXiv 1811.00866, on general graphs)."""
+
+    name: str = "program"
+
+    def refusal(self, model: nn.Module, norm: Norm) -> str | None:
+        """Why rounding is not bounded; what recording refuses is said of each image."""
+        del norm
+        if model.training:
+            return "the model is in training mode; call eval() first"
+        dtype = getattr(model, "dtype", torch.float32)
+        return bounds.refusal_of_arithmetic(model, dtype)
+
+    @torch.no_grad()
+    def certify(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        norm: Norm,
+    ) -> list[CertifiedRadius]:
+        """The radius of each image; see `Certificate.certify`.
+
+        Raises:
+            ValueError: the arithmetic is one that no bound holds for.
+        """
+        require_pixels(model, images)
+        lacking = self.refusal(model, norm)
+        if lacking is not None:
+            raise ValueError(f"expected a model with a proof, got one without: {lacking}")
+        channels, height, width = images.shape[1:]
+        try:
+            network = network_of(model, (channels, height, width))
+        except Refusal as refused:
+            none = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, str(refused), Limit.OTHER)
+            return [none] * len(images)
+        found: list[CertifiedRadius] = []
+        for start in range(0, len(images), _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            found += self._certify(network, images[part], labels[part], norm)
+        return found
+
+    def _certify(
+        self, network: Network, images: Tensor, labels: Tensor, norm: Norm
+    ) -> list[CertifiedRadius]:
+        logits = torch.cat([network.program.run(image.unsqueeze(0)) for image in images])
+        finite = logits.isfinite().all(dim=1)
+        right = finite & (logits.argmax(dim=1) == labels)
+        results = [
+            self._none(norm, "the prediction is wrong" if sane else "the logits are not finite")
+            for sane in finite.tolist()
+        ]
+        chosen = right.nonzero().squeeze(1)
+        if len(chosen):
+            claims = self._radii(network, images[chosen], labels[chosen], logits[chosen], norm)
+            for place, claim in zip(chosen.tolist(), claims, strict=True):
+                results[place] = claim
+        return results
+
+    def _none(self, norm: Norm, reason: str) -> CertifiedRadius:
+        return CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, reason, Limit.PREDICTION)
+
+    def _radii(
+        self, network: Network, images: Tensor, labels: Tensor, logits: Tensor, norm: Norm
+    ) -> list[CertifiedRadius]:
+        rows, rivals = margin_rows(logits.shape[1], labels)
+        exact = (rows.squeeze(2) @ logits.double().unsqueeze(2)).squeeze(2)
+
+        def margins(part: Tensor, radii: Tensor) -> Tensor:
+            ball = Ball(images[part].double().unsqueeze(1), radii, norm)
+            bound = Bounds(network, ball, network.bends)
+            return bound.lower(len(network) - 1, rows[part])
+
+        every = torch.arange(len(images))
+        at_centre = margins(every, torch.zeros(len(images), dtype=torch.float64))
+        pixels = images[0].numel()
+        largest = 1.0 if norm is Norm.LINF else float(pixels) ** 0.5
+        search = RadiusSearch(at_centre.amin(dim=1), _FIRST[norm], _TOLERANCE, largest)
+        rival = at_centre.argmin(dim=1)
+        for _ in range(_MOST_ROUNDS):
+            part = (search.open & (search.failed > _SMALLEST)).nonzero().squeeze(1)
+            if len(part) == 0:
+                break
+            found = margins(part, search.guess[part])
+            search.record(part, found.amin(dim=1))
+            failed = ~(found.amin(dim=1) > 0)
+            rival[part[failed]] = found.argmin(dim=1)[failed]
+        radii = torch.where(search.verified >= _SMALLEST, search.verified, 0.0) * SHRINK
+        taken = ((exact - at_centre) / exact).gather(1, rival.unsqueeze(1)).squeeze(1)
+        against = rivals.gather(1, rival.unsqueeze(1)).squeeze(1)
+        return [
+            self._claim(norm, radius, share, int(j))
+            for radius, share, j in zip(radii.tolist(), taken.tolist(), against, strict=True)
+        ]
+
+    def _claim(self, norm: Norm, radius: float, share: float, rival: int) -> CertifiedRadius:
+        if radius <= 0 and not share < 1:
+            reason, limit = f"margin over class {rival} is within rounding", Limit.ROUNDING
+        else:
+            reason = f"lines through the program bound the margin over class {rival}"
+            limit = Limit.ENCODER
+            if share > _MUCH_ROUNDING:
+                reason += f", of which rounding takes {share:.0%}"
+                limit = Limit.ROUNDING
+        return CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason, limit)

@@ -1,0 +1,1 @@
+"""Programs: recorded, bounded, and known to be what their classes say."""

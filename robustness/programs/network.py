@@ -1,0 +1,355 @@
+"""Bounds of a recorded program: boxes forwards, lines backwards, rounding as further unknowns.
+
+Let v_i be the value of node i as the program computes it: v_i = op_i(v_parents) + d_i, with
+|d_i| <= rho_i entry by entry (`Operation.rounding`). Boxes of the computed values follow by
+induction. A linear function A_m v_m of the output is followed backwards: at each node i its row of
+coefficients A_i is replaced by rows of the parents (`Operation.lines`), and the unknown d_i costs
+exactly |A_i| rho_i. What is left is linear in the pixels, and its least value over the ball is
+known. The bound holds for the program that runs, in whatever order its sums are added.
+
+The float64 arithmetic of the bound itself gets a room: every replacement at node i errs by at most
+some 2^-52 times the number of terms of |A_i| times the largest absolute values on either side,
+for which `_room` is charged on both. For float64 programs the unit of rounding is counted twice,
+once for the program and once for the bound.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustness.numerics.arithmetic import computed_in
+from robustness.programs.boxes import Box
+from robustness.programs.forms import Form, advanced
+from robustness.programs.graph import Node, Program
+from robustness.programs.operations import Operation, operation_of
+from robustness.programs.operations.base import Rows, unit_rows
+from robustness.programs.operations.elementwise import Rectifier
+from robustness.threat import Norm
+
+# Share of |A_i| |v_i| charged at each node for float64: some terms' worth, and one for each term.
+_ROOM, _ROOM_PER_TERM = 2.0**-42, 2.0**-51
+# Largest value that affine forms are carried for.
+_SMALL = 256
+# Halvings of the multiplier of the l2 ball's constraint.
+_MULTIPLIER_ROUNDS = 40
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The images that a bound is about: a ball around each of n images, within [0, 1].
+
+    Attributes:
+        images: centres, float64, shape (n, 1, c, h, w).
+        radii: shape (n,).
+        norm: the ball's norm.
+    """
+
+    images: Float[Tensor, "n 1 c h w"]
+    radii: Float[Tensor, " n"]
+    norm: Norm
+
+    @property
+    def box(self) -> Box:
+        """The smallest box of pixels around it."""
+        return Box.around(self.images, self.radii)
+
+    def lanes(self, part: Tensor | slice) -> "Ball":
+        """The balls of some images."""
+        return Ball(self.images[part], self.radii[part], self.norm)
+
+    def least(self, rows: Rows) -> Float[Tensor, "n r"]:
+        """The least value of linear functions of the pixels over the ball and the box [0, 1].
+
+        For an l2 ball by weak duality: for any multiplier m >= 0 the minimum over the box of
+        a x + m (|x - c|^2 - eps^2) is no greater. The best multiplier is sought by bisection, and
+        the box around the ball gives another bound.
+        """
+        box = self.box
+        a = rows.flatten(2)
+        centre, half = (p.flatten(1).unsqueeze(2) for p in (box.centre, box.half))
+        by_box = (a @ centre - a.abs() @ half).squeeze(2)
+        if self.norm is Norm.LINF:
+            return by_box
+        pixels = self.images.flatten(1).unsqueeze(1)
+        radii = self.radii.double().view(-1, 1)
+        length = torch.linalg.vector_norm(a, dim=2)
+        # Without the pixel box the best multiplier is |a| / (2 eps); with it a smaller one.
+        high = (length / (2 * radii.clamp_min(1e-30))).clamp_min(1e-30)
+        low = high * 1e-6
+        best = torch.maximum(by_box, self._dual(a, pixels, radii, high)[0])
+        for _ in range(_MULTIPLIER_ROUNDS):
+            middle = (low * high).sqrt()
+            value, distance = self._dual(a, pixels, radii, middle)
+            best = torch.maximum(best, value)
+            outside = distance > radii
+            low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+        return best
+
+    def _dual(self, a: Tensor, pixels: Tensor, radii: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        x = (pixels - a / (2 * m.unsqueeze(2))).clamp(0, 1)
+        squares = ((x - pixels) ** 2).sum(dim=2)
+        return (a * x).sum(dim=2) + m * (squares - radii**2), squares.sqrt()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of a network.
+
+    Attributes:
+        operation: its rules.
+        parents: steps that it takes its operands from.
+        behind_bend: whether a bent operation lies between it and the pixels, so that lines may
+            give a narrower box than intervals do.
+        terms: a bound on the number of terms of any sum of its float64 rules.
+    """
+
+    operation: Operation
+    parents: tuple[int, ...]
+    behind_bend: bool
+    terms: int
+
+
+class Network:
+    """A program with the rules of its operations.
+
+    Args:
+        program: what was recorded.
+
+    Raises:
+        Refusal: an operation has no rule.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        places = {node.index: i for i, node in enumerate(program.nodes)}
+        self.steps: list[Step | None] = [None]
+        bent = [False]
+        for node in program.nodes[1:]:
+            operation = operation_of(node)
+            parents = tuple(places[parent.index] for parent in node.parents)
+            behind = any(bent[p] or not _is_affine(self.steps[p]) for p in parents)
+            bent.append(behind)
+            terms = node.size + sum(parent.size for parent in node.parents)
+            self.steps.append(Step(operation, parents, behind, terms))
+        self.uses: list[list[int]] = [[] for _ in self.steps]
+        for i, step in enumerate(self.steps):
+            for p in () if step is None else step.parents:
+                self.uses[p].append(i)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @cached_property
+    def cut(self) -> int | None:
+        """The first step that all later ones know the image by, all of them small.
+
+        None where nothing bent stands behind it, or where what stands there is large.
+        """
+        last_use = [max(uses, default=len(self)) for uses in self.uses]
+        reach, found = -1, None
+        for i in range(len(self) - 1):
+            alone = reach <= i
+            reach = max(reach, last_use[i])
+            if alone and i > 0 and all(self.node(j).size <= _SMALL for j in range(i, len(self))):
+                found = i
+                break
+        if found is None or all(_is_affine(step) for step in self.steps[found + 1 :]):
+            return None
+        return found
+
+    def node(self, i: int) -> Node:
+        """The recorded node of a step."""
+        return self.program.nodes[i]
+
+    @cached_property
+    def bends(self) -> list[int]:
+        """Operands of rectifiers in front of the cut whose boxes lines can narrow."""
+        if self.cut is None:
+            return []
+        found = [
+            step.parents[0]
+            for step in self.steps[: self.cut + 1]
+            if step is not None and isinstance(step.operation, Rectifier)
+        ]
+        return [i for i in found if (step := self.steps[i]) is not None and step.behind_bend]
+
+
+def _is_affine(step: Step | None) -> bool:
+    return step is None or step.operation.affine
+
+
+class Bounds:
+    """Boxes of every step of a network over balls, and lines through them.
+
+    Args:
+        network: the program.
+        ball: the images.
+        refine: steps whose boxes are narrowed by lines, where they are undecided.
+    """
+
+    def __init__(self, network: Network, ball: Ball, refine: Sequence[int] = ()) -> None:
+        self.network, self.ball = network, ball
+        self.boxes: list[Box] = []
+        self.errors: list[Tensor | float] = []
+        self._forms: dict[int, Form] = {}
+        self._symbols = 0
+        wanted = set(refine)
+        for i, step in enumerate(network.steps):
+            if step is None:
+                self.boxes.append(ball.box)
+                self.errors.append(0.0)
+                continue
+            self._forward(i, step)
+            if i in wanted:
+                self.narrow(i)
+            if i == network.cut:
+                self._open_forms(i)
+
+    def _forward(self, i: int, step: Step) -> None:
+        operands = [self.boxes[p] for p in step.parents]
+        with arithmetic_of(step.operation.dtype):
+            exact = step.operation.interval(*operands)
+            error = step.operation.rounding(exact, *operands)
+        box = exact if isinstance(error, float) else exact.widened(error)
+        # What is not a number is not bounded.
+        low = torch.where(box.low.isnan(), -torch.inf, box.low)
+        high = torch.where(box.high.isnan(), torch.inf, box.high)
+        box = Box(low, high)
+        if self._forms:
+            form = advanced(
+                step.operation, [self._forms[p] for p in step.parents], operands, exact, error
+            )
+            form = form.within(box)
+            if not step.operation.affine:
+                form = form.settled(self._symbols)
+                self._symbols = form.generators.shape[1]
+            self._forms[i] = form
+            by_form = form.box
+            low = torch.where(by_form.low > box.low, by_form.low, box.low)
+            high = torch.where(by_form.high < box.high, by_form.high, box.high)
+            box = Box(low, high)
+        self.boxes.append(box)
+        self.errors.append(error)
+
+    def _open_forms(self, i: int) -> None:
+        """Write a step's value as an affine form of the pixels, by lines on either side."""
+        rows = unit_rows(self.boxes[i])
+        low, above_low = self._to_pixels(i, rows)
+        high, above_high = self._to_pixels(i, -rows)
+        high, above_high = -high, -above_high
+        pixels = self.ball.box
+        slope, gap = (low + high) / 2, (high - low) / 2
+        gap = gap.flatten(2)
+        middle, half = (p.flatten(1).unsqueeze(2) for p in (pixels.centre, pixels.half))
+        rest = (gap @ middle + gap.abs() @ half).squeeze(2) + (above_high - above_low) / 2
+        centre = (slope.flatten(2) @ middle).squeeze(2) + (above_high + above_low) / 2
+        generators = slope.flatten(2).mT * half
+        shape = self.boxes[i].low.shape
+        size = (low.abs().flatten(2) @ (middle.abs() + half)).squeeze(2) + rest.abs()
+        form = Form(
+            centre.view(shape),
+            generators.reshape(len(centre), -1, *shape[1:]),
+            (rest + _ROOM * size).view(shape),
+        )
+        form = form.settled(generators.shape[1])
+        self._symbols = form.generators.shape[1]
+        self._forms[i] = form
+        by_form = form.box
+        self.boxes[i] = Box(
+            torch.where(by_form.low > self.boxes[i].low, by_form.low, self.boxes[i].low),
+            torch.where(by_form.high < self.boxes[i].high, by_form.high, self.boxes[i].high),
+        )
+
+    def lower(self, step: int, rows: Rows) -> Float[Tensor, "n r"]:
+        """Lower bounds of linear functions A v of one step's computed value over the balls.
+
+        -inf where a box on the way is without bound.
+        """
+        pixels, offset = self._to_pixels(step, rows)
+        room = _ROOM + _ROOM_PER_TERM * pixels[0, 0].numel()
+        least = self.ball.least(pixels) - room * pixels.flatten(2).abs().sum(dim=2)
+        bound = offset + least
+        return torch.where(bound.isnan(), -torch.inf, bound)
+
+    def _to_pixels(self, step: int, rows: Rows) -> tuple[Tensor, Float[Tensor, "n r"]]:
+        """Linear functions of the pixels that are nowhere above linear functions of a step."""
+        pending: dict[int, Tensor] = {step: rows}
+        offset = rows.new_zeros(rows.shape[:2])
+        for i in range(step, 0, -1):
+            given = self.network.steps[i]
+            if i not in pending or given is None:
+                continue
+            a = pending.pop(i)
+            operands = [self.boxes[p] for p in given.parents]
+            parts, more = given.operation.lines(a, self.boxes[i], *operands)
+            offset = offset + more - self._charge(i, a)
+            for p, part in zip(given.parents, parts, strict=True):
+                if part is None:
+                    continue
+                if p in pending:
+                    # Rows that cancel have rounded all the same.
+                    met = pending[p].abs() + part.abs()
+                    offset = offset - _charged(met, _ROOM * self.boxes[p].size)
+                    part = pending[p] + part
+                pending[p] = part
+        if 0 not in pending:
+            pending[0] = rows.new_zeros(*rows.shape[:2], *self.boxes[0].low.shape[1:])
+        return pending[0], offset
+
+    def _charge(self, i: int, a: Tensor) -> Tensor:
+        step, box = self.network.steps[i], self.boxes[i]
+        assert step is not None
+        cost = self.errors[i] + (_ROOM + _ROOM_PER_TERM * step.terms) * box.size
+        return _charged(a.abs(), cost)
+
+    def narrow(self, i: int, most: int = 256) -> None:
+        """Narrow a step's box by lines on either side, at entries whose sign is not known.
+
+        Args:
+            i: the step.
+            most: entries of each image that are narrowed, those of the widest boxes first.
+        """
+        box = self.boxes[i]
+        count, shape = len(box.low), box.low.shape
+        low, high = box.low.flatten(1), box.high.flatten(1)
+        open_ = (low < 0) & (high > 0)
+        number = min(most, int(open_.sum(dim=1).max()))
+        if number == 0:
+            return
+        worth = torch.where(open_, torch.minimum(-low, high), -1.0)
+        chosen = worth.topk(number, dim=1).indices
+        rows = torch.zeros(count, number, low.shape[1], dtype=torch.float64)
+        rows.scatter_(2, chosen.unsqueeze(2), 1.0)
+        rows = rows.view(count, number, *shape[1:])
+        ends = self.lower(i, torch.cat([rows, -rows], dim=1))
+        below, above = ends[:, :number], -ends[:, number:]
+        low = low.scatter(1, chosen, torch.maximum(low.gather(1, chosen), below))
+        high = high.scatter(1, chosen, torch.minimum(high.gather(1, chosen), above))
+        self.boxes[i] = Box(low.view(shape), high.view(shape))
+
+
+def _charged(sizes: Tensor, cost: Tensor) -> Tensor:
+    """Sum |A| cost, where 0 times infinity is 0."""
+    a, c = sizes.flatten(2), cost.flatten(1).unsqueeze(2)
+    if bool(c.isfinite().all()):
+        return (a @ c).squeeze(2)
+    return torch.where(a > 0, a * c.squeeze(2).unsqueeze(1), 0.0).sum(dim=2)
+
+
+def arithmetic_of(dtype: torch.dtype) -> Any:
+    """The arithmetic that an operation rounds in; integers and truth values do not."""
+    return computed_in(dtype if dtype.is_floating_point else torch.float32)
+
+
+def margin_rows(
+    classes: int, labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n r 1 k"], Int[Tensor, "n r"]]:
+    """Rows e_y - e_j for every j other than the label y, and which j."""
+    others = torch.stack([torch.tensor([j for j in range(classes) if j != int(y)]) for y in labels])
+    eye = torch.eye(classes, dtype=torch.float64)
+    return (eye[labels].unsqueeze(1) - eye[others]).unsqueeze(2), others

@@ -1,0 +1,102 @@
+"""Operations that move entries about: every entry of the result is one of an operand or constant.
+
+One rule serves all of them: what stands where is found by running the operation on numbered
+entries.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from robustness.programs.boxes import Box
+from robustness.programs.graph import Node
+from robustness.programs.operations.base import Operation, Rows, dot, register
+
+
+@register(
+    *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "alias", "detach", "clone"),
+    *("contiguous", "unsqueeze", "squeeze", "expand", "permute", "transpose", "t", "select"),
+    *("slice", "split", "split_with_sizes", "chunk", "unbind", "cat", "stack", "repeat"),
+    *("constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "flip", "roll", "take", "place"),
+    *("narrow", "movedim", "lift_fresh", "as_strided", "_reshape_alias", "diagonal", "index"),
+    *("index_select", "reflection_pad1d", "reflection_pad2d", "replication_pad2d"),
+    *("channel_shuffle", "select_scatter", "slice_scatter", "upsample_nearest2d"),
+)
+class Selection(Operation):
+    """Views, permutations, slices, concatenations, paddings and writes of parts."""
+
+    affine = True
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        sizes = [parent.size for parent in node.parents]
+        numbered, start = [], 1
+        for parent, size in zip(node.parents, sizes, strict=True):
+            entries = torch.arange(start, start + size, dtype=torch.float64)
+            numbered.append(entries.view(parent.shape))
+            start += size
+        silent = _with_constants(node, torch.zeros_like)
+        self._where = silent.run(*numbered).flatten().long()
+        zeros = [torch.zeros(parent.shape, dtype=torch.float64) for parent in node.parents]
+        constants = _with_constants(node, lambda t: t).run(*zeros)
+        # A number that is filled in is rounded to the precision of the values.
+        self._constants = constants.to(node.dtype).double().flatten()
+        self._sizes = sizes
+        total = start - 1
+        moved = torch.arange(1, total + 1)
+        self._in_order = len(sizes) == 1 and torch.equal(self._where, moved)
+        used = self._where[self._where > 0]
+        self._once = len(used.unique()) == len(used)
+
+    def interval(self, *boxes: Box) -> Box:
+        """The same entries of the operands' boxes."""
+        constants = self._constants.view(self.shape)
+        return Box(
+            self.linear(*(box.low for box in boxes)) + constants,
+            self.linear(*(box.high for box in boxes)) + constants,
+        )
+
+    def linear(self, *values: Tensor | None) -> Tensor:
+        """The entries alone, and 0 where a constant stands."""
+        count = next(len(value) for value in values if value is not None)
+        if self._in_order:
+            assert values[0] is not None
+            return values[0].reshape(count, *self.shape)
+        parts = [torch.zeros(count, 1, dtype=torch.float64)]
+        for value, size in zip(values, self._sizes, strict=True):
+            zero = torch.zeros(count, size, dtype=torch.float64)
+            parts.append(zero if value is None else value.flatten(1))
+        return torch.cat(parts, dim=1)[:, self._where].view(count, *self.shape)
+
+    def lines(self, rows: Rows, out: Box, *boxes: Box) -> tuple[list[Tensor | None], Tensor]:
+        """The coefficients of each entry, put back to where it came from."""
+        del out
+        count, number = rows.shape[:2]
+        if self._in_order:
+            shape = boxes[0].low.shape[1:]
+            return [rows.reshape(count, number, *shape)], rows.new_zeros(count, number)
+        flat = rows.flatten(2)
+        back = rows.new_zeros(count, number, 1 + sum(self._sizes))
+        if self._once:
+            back[:, :, self._where] = flat
+        else:
+            back.index_add_(2, self._where, flat)
+        parts = back[:, :, 1:].split(self._sizes, dim=2)
+        found = [
+            part.reshape(count, number, *box.low.shape[1:])
+            for part, box in zip(parts, boxes, strict=True)
+        ]
+        offset = dot(rows, self._constants.expand(count, -1))
+        return list(found), offset
+
+
+def _with_constants(node: Node, change: Any) -> Node:
+    """The node with its constant values in float64, changed; indices stay as they are."""
+
+    def changed(value: Tensor) -> Tensor:
+        return change(value.double()) if value.is_floating_point() else value
+
+    args, kwargs = pytree.tree_map_only(Tensor, changed, (node.args, node.kwargs))
+    return Node(node.index, node.func, args, kwargs, node.shape, node.dtype, node.output)
