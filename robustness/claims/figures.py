@@ -124,9 +124,10 @@ def _label(protocol: str) -> str:
     kind, norm, eps = protocol.split()
     words = {
         "paper": "paper's protocol",
-        "pixels": "pixel units",
-        "wide": "pixel units",
-        "short": "shorter horizon",
+        "pixels": "PGD, pixel units",
+        "wide": "PGD, pixel units",
+        "short": "PGD, shorter horizon too",
+        "worst": "worst case",
     }
     assert set(words) == set(PROTOCOLS)
     return f"{words[kind]}\n{'ℓ∞' if norm == 'linf' else 'ℓ2'} {eps}"

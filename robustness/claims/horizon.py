@@ -1,7 +1,5 @@
 """V(t) and accuracy along the horizon, and what dopri5 needs at equal tolerance."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -61,12 +59,3 @@ def dopri5_evaluations(model: NeuralODEClassifier, images: ImageSet, tolerance: 
     features = model.features(images.images)
     alone = [solver.solve(model.field, model.initial_state(f), f).nfe for f in features.split(1)]
     return sum(alone) / len(alone)
-
-
-def shorter(model: NeuralODEClassifier, share: float) -> FixedStepSolver:
-    """The deployed solver stopped at about `share` of its steps, after one at least."""
-    solver = model.solver
-    if not isinstance(solver, FixedStepSolver):
-        raise TypeError(f"expected a fixed-step solver, got {type(solver).__name__}")
-    steps = max(1, round(share * solver.steps))
-    return replace(solver, steps=steps, horizon=steps * solver.step_size)

@@ -26,7 +26,7 @@ CAPTIONS = {
     ),
     "robustness": (
         "Robust accuracy under each protocol: dots are seeds, bars their 95% Student interval "
-        "(cut to 0 to 100%). A shorter horizon exists for class-state ODEs only."
+        "(cut to 0 to 100%). Figures of different protocols do not compare."
     ),
 }
 RULE = (
@@ -35,6 +35,38 @@ RULE = (
     "open. A claim holds if all its comparisons are better, does not hold if none is, and else "
     "holds only under the condition that its verdict names."
 )
+
+
+_PAPER_UNITS = (
+    "Paper's protocol: images are normalised first, and radius, step (2/255, ten steps) and the "
+    "clip to [0, 1] are in normalised units, which moves the background of every digit and cannot "
+    "reach the edge of the l2 ball."
+)
+
+# How robust accuracy was measured, by the edition of the protocols.
+_ATTACKED = {
+    1: (
+        f"{_PAPER_UNITS} An image counts as robust if it is classified rightly before that clip "
+        "and after the attack.",
+        "Pixel units: the same numbers on true pixels.",
+        f"l-infinity 0.1: {WIDE_STEPS} steps in pixel units on the deployed model. Shorter "
+        "horizon, for class-state ODEs: the same attack as well through the model read at a "
+        "quarter of the horizon with rescaled logits; an image is robust if neither attack fools "
+        "the deployed model.",
+        "All of these figures are by projected gradient descent on the cross-entropy in a loop "
+        "of the claims' own (edition 1). The worst case over views did not run: stronger attacks "
+        "may leave less, and no comparison of these figures tells which model is more robust.",
+    ),
+    2: (
+        f"{_PAPER_UNITS} As its script counts, by the accuracy on the images that it ends with, "
+        "in the ball or not.",
+        "Pixel units: PGD with the same numbers on true pixels.",
+        f"l-infinity 0.1: PGD with {WIDE_STEPS} steps on the deployed model, and the worst case "
+        "over views, the only figures of this report that are as good as a suite's. In pixel "
+        "units a sample is robust if it is classified rightly and no image that was found in "
+        "ball and box is classified otherwise, alone in its batch (edition 2).",
+    ),
+}
 
 
 class ClaimsSummary(Summary):
@@ -105,7 +137,7 @@ def _sections(seeds: Sequence[SeedResults], found: Sequence[Claim]) -> Iterator[
             f"Five small models, {EPOCHS} epochs each, seeds "
             f"{', '.join(str(s.seed) for s in seeds)}; accuracies on all test images, "
             "robustness on the first "
-            f"{seeds[0].robust['wide linf 0.1']['node'].total}. What follows is true of these "
+            f"{next(iter(seeds[0].robust.values()))['node'].total}. What follows is true of these "
             "models and this training budget, and need not be of longer trainings. The gain of "
             "lyanet is 1 here, as of the zoo's mnist/lyanet-gain-1.",
         ),
@@ -131,17 +163,7 @@ def _sections(seeds: Sequence[SeedResults], found: Sequence[Claim]) -> Iterator[
     )
     yield Section(
         "Adversarial robustness",
-        (
-            "Projected gradient descent on the cross-entropy. Paper's protocol: images are "
-            "normalised first, and radius, step (2/255, ten steps) and the clip to [0, 1] are in "
-            "normalised units, which moves the background of every digit and cannot reach the "
-            "edge of the l2 ball. An image counts as robust if it is classified rightly before "
-            "that clip and after the attack.",
-            "Pixel units: the same numbers on true pixels.",
-            f"l-infinity 0.1: {WIDE_STEPS} steps in pixel units on the deployed model. Shorter "
-            "horizon: the same attack as well through the model read at a quarter of the horizon "
-            "with rescaled logits; an image is robust if neither attack fools the deployed model.",
-        ),
+        _ATTACKED[seeds[0].edition],
         ("protocol", "model", "mean", "95% over seeds", *(f"seed {s.seed}" for s in seeds)),
         tuple(
             (

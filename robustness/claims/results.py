@@ -2,12 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from robustness.claims.models import MODELS, recipe_text
 from robustness.evaluation.leaderboard import Proportion, Summary
 from robustness.files import read_json, replace_file
+
+EDITION: Literal[2] = 2
 
 
 class Horizon(Summary):
@@ -37,8 +40,11 @@ class SeedResults(Summary):
         nfe: tolerance to model to the mean number of field evaluations of dopri5 per image.
         cost: comparison to the cost of a Monte Carlo step, as a multiple of the rival's.
         robust: protocol to model to robust accuracy.
+        edition: of the protocols. 1 was an attack loop of the claims' own, without the judge; 2
+            is that of `protocol.py`.
     """
 
+    edition: Literal[1, 2] = 1
     seed: int
     recipes: str
     clean: dict[str, Proportion] = Field(default_factory=dict)
@@ -64,15 +70,30 @@ def recipes_digest(seed: int) -> str:
 def stored(seed: int, folder: Path) -> SeedResults:
     """The results of a seed as far as an earlier run came; empty where there is none.
 
+    Robust accuracies by protocols of an earlier edition are left out, to be measured again.
+
     Raises:
         UsageError: the file is broken.
     """
-    fresh = SeedResults(seed=seed, recipes=recipes_digest(seed))
-    file = _file(seed, folder)
-    if not file.is_file():
+    fresh = SeedResults(edition=EDITION, seed=seed, recipes=recipes_digest(seed))
+    if not _file(seed, folder).is_file():
         return fresh
-    found = read_json(file, SeedResults, "results of one seed", "move it away to measure again")
-    return found if found.recipes == fresh.recipes else fresh
+    found = read_seed(seed, folder)
+    if found.recipes != fresh.recipes:
+        return fresh
+    if found.edition != EDITION:
+        return found.model_copy(update={"edition": EDITION, "robust": {}})
+    return found
+
+
+def read_seed(seed: int, folder: Path) -> SeedResults:
+    """The results of a seed as they were kept, of whichever edition.
+
+    Raises:
+        UsageError: there are none, or the file is broken.
+    """
+    advice = "move it away to measure again"
+    return read_json(_file(seed, folder), SeedResults, "results of one seed", advice)
 
 
 def keep(results: SeedResults, folder: Path) -> None:

@@ -185,9 +185,10 @@ def _robustness(seeds: Sequence[SeedResults]) -> list[Comparison]:
 
 PROTOCOLS = {
     "paper": "the paper's protocol",
-    "pixels": "the same in pixel units",
+    "pixels": "PGD with the same numbers in pixel units",
     "wide": "PGD on the deployed model",
     "short": "PGD through a shorter horizon as well",
+    "worst": "the worst case over views",
 }
 
 

@@ -7,23 +7,23 @@ import pytest
 import torch
 from torch import nn
 
+from robustness.attacks import default_stages
 from robustness.claims import protocol, run
 from robustness.claims.cost import variants
 from robustness.claims.horizon import (
     along_horizon,
     dopri5_evaluations,
     first_kept,
-    shorter,
 )
 from robustness.claims.models import MODELS, recipe_of
-from robustness.claims.results import SeedResults, keep, recipes_digest, stored
+from robustness.claims.results import SeedResults, keep, read_seed, recipes_digest, stored
 from robustness.data import ImageSet
 from robustness.errors import UsageError
+from robustness.evaluation.leaderboard import Proportion
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import Normalise
 from robustness.nets.solvers import FixedStepSolver
 from robustness.recipe import CrossEntropyConfig
-from robustness.threat import Norm
 
 
 class Away(nn.Module):
@@ -87,48 +87,61 @@ def test_dopri5_needs_more_evaluations_for_a_tighter_tolerance() -> None:
     assert dopri5_evaluations(model, images, 1e-3) < dopri5_evaluations(model, images, 1e-6)
 
 
-def test_a_shorter_solver_takes_the_same_steps_and_at_least_one() -> None:
-    assert shorter(one_pixel(steps=8), 0.25) == FixedStepSolver("rk4", 2, 0.25)
-    assert shorter(one_pixel(steps=3), 0.01) == FixedStepSolver("rk4", 1, 1 / 3)
+@pytest.fixture
+def few_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst case ends early, where it is no matter."""
+    monkeypatch.setattr(protocol, "default_stages", lambda m, t: default_stages(m, t, "quick"))
 
 
-def standing(units: str, value: float, eps: float) -> bool:
-    # Normalised to (x - 0.25) / 0.25, so that class 0 begins at a pixel of 0.375.
-    images = pixels([value], [0])
-    model = one_pixel(0.25, 0.25, level=0.5)
-    found = protocol._standing(model, images.images, images.labels, units, Norm.LINF, eps)
-    return bool(found[0])
+def standing(images: ImageSet, model: nn.Module) -> dict[str, int]:
+    return {name: share.count for name, share in protocol.protocols(model, images).items()}
 
 
+@pytest.mark.usefixtures("few_stages")
 def test_the_papers_radius_is_a_quarter_of_it_in_pixels_where_std_is_a_quarter() -> None:
     eps = 8 / 255
-    # Class 0 reaches down to 0.375. In pixel units eps moves an image by eps, in the paper's
-    # units by eps / 4.
+    # Normalised to (x - 0.25) / 0.25, so that class 0 begins at a pixel of 0.375. In pixel units
+    # eps moves an image by eps, in the paper's units by eps / 4.
+    model = one_pixel(0.25, 0.25, level=0.5)
     for value, in_pixels, in_paper in [
-        (0.375 + 1.1 * eps, True, True),
-        (0.375 + 0.9 * eps, False, True),
-        (0.375 + 0.2 * eps, False, False),
+        (0.375 + 1.1 * eps, 1, 1),
+        (0.375 + 0.9 * eps, 0, 1),
+        (0.375 + 0.2 * eps, 0, 0),
     ]:
-        assert standing("pixels", value, eps) is in_pixels
-        assert standing("paper", value, eps) is in_paper
+        found = standing(pixels([value], [0]), model)
+        assert found["pixels linf 8/255"] == in_pixels
+        assert found["paper linf 8/255"] == in_paper
 
 
+@pytest.mark.usefixtures("few_stages")
 def test_the_papers_clip_alone_moves_pixels_below_the_mean() -> None:
-    attacked = []
+    # Black is -1 in normalised units, of class 1 below -0.1; clipped to 0 it is of class 0.
+    found = standing(pixels([0.0], [1]), one_pixel(0.25, 0.25, level=-0.1))
+    assert found["paper linf 8/255"] == 0
+    assert found["pixels linf 8/255"] == found["worst linf 0.1"] == 1
 
-    class Recorder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.normalise, self.weight = Normalise([0.5], [0.25]), nn.Parameter(torch.ones(()))
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            attacked.append(images.detach().clone())
-            return self.weight * torch.cat([images, 1 - images], dim=1).flatten(1)
+class Coupled(nn.Module):
+    """Right on every image in company, and wrong on each alone."""
 
-    images = pixels([0.0], [1])
-    protocol._standing(Recorder().eval(), images.images, images.labels, "paper", Norm.LINF, 1e-6)
-    # Black is -2 in normalised units; clipped to 0 it is the mean, 0.5 in pixels.
-    assert attacked[-1].item() == pytest.approx(0.5, abs=1e-4)
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = Normalise([0.0], [1.0])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        right = float(len(images) > 1)
+        scores = torch.stack([torch.full((len(images),), v) for v in (right, 1 - right)], dim=1)
+        return scores + 0 * self.normalise(images).flatten(1)
+
+
+def test_the_judge_decides_and_predicts_each_image_alone() -> None:
+    found = standing(pixels([0.2, 0.4, 0.6], [0, 0, 0]), Coupled().eval())
+    assert {name: count for name, count in found.items() if not name.startswith("paper")} == {
+        "pixels linf 8/255": 0,
+        "pixels l2 127/255": 0,
+        "wide linf 0.1": 0,
+        "worst linf 0.1": 0,
+    }
 
 
 class Saturated(Away):
@@ -139,13 +152,12 @@ class Saturated(Away):
         return (1 + 1e8 * late) * torch.cat([features, -features], dim=1) + 0 * state
 
 
-def test_a_shorter_horizon_finds_what_saturated_logits_hide() -> None:
+def test_views_find_what_saturated_logits_hide() -> None:
     model = one_pixel(0.5, 1.0)
     model.field = Saturated()
-    images = pixels([0.55] * 8, [0] * 8)
-    found = protocol.protocols(model, images)
-    assert found["wide linf 0.1"].count > 0  # gradients that underflow
-    assert found["short linf 0.1"].count == 0
+    found = standing(pixels([0.55] * 8, [0] * 8), model)
+    assert found["wide linf 0.1"] > 0  # gradients that underflow
+    assert found["worst linf 0.1"] == 0
 
 
 def test_rivals_differ_from_lyanets_recipe_in_loss_and_solver_alone() -> None:
@@ -167,7 +179,7 @@ def test_the_compared_pairs_train_as_long_and_another_seed_is_another_recipe() -
 
 def test_results_are_kept_part_by_part_and_dropped_when_the_recipes_change(tmp_path: Path) -> None:
     empty = stored(1, tmp_path)
-    assert empty == SeedResults(seed=1, recipes=recipes_digest(1))
+    assert empty == SeedResults(edition=2, seed=1, recipes=recipes_digest(1))
     half = empty.model_copy(update={"cost": {"step: adjoint": 0.5}})
     keep(half, tmp_path)
     assert stored(1, tmp_path) == half
@@ -176,6 +188,17 @@ def test_results_are_kept_part_by_part_and_dropped_when_the_recipes_change(tmp_p
     (tmp_path / "seed-1.json").write_text("{")
     with pytest.raises(UsageError, match="move it away to measure again"):
         stored(1, tmp_path)
+
+
+def test_robust_accuracies_of_an_earlier_edition_are_read_and_never_mixed_with_new_ones(
+    tmp_path: Path,
+) -> None:
+    table = {"wide linf 0.1": {"node": Proportion.of(1, 2)}}
+    old = SeedResults(seed=1, recipes=recipes_digest(1), cost={"step: adjoint": 0.5}, robust=table)
+    assert old.edition == 1  # as files say that were written before there were editions
+    keep(old, tmp_path)
+    assert read_seed(1, tmp_path) == old
+    assert stored(1, tmp_path) == old.model_copy(update={"edition": 2, "robust": {}})
 
 
 def test_one_seed_has_no_interval_and_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustness.attacks import default_stages
 from robustness.claims import run
 from robustness.claims.models import MODELS
 from robustness.claims.report import write_claims
@@ -52,6 +53,8 @@ def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "trained", stand_in)
+    monkeypatch.setattr(run.protocol, "IMAGES", 6)
+    monkeypatch.setattr(run.protocol, "default_stages", lambda m, t: default_stages(m, t, "quick"))
     monkeypatch.setattr(run, "_NFE_IMAGES", 2)
     monkeypatch.setattr(run, "load_images", images)
     calls: list[str] = []

@@ -6,8 +6,10 @@ import pytest
 from results import results
 
 from robustness.claims.report import write_claims
-from robustness.claims.results import SeedResults
+from robustness.claims.results import SeedResults, read_seed
+from robustness.claims.run import SEEDS
 from robustness.claims.verdicts import Claim, Comparison, Interval, Outcome, claims
+from robustness.zoo import zoo_folder
 
 
 def comparison(ours: list[float], rival: list[float], lower: bool = True) -> Comparison:
@@ -79,6 +81,26 @@ def test_every_claim_of_the_paper_is_compared_with_the_right_sign() -> None:
     assert len(prediction.comparisons) == 2
     assert len(convergence.comparisons) == 4
     assert len(robustness.comparisons) == 5 * 2 + 1
+
+
+def test_a_report_says_by_which_edition_it_was_attacked(tmp_path) -> None:
+    old = results(gain=0.5)
+    write_claims(old, tmp_path / "old")
+    assert "The worst case over views did not run" in (tmp_path / "old/report.md").read_text()
+    worst = {"worst linf 0.1": old[0].robust["wide linf 0.1"]}
+    new = [s.model_copy(update={"edition": 2, "robust": worst}) for s in old]
+    write_claims(new, tmp_path / "new")
+    report = (tmp_path / "new/report.md").read_text()
+    assert "the worst case over views, ℓ∞ 0.1" in report
+    assert "alone in its batch (edition 2)" in report
+
+
+def test_the_committed_report_is_what_its_results_give(tmp_path) -> None:
+    folder = zoo_folder().parent / "reports/lyanet-claims"
+    seeds = [read_seed(seed, folder) for seed in SEEDS]
+    for file in write_claims(seeds, tmp_path):
+        committed = folder / file.relative_to(tmp_path)
+        assert file.read_bytes() == committed.read_bytes(), committed
 
 
 def test_the_report_is_a_function_of_the_results_and_says_every_verdict(tmp_path) -> None:
