@@ -69,12 +69,13 @@ def bracket_figure(leaderboard: Leaderboard) -> Figure | None:
 
 
 def marks(leaderboard: Leaderboard) -> dict[str, str]:
-    """The marker of each strength of attack in the leaderboard: a dot for the worst case."""
+    """The marker of each strength of attack in the leaderboard: a dot for a whole worst case."""
     found = dict.fromkeys(
         selection.strength(m, b.norm, b.eps) for m in leaderboard.models for b in m.brackets
     )
-    weaker = (name for name in found if name != selection.WORST)
-    return {selection.WORST: "o"} | dict(zip(weaker, cycle("s^vPX"), strict=False))
+    full = [name for name in selection.FULL.values() if name in found] or [selection.WORST]
+    weaker = (name for name in found if name not in full)
+    return dict.fromkeys(full, "o") | dict(zip(weaker, cycle("s^vPX"), strict=False))
 
 
 def _draw_panel(
@@ -89,7 +90,7 @@ def _draw_panel(
     ax.plot(grid, upper, color=colour, linewidth=1.3, linestyle="--")
     ax.plot(grid, lower, color=colour, linewidth=1.8)
     for eps, height in zip(curve.attacked_eps, curve.attacked, strict=True):
-        by = selection.strength(entry, norm, eps) if eps > 0 else selection.WORST
+        by = selection.strength(entry, norm, eps) if eps > 0 else next(iter(markers))
         style = _mark(by, markers) | {"color": colour}
         ax.plot([eps], [height], linestyle="none", clip_on=False, **style)
     for row in selection.autoattack_rows(entry, norm):
@@ -112,7 +113,7 @@ def _draw_panel(
 
 def _mark(by: str, markers: dict[str, str]) -> dict[str, Any]:
     """How attacked accuracy of a strength is drawn: hollow where it is not the worst case's."""
-    face = {} if by == selection.WORST else {"markerfacecolor": "white"}
+    face = {} if by in selection.FULL.values() else {"markerfacecolor": "white"}
     return {"marker": markers[by], "markersize": 3.5, "markeredgewidth": 0.9} | face
 
 

@@ -21,8 +21,9 @@ from robustness.evaluation.leaderboard import (
 from robustness.reporting import words
 from robustness.threat import Norm
 
-# The strength of attacked accuracy that nothing else in a report exceeds.
+# What attacked accuracy is called by the efforts of the worst case that do not end early.
 WORST = "worst case"
+FULL = {"standard": WORST, "thorough": f"thorough {WORST}"}
 
 
 @dataclass(frozen=True)
@@ -191,16 +192,15 @@ def strength(entry: ModelEntry, norm: Norm, eps: float) -> str:
     """
     rows = [row for row in entry.attacks if row.norm is norm and row.eps == eps]
     names = [_strength(row, entry.clean.total) for row in rows]
-    if WORST in names:
-        return WORST
-    return f"{', '.join(names)} only" if names else "no attack"
+    full = next((name for name in names if name in FULL.values()), None)
+    return full or (f"{', '.join(names)} only" if names else "no attack")
 
 
 def _strength(row: AttackRow, samples: int) -> str:
     name = row.attack.upper()
     if row.attack == WORST_CASE:
         effort = row.version.split(" effort")[0]
-        name = WORST if effort == "standard" else f"{effort} {WORST}"
+        name = FULL.get(effort, f"{effort} {WORST}")
     elif is_autoattack(row.attack):
         name = "AutoAttack"
     return name if row.subset == samples else f"{name} on {row.subset}"

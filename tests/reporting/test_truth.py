@@ -51,6 +51,7 @@ def row(
         ([row("pgd"), row("autoattack", subset=64)], "PGD, AutoAttack on 64 only"),
         ([row("pgd"), row("worst-case", QUICK)], "PGD, quick worst case only"),
         ([row("pgd"), row("worst-case", WORST)], "worst case"),
+        ([row("pgd"), row("worst-case", "thorough effort, 30 stages")], "thorough worst case"),
         ([row("worst-case", WORST, subset=64)], "worst case on 64 only"),
     ],
 )
