@@ -26,10 +26,6 @@ from robustness.threat import Norm, ThreatModel
 _PROBE = Ascent("ce", steps=15)
 # Random starts of the deployed gradients, at most; black-box queries per image.
 _STARTS, _BLACK_BOX = 5, Square(150)
-# Views that tell of the gradient's mode or of the solver's steps; other audits ask about those.
-_NOT_RIVALS = frozenset(
-    {"adjoint", "backprop", "float32", "float64", "double-steps", "tight-tolerance"}
-)
 # Radii at which gradients are compared, as parts of eps: the first one at which the deployed
 # gradients leave this share of samples standing.
 _PARTS, _STANDING = (1, 2, 4, 8), 0.3
@@ -75,7 +71,7 @@ def masked_gradients(
     at least 2% more.
     """
     deployed, *others = views_of(model)
-    rivals = [Stage(_PROBE, view) for view in others if view.name not in _NOT_RIVALS]
+    rivals = [Stage(_PROBE, view) for view in others if view.rival]
     transfers = [Transfer(name, source, _PROBE) for name, source in (sources or {}).items()]
     rivals += [Stage(transfer, deployed) for transfer in transfers]
     own = Stage(replace(_PROBE, starts=min(_STARTS, len(rivals) + 1)), deployed)

@@ -21,8 +21,8 @@ from robustness.threat import ThreatModel
 
 Effort = Literal["quick", "standard", "thorough"]
 
-# Views that a sweep takes once each: those whose failures resemble one another least.
-_SWEPT = (
+# The order of a sweep; what is registered besides comes behind.
+_ORDER = (
     "smooth-backward",
     "rescaled",
     "horizon/2",
@@ -107,10 +107,16 @@ def _first(views: Mapping[str, View], base: View) -> Iterator[Stage]:
     yield Stage(Ascent("targeted", 20, targets=4), base)
 
 
+def _swept(views: Mapping[str, View]) -> list[View]:
+    """The views that a sweep takes once each."""
+    order = {name: place for place, name in enumerate(_ORDER)}
+    chosen = [view for view in views.values() if view.sweep]
+    return sorted(chosen, key=lambda view: order.get(view.name, len(order)))
+
+
 def _sweep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
-    for name in _SWEPT:
-        if name in views:
-            yield Stage(Ascent("margin", 20), views[name])
+    for view in _swept(views):
+        yield Stage(Ascent("margin", 20), view)
     yield Stage(Ascent("ce", 20, starts=2), views["rescaled"])
     if not isinstance(model, NeuralODEClassifier | ContinuousNet):
         yield Stage(Square(300), views["deployed"], copies=8)
@@ -133,8 +139,7 @@ def _exhaustive(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     base = _base(model, views)
     yield Stage(Ascent("targeted", 200, starts=3), base)
     yield Stage(Ascent("dlr", 60, starts=4), base)
-    for name in _SWEPT:
-        if name in views:
-            yield Stage(Ascent("targeted", 50), views[name])
+    for view in _swept(views):
+        yield Stage(Ascent("targeted", 50), view)
     yield Stage(FAB(), base)
     yield Stage(Square(2000), views["deployed"], copies=4)

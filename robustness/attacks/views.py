@@ -13,6 +13,9 @@ A further view, for models of one type, is registered in three lines:
     @register_view(MyModel)
     def without_temperature(model: MyModel) -> Iterator[View]:
         yield View("without-temperature", model.logits)
+
+The worst case climbs it and the check for masked gradients compares it, unless `sweep` or `rival`
+says otherwise.
 """
 
 import copy
@@ -38,6 +41,8 @@ _Ode = TypeVar("_Ode", bound=NeuralODEClassifier | ContinuousNet)
 _SHARPNESS = 10.0
 # Steps of the fixed-step stand-in for an adaptive solver, and the tolerance of its tight twin.
 _STAND_IN_STEPS, _TIGHT = 8, 1e-6
+# Views whose failures are those of others; views that tell of a solver's steps.
+_NEAR_RELATIVES, _FINER = ("horizon/8",), ("double-steps", "tight-tolerance")
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,20 @@ class View:
         module: pixels in [0, 1], shape (n, c, h, w), to scores of the classes, shape (n, classes).
         faithful: whether the scores order the classes as the deployed model's logits do, up to
             rounding, so that an attack needs no further query to see whether it has succeeded.
+        sweep: whether the worst case climbs it too.
+        rival: whether the check for masked gradients holds it against the deployed gradients.
     """
 
     name: str
     module: nn.Module
     faithful: bool = False
+    sweep: bool = True
+    rival: bool = True
+
+
+def _aside(name: str, module: nn.Module, faithful: bool = True, rival: bool = False) -> View:
+    """A view that a sweep leaves out: others resemble it, or checks of their own ask about it."""
+    return View(name, module, faithful, sweep=False, rival=rival)
 
 
 _BUILDERS: list[tuple[type[nn.Module], Callable[[Any], Iterable[View]]]] = []
@@ -91,10 +105,10 @@ def views_of(model: nn.Module) -> list[View]:
 
 @register_view(nn.Module)
 def _of_any_model(model: nn.Module) -> Iterator[View]:
-    yield View("deployed", model, faithful=True)
+    yield _aside("deployed", model)
     twin = stand_in(model)
     if twin is not model:
-        yield View("float32", twin, faithful=True)
+        yield _aside("float32", twin)
     yield View("rescaled", Rescaled(twin), faithful=True)
     yield View("smooth", Smooth(twin))
     yield View("smooth-backward", Smooth(twin, backward_only=True), faithful=True)
@@ -114,16 +128,18 @@ def _of_a_continuous_net(model: ContinuousNet) -> Iterator[View]:
 
 def _of_a_solved_model(model: _Ode) -> Iterator[View]:
     for name, solver in _shorter(model.solver):
-        yield View(name, Rescaled(with_solver(model, solver)))
+        shorter = Rescaled(with_solver(model, solver))
+        yield View(name, shorter, sweep=name not in _NEAR_RELATIVES)
     for name, solver in _other_solvers(model.solver):
-        yield View(name, with_solver(model, solver))
+        twin = with_solver(model, solver)
+        yield _aside(name, twin, faithful=False) if name in _FINER else View(name, twin)
     if model.solver.gradient != "adjoint":
         adjoint = replace(model.solver, gradient="adjoint")
-        yield View("adjoint", with_solver(model, adjoint), faithful=True)
+        yield _aside("adjoint", with_solver(model, adjoint))
     else:
         direct = replace(model.solver, gradient="backprop")
-        yield View("backprop", with_solver(model, direct), faithful=True)
-    yield View("float64", Float64(model), faithful=True)
+        yield _aside("backprop", with_solver(model, direct))
+    yield _aside("float64", Float64(model))
 
 
 def stand_in(model: _Model) -> _Model:

@@ -7,12 +7,20 @@ import torch
 from torch import Tensor, nn
 from toys import Linear, Perceptron, grey_images
 
-from robustness.attacks import View, register_view, views_of
+from robustness.attacks import (
+    Status,
+    View,
+    default_stages,
+    register_view,
+    views_of,
+    worst_case,
+)
 from robustness.attacks.views import Rescaled, Smooth, graded, unregister_view, with_solver
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import Normalise
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
+from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
 
 
@@ -178,6 +186,41 @@ def test_a_view_of_ones_own_is_registered_in_three_lines() -> None:
     finally:
         unregister_view(negated)
     assert "as-is" not in by_name(Perceptron())
+
+
+class Rounded(nn.Module):
+    """A model whose gradients are zero everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Linear()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.inner(images) * 64).round() / 64
+
+
+def test_a_registered_view_is_climbed_by_the_worst_case_and_is_a_rival_of_deployed_gradients() -> (
+    None
+):
+    @register_view(Rounded)
+    def unrounded(model: Rounded) -> Iterator[View]:
+        yield View("unrounded", model.inner)
+        yield View("aside", model.inner, sweep=False, rival=False)
+
+    try:
+        stages = default_stages(Rounded(), ThreatModel(Norm.LINF, 0.1))
+        climbed = [stage.name for stage in stages if stage.view.name == "unrounded"]
+        assert climbed
+        assert not any(stage.view.name == "aside" for stage in stages)
+        images = grey_images(8)
+        model = Rounded()
+        labels = model(images).argmax(dim=1)
+        threat = ThreatModel(Norm.LINF, 0.9)
+        alone = [stage for stage in stages if stage.name in climbed]
+        found = worst_case(model, images, labels, threat, alone, seed=0)
+        assert any(outcome.status is Status.ADVERSARIAL for outcome in found)
+    finally:
+        unregister_view(unrounded)
 
 
 def test_graded_twins_solve_more_coarsely_and_more_finely(ode: NeuralODEClassifier) -> None:
