@@ -7,12 +7,14 @@ the command writes one.
 
 import contextlib
 import os
+import signal
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +59,8 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
     """
     _log_folder.clear()
     try:
-        result = command()
+        with _interrupted_by_signals():
+            result = command()
         _flush()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         try:
@@ -71,6 +74,25 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
     if result == ExitCode.INTERRUPTED:
         return _said(KeyboardInterrupt())
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Treat a closed terminal and a polite kill as Ctrl-C, so that worker processes are ended.
+
+    A signal that is ignored, as under nohup, stays so.
+    """
+    names = ("SIGHUP", "SIGTERM")
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    here = threading.current_thread() is threading.main_thread()
+    taken = [s for s in signals if here and signal.getsignal(s) is signal.SIG_DFL]
+    for each in taken:
+        signal.signal(each, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _said(error: BaseException) -> ExitCode:

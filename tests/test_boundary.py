@@ -2,7 +2,9 @@
 
 import errno
 import io
+import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -221,3 +223,22 @@ def test_the_report_folder_of_evaluate_is_where_its_log_goes(
     monkeypatch.setattr("robustness.api.evaluate", lambda *_, **__: raising(KeyError("x"))())
     assert cli.run(lambda: cli.app(arguments, standalone_mode=False)) == 70
     assert f"; log: {tmp_path}/fault-" in line_of(capsys)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_closed_terminal_and_a_polite_kill_interrupt_a_command(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(signal, name)
+    assert run(lambda: os.kill(os.getpid(), number)) == 130
+    assert line_of(capsys).startswith("interrupted")
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -62,6 +62,8 @@ def nearest_adversarial(
         One verdict per image, with the distances of the nearest adversarial image; a wrong
         prediction has distance 0.
     """
+    if len(images) == 0:
+        return []
     threat = whole_box(norm, images[0])
     climbed = view or View("deployed", model, faithful=True)
     candidates = [images, _bisect(climbed, model, images, labels, threat, seed)]

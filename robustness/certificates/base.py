@@ -1,9 +1,10 @@
 """What every certificate gives: a radius, its kind, and what limits it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -72,6 +73,32 @@ class Certificate(Protocol):
             norm: the norm of the radii.
         """
         ...
+
+
+_Certifier = TypeVar("_Certifier", bound=Certificate)
+_Certify = Callable[[_Certifier, nn.Module, Tensor, Tensor, Norm], list[CertifiedRadius]]
+
+
+def certifying(certify: _Certify[_Certifier]) -> _Certify[_Certifier]:
+    """For the `certify` of every certificate: images that it says nothing of have radius 0.
+
+    `Certificate.refusal` sees a model and no images. Where a bound is missing for images of a size
+    that the model was not made for, `NotImplementedError` says so, and becomes the reason.
+    """
+
+    @functools.wraps(certify)
+    def certified(
+        self: _Certifier, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
+    ) -> list[CertifiedRadius]:
+        if len(images) == 0:
+            return []
+        try:
+            return certify(self, model, images, labels, norm)
+        except NotImplementedError as error:
+            nothing = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, str(error), Limit.OTHER)
+            return [nothing for _ in labels]
+
+    return certified
 
 
 def require_pixels(model: nn.Module, images: Float[Tensor, "n c h w"]) -> None:

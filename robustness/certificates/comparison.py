@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius
+from robustness.certificates.base import CertifiedRadius, certifying
 from robustness.certificates.constants import LyapunovConstants
 from robustness.certificates.lyapunov import (
     LyapunovCertificate,
@@ -87,6 +87,7 @@ class ComparisonCertificate:
         """As for equation (2)."""
         return LyapunovCertificate().refusal(model, norm)
 
+    @certifying
     def certify(
         self,
         model: nn.Module,

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import relaxed_flows
-from robustness.certificates.base import CertifiedRadius, Kind, require_proof
+from robustness.certificates.base import CertifiedRadius, Kind, certifying, require_proof
 from robustness.certificates.constants import failure, to_norm
 from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
@@ -142,6 +142,7 @@ class ContractionCertificate:
         del norm
         return relaxed_flows.refusal(model)
 
+    @certifying
     def certify(
         self,
         model: nn.Module,

@@ -45,9 +45,9 @@ def _(module: ConvContractiveStep, tube: bounds.Tube) -> bounds.Tube:
     # rounding bound is one for sums of products, which direct and unrolled convolutions are;
     # PyTorch asks its CPU backends for no other (a Winograd transform would not be covered).
     if tuple(tube.centre.shape[2:]) != tuple(module.size):
-        raise ValueError(
-            f"expected a state of {module.size} pixels, which the norm is proved for, "
-            f"got {tuple(tube.centre.shape[2:])}"
+        raise NotImplementedError(
+            f"the norm of a convolution is proved for states of {module.size} pixels, "
+            f"and these have {tuple(tube.centre.shape[2:])}"
         )
     weight, padding = module.weight.detach().double(), module.padding
     offset = module.bias.detach().double().view(-1, 1, 1)

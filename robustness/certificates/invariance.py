@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import relaxed_flows, tubes
-from robustness.certificates.base import CertifiedRadius, Kind, require_proof
+from robustness.certificates.base import CertifiedRadius, Kind, certifying, require_proof
 from robustness.certificates.cone_cells import Cells
 from robustness.certificates.cone_steps import (
     ConeNetwork,
@@ -255,6 +255,7 @@ class InvarianceCertificate:
             return f"the initial state is not the simplex's centre, entries of 1/{model.classes}"
         return None
 
+    @certifying
     @torch.no_grad()
     def certify(
         self,

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import bounds
-from robustness.certificates.base import CertifiedRadius, require_proof
+from robustness.certificates.base import CertifiedRadius, certifying, require_proof
 from robustness.certificates.constants import Margins, margins_of_scores, reach_of
 from robustness.certificates.layer_rules import lipschitz_at
 from robustness.certificates.margins import certified, claims_by_margins
@@ -74,6 +74,7 @@ class LipschitzMarginCertificate:
                 return f"no Lipschitz constant is proved for its {type(layer).__name__}"
         return None
 
+    @certifying
     @torch.no_grad()
     def certify(
         self,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, Kind, require_pixels
+from robustness.certificates.base import CertifiedRadius, Kind, certifying, require_pixels
 from robustness.certificates.constants import (
     LyapunovConstants,
     failure,
@@ -100,8 +100,12 @@ class LyapunovCertificate:
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Only neural ODEs have a Lyapunov function of their class state."""
         del norm
-        return None if isinstance(model, NeuralODEClassifier) else "the model is not a neural ODE"
+        if not isinstance(model, NeuralODEClassifier):
+            return "the model is not a neural ODE"
+        # The threshold ln 2 of the potential is that of a lead over another class.
+        return "of one class nothing is left to prove" if model.classes < 2 else None
 
+    @certifying
     def certify(
         self,
         model: nn.Module,

@@ -112,6 +112,8 @@ def refusal(model: object) -> str | None:
         return "the model is not a neural ODE on the class state"
     if not isinstance(model.field, TargetSeekingField | SimplexField):
         return "no bound is known for the Jacobian of this vector field"
+    if model.classes < 2:
+        return "of one class nothing is left to prove"
     if model.dtype is not torch.float32:
         return "its steps are bounded for float32 programs only"
     unproved = refusal_of_arithmetic(model) or _refusal_of_steps(model)

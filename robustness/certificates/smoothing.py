@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.base import CertifiedRadius, Kind, certifying
 from robustness.certificates.constants import to_norm
 from robustness.certificates.limits import Limit
 from robustness.certificates.lyapunov import SHRINK
@@ -84,6 +84,7 @@ class SmoothingCertificate:
         del model, norm
         return None
 
+    @certifying
     @torch.no_grad()
     def certify(
         self,

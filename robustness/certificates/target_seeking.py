@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates import boxes
-from robustness.certificates.base import CertifiedRadius, require_proof
+from robustness.certificates.base import CertifiedRadius, certifying, require_proof
 from robustness.certificates.constants import (
     pixel_slope,
     refusal_of_flow,
@@ -63,6 +63,7 @@ class TargetSeekingCertificate:
         by_box = _refusal_of_boxes(model)
         return by_box and f"{by_ball}, and {by_box}"
 
+    @certifying
     @torch.no_grad()
     def certify(
         self,

@@ -8,6 +8,7 @@ the last bits of a result. Workers never touch the store.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -228,6 +230,7 @@ class _Crew:
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
+        _start_resource_tracker()
         return ProcessPoolExecutor(
             self.workers,
             mp_context=context,
@@ -258,16 +261,28 @@ class _Crew:
                     )
 
 
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's tracker deaf to SIGHUP, as it is to Ctrl-C.
+
+    A closed terminal ends all processes at once, and one whose tracker is gone warns of it.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        resource_tracker.ensure_running()  # which inherits what is blocked
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _bench: Workbench | None = None
 _all_loaded: Barrier | None = None
 
 
 def _start_worker(all_loaded: Barrier) -> None:
     global _all_loaded
-    import signal
-
-    # Ctrl-C is the parent's to handle; a parent that was killed must not leave workers behind.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a closed terminal are the parent's to handle; a parent that was killed must not
+    # leave workers behind.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

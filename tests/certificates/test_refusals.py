@@ -14,8 +14,15 @@ from robustness.certificates.constants import (
     sampled_constants,
 )
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
-from robustness.nets.encoders import ContractiveFlowEncoder, MLPEncoder, Normalise
+from robustness.nets.encoders import (
+    ContractiveFlowEncoder,
+    ConvContractiveStep,
+    MLPEncoder,
+    Normalise,
+    release,
+)
 from robustness.nets.fields import LyaNetField, TargetSeekingField, lyapunov_rate
+from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.threat import Norm
 
@@ -300,3 +307,56 @@ def test_the_best_radius_is_the_largest_of_the_proved_ones():
 def test_a_flow_encoder_without_steps_is_a_proof_of_the_head_alone():
     model = changed(encoder=ContractiveFlowEncoder(PIXELS, 0, 1))
     assert refusal_of_proof(model) is None
+
+
+@pytest.mark.parametrize("name", CERTIFICATES)
+@pytest.mark.parametrize("norm", list(Norm))
+def test_no_images_have_no_radii(name: str, norm: Norm) -> None:
+    discrete = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    models = [Blueprint().build(), simplex_flow(3), discrete]
+    certificate = CERTIFICATES[name]
+    images, labels = torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)
+    asked = [model for model in models if certificate.refusal(model, norm) is None]
+    assert asked
+    assert all(certificate.certify(model, images, labels, norm) == [] for model in asked)
+
+
+def simplex_flow(classes: int) -> NeuralODEClassifier:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU())
+    field, solver = SimplexField(classes, 8, 1.0), FixedStepSolver("euler", 10)
+    first = Normalise([0.0], [1.0])
+    return NeuralODEClassifier(first, encoder, field, solver, classes, 1 / classes).eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["lyapunov", "lyapunov-sharp", "contraction", "forward-invariance"]
+)
+def test_a_flow_of_one_class_is_refused(name: str) -> None:
+    assert CERTIFICATES[name].refusal(simplex_flow(1), Norm.L2) == (
+        "of one class nothing is left to prove"
+    )
+    assert CERTIFICATES[name].refusal(simplex_flow(2), Norm.L2) is None
+
+
+def test_images_of_a_size_that_a_flows_norms_are_not_proved_for_have_radius_zero() -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(
+        ConvContractiveStep(1, 2, 3, (6, 6)), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    field, solver = TargetSeekingField(2, 1, 1.0, 0.5), FixedStepSolver("euler", 10)
+    model = NeuralODEClassifier(Normalise([0.0], [1.0]), encoder, field, solver, 2).eval()
+    release(model)
+    for side, provable in ((6, True), (8, False)):
+        images = torch.rand(3, 1, side, side)
+        with torch.no_grad():
+            labels = model(images).argmax(dim=1)
+        for name in ("target-seeking", "lyapunov", "lyapunov-sharp", "contraction"):
+            assert CERTIFICATES[name].refusal(model, Norm.L2) is None
+            claims = CERTIFICATES[name].certify(model, images, labels, Norm.L2)
+            assert len(claims) == 3
+            if not provable:
+                assert all(c.radius == 0 for c in claims)
+                assert all("proved for states of (6, 6) pixels" in c.reason for c in claims)
+            elif name == "target-seeking":
+                assert all(c.radius > 0 for c in claims)

@@ -4,9 +4,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import robustness.evaluation.work as work
 from robustness.api import evaluate
+from robustness.attacks import nearest_adversarial
 from robustness.data import load_images
 from robustness.evaluation.leaderboard import Leaderboard
 from robustness.evaluation.plan import make_plan
@@ -14,6 +16,7 @@ from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.evaluation.work import ShardResult
 from robustness.reporting.markdown import markdown_text
+from robustness.threat import Norm
 from robustness.zoo import load_model
 
 pytestmark = pytest.mark.slow
@@ -107,3 +110,8 @@ def test_the_wall_time_of_all_starts_counts_those_that_were_killed() -> None:
         assert 0.04 < killed <= after - before
         assert (idle, complete) == (0.0, 7.0)
         assert store.wall_seconds("another") == []
+
+
+def test_of_no_images_nothing_is_found() -> None:
+    model, nothing = load_model("digits/resnet").module, torch.zeros(0, 1, 8, 8)
+    assert nearest_adversarial(model, nothing, torch.zeros(0, dtype=torch.int64), Norm.L2) == []

@@ -93,15 +93,14 @@ def test_another_seed_gives_other_rows(
     assert other.comparable() != reference.comparable()
 
 
-def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(
-    suite_file: Path, reference: Leaderboard, tmp_path: Path
-) -> None:
-    out = tmp_path / "killed"
+def started(suite_file: Path, out: Path) -> tuple[list[str], subprocess.Popen[str]]:
+    """The command of a run, and one of its processes, which has stored something."""
     command = [sys.executable, "-m", "robustness", "evaluate", str(suite_file), "--out", str(out)]
     process = subprocess.Popen(
         [*command, "--workers", "2", "--batch-size", "1"],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
     )
     stored = 0
@@ -116,20 +115,49 @@ def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(
                 stored = 0  # the table is not there yet
             finally:
                 database.close()
-    children = children_of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     assert stored >= 5
-    assert not (out / "leaderboard.json").exists()
+    return command, process
+
+
+def assert_all_end(children: list[int]) -> None:
     deadline = time.monotonic() + 30
     while any(alive(child) for child in children) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(alive(child) for child in children), "a worker outlived its parent"
 
+
+def test_a_run_killed_in_the_middle_ends_as_an_uninterrupted_one(
+    suite_file: Path, reference: Leaderboard, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    command, process = started(suite_file, out)
+    children = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "leaderboard.json").exists()
+    assert_all_end(children)
+
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     text = (out / "leaderboard.json").read_text()
     assert Leaderboard.model_validate_json(text).comparable() == reference.comparable()
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_closed_leaves_no_process_and_says_one_line(
+    suite_file: Path, tmp_path: Path
+) -> None:
+    _, process = started(suite_file, tmp_path / "closed")
+    children = children_of(process.pid)
+    os.killpg(process.pid, signal.SIGHUP)
+    # The tracker of resources, which warns of those that are left, has the same standard error.
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said == (
+        "interrupted; `evaluate` and `claims` continue with the same command, "
+        "`train` with --resume\n"
+    )
+    assert_all_end(children)
 
 
 def children_of(pid: int) -> list[int]:

@@ -259,3 +259,12 @@ def test_an_adjoint_equation_that_cannot_be_solved_costs_its_own_sample_only():
     final.sum().backward()
     assert features.grad[0].isnan()
     assert features.grad[1].isfinite()
+
+
+@pytest.mark.parametrize(
+    "solver", [FixedStepSolver(), AdaptiveSolver(), AdaptiveSolver(coupled=True)]
+)
+def test_no_states_have_no_solution(solver) -> None:
+    solution = solver.solve(Field(decay), torch.zeros(0, 3), torch.zeros(0, 3))
+    assert solution.final.shape == (0, 3)
+    assert solution.states.shape[0] == len(solution.times)
