@@ -54,7 +54,7 @@ class ConvReLUEncoder(nn.Sequential):
 
     Without batch norm the function that is trained on bounds is the one that is certified.
     Weights are drawn so that at the start the sides of a box keep their mean length from layer
-    to layer (Shi et al., arXiv 2103.15887, section 3.2): std sqrt(2 pi) / n for n inputs.
+    to layer (Shi et al., arXiv 2103.17268, section 3.2): std sqrt(2 pi) / n for n inputs.
 
     Args:
         shape: channels, height and width of an image.

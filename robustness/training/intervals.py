@@ -18,7 +18,7 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import Normalise
 from robustness.nets.fields import TargetSeekingField
 
-# Tolerance of the regularisers of Shi et al. (arXiv 2103.15887, section 3.3).
+# Tolerance of the regularisers of Shi et al. (arXiv 2103.17268, section 3.3).
 _TOLERANCE = 0.5
 
 
@@ -169,13 +169,13 @@ def certified_interval(
 
 
 def tightness(inputs: Band, band: Band) -> Float[Tensor, ""]:
-    """How far bounds have widened beyond twice the input's (2103.15887, equation 9)."""
+    """How far bounds have widened beyond twice the input's (2103.17268, equation 9)."""
     width = band.radius.mean().clamp_min(1e-12)
     return functional.relu(_TOLERANCE - inputs.radius.mean() / width) / _TOLERANCE
 
 
 def balance(band: Band) -> Float[Tensor, ""]:
-    """How unequally active and inactive neurons share mean and variance (2103.15887, eq. 10)."""
+    """How unequally active and inactive neurons share mean and variance (2103.17268, eq. 10)."""
     active = (band.centre > band.radius).to(band.centre.dtype)
     inactive = (band.centre < -band.radius).to(band.centre.dtype)
     squares = (band.centre - band.centre.mean()) ** 2
