@@ -21,6 +21,7 @@ from robustness.certificates import (
 )
 from robustness.data import DATASETS, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
+from robustness.evaluation.database import DamagedError
 from robustness.evaluation.leaderboard import (
     LEADERBOARD_FILE,
     AttackRow,
@@ -145,6 +146,7 @@ def render(results: Path, out: Path) -> Leaderboard:
 
     Raises:
         UsageError: there is neither, no complete run, or `out` cannot be written.
+        DamagedError: units of the run are missing or damaged; nothing is written.
     """
     require_report_folder(inputs.folder_to_write(out))
     store = results / STORE_FILE if results.is_dir() else results
@@ -163,18 +165,21 @@ def render(results: Path, out: Path) -> Leaderboard:
 def _summarised(file: Path) -> Leaderboard:
     with Store(file, must_exist=True) as store:
         plan, versions, _, wall = store.last_run()
-        schedule, done = Schedule(plan, store), store.done()
-        missing = 0
-        for job in sorted(plan.jobs, key=lambda job: job.needs_radii):
-            if job.needs_radii and missing:
-                break
-            missing += sum(unit.key not in done for unit in schedule.units(job))
-        if missing:
-            raise UsageError(
-                f"{file}: expected every shard of the last run, got {missing} missing; "
-                "run `robustness evaluate` again"
-            )
+        _require_whole(Schedule(plan, store))
         return _with_wall_time(summarise(plan, store, versions), wall, store)
+
+
+def _require_whole(schedule: Schedule) -> None:
+    """Insist that every unit of a plan is stored.
+
+    Raises:
+        DamagedError: one is not.
+    """
+    for late in (False, True):  # what the second phase is follows from a whole first one
+        jobs = [job for job in schedule.plan.jobs if job.needs_radii is late]
+        if missing := schedule.missing(jobs):
+            what = f"{len(missing)} units of the last complete run are missing"
+            raise DamagedError(f"{schedule.store.path}, of which {what}")
 
 
 def attack(

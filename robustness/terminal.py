@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.progress import Progress, ProgressColumn
 from rich.segment import Segment
 
-from robustness.errors import printable
+from robustness.errors import one_line, printable
 
 
 class Terminal(Console):
@@ -46,3 +48,9 @@ def progress_bar(columns: Iterable[ProgressColumn], quiet: bool) -> Progress:
 
 answers = Terminal()
 remarks = Terminal(stderr=True, soft_wrap=True, highlight=False)
+
+
+def remark(text: str) -> None:
+    """Say in one line on standard error what has happened, while the work goes on."""
+    with suppress(OSError):
+        remarks.print(escape(one_line(text)))

@@ -112,6 +112,15 @@ class Job:
     refusal: str | None = None
     sources: str = ""
 
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Job":
+        """Of fields as JSON holds them."""
+        return cls(**(fields | {"norm": Norm(fields["norm"]) if fields["norm"] else None}))
+
+    def __str__(self) -> str:
+        words = dict.fromkeys([self.kind, self.name, self.norm, self.eps])
+        return " ".join(str(word) for word in words if word)
+
     @property
     def needs_radii(self) -> bool:
         """Whether the job starts from certified radii, and so waits for the certificates."""
@@ -207,10 +216,7 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Read what `to_json` wrote."""
         content: dict[str, Any] = json.loads(text)
-        jobs = [
-            Job(**(job | {"norm": Norm(job["norm"]) if job["norm"] else None}))
-            for job in content["jobs"]
-        ]
+        jobs = [Job.of(fields) for fields in content["jobs"]]
         return cls(
             Suite.model_validate(content["suite"]),
             content["data_digest"],

@@ -146,7 +146,7 @@ def run_plan(
     ):
         for late, what in ((False, "shards"), (True, "shards and audited images")):
             jobs = [job for job in plan.jobs if job.needs_radii is late]
-            tasks = _missing(jobs, schedule, store.done(), batch_size)
+            tasks = _tasks(schedule.missing(jobs), batch_size)
             if not tasks:
                 continue
             total = sum(len(task.work) for task in tasks)
@@ -159,19 +159,17 @@ def run_plan(
     return computed
 
 
-def _missing(jobs: list[Job], schedule: Schedule, done: set[str], batch_size: int) -> list[Task]:
+def _tasks(units: list[tuple[Job, Unit]], batch_size: int) -> list[Task]:
     """Tasks of about `batch_size` images each, the dearest first.
 
     Predictions and all certificates of one shard go into one task, since they share their
     costliest parts. Audits are few and dear: each of their units is a task.
     """
     blocks: dict[tuple[object, tuple[int, ...]], list[tuple[Job, Unit]]] = {}
-    for number, job in enumerate(jobs):
+    for job, unit in units:
         shared = job.kind in ("clean", "certificate")
-        group = ("certificates", job.model) if shared else number
-        for unit in schedule.units(job):
-            if unit.key not in done:
-                blocks.setdefault((group, tuple(unit.indices)), []).append((job, unit))
+        group = ("certificates", job.model) if shared else job
+        blocks.setdefault((group, tuple(unit.indices)), []).append((job, unit))
     tasks = []
     for _, members in groupby(blocks.items(), key=lambda item: item[0][0]):
         same = list(members)

@@ -53,6 +53,11 @@ class Schedule:
             shards = [list(chain(*shards[i : i + SHARDS_AT_ONCE])) for i in runs]
         return [self._shard(job, indices) for indices in shards]
 
+    def missing(self, jobs: Iterable[Job]) -> list[tuple[Job, Unit]]:
+        """The units of some jobs that the store has not."""
+        done = self.store.done()
+        return [(job, unit) for job in jobs for unit in self.units(job) if unit.key not in done]
+
     @cached_property
     def _shards(self) -> list[list[int]]:
         order = self.plan.order

@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,19 +179,3 @@ def test_the_largest_radii_are_always_chosen_and_the_rest_by_the_seed() -> None:
     assert chosen != choose(radii, 20, 10, 1, "a")
     assert chosen != choose(radii, 20, 10, 0, "b")
     assert choose({1: 0.5, 2: 0.0}, samples=20, largest=10, seed=0, salt="a") == [1]
-
-
-def test_a_store_of_another_shape_is_refused_rather_than_misread(
-    suite_file: Path, tmp_path: Path
-) -> None:
-    import sqlite3
-
-    suite = load_suite(str(suite_file)).model_copy(update={"certificates": []})
-    evaluate(suite, samples=1, out=tmp_path / "old", workers=1)
-    shutil.copytree(tmp_path / "old", tmp_path / "older")
-    database = sqlite3.connect(tmp_path / "older" / "results.sqlite")
-    database.execute("PRAGMA user_version=1")
-    database.commit()
-    database.close()
-    arguments = ["--out", str(tmp_path / "older"), "--workers", "1"]
-    assert call("evaluate", str(suite_file), *arguments) == 2
