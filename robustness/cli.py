@@ -437,7 +437,7 @@ def check_command(
         float, typer.Option("--tolerance", help="Largest harmless fall, as a proportion.")
     ] = 0.01,
 ) -> None:
-    """Regression gate: exit code 0 pass, 1 regression, 2 cannot tell."""
+    """Regression gate: exit code 0 pass, 1 regression, 2 cannot tell, 3 or 70 no answer."""
     verdict = check(read_leaderboard(results), read_leaderboard(baseline), tolerance)
     for finding in verdict.findings:
         answers.print(escape(finding), soft_wrap=True)

@@ -1,8 +1,10 @@
 """Files are written whole or not at all, and a full disk is the machine's failure."""
 
+import contextlib
 import resource
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def test_a_full_device_is_the_machines_failure_and_a_folder_the_callers() -> Non
 def test_certify_on_a_full_disk_ends_with_one_line_and_leaves_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("certify", "digits/resnet", "--samples", "20", "--workers", "1", "--csv")
+    arguments = ("certify", "digits/lyanet", "--samples", "20", "--workers", "1", "--csv")
     file = tmp_path / "radii.csv"
     assert call(*arguments, str(file)) == 0
     before = file.read_bytes()
@@ -176,3 +178,69 @@ def test_a_link_to_write_through_stays_a_link(tmp_path: Path) -> None:
     write_file(tmp_path / "link", b"radii")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"radii"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount file systems of a given size in memory."""
+    mounted: list[Path] = []
+
+    def mount(kilobytes: int) -> Path:
+        place = tmp_path / f"disk-{kilobytes}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no file system of its own can be mounted: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    try:
+        yield mount
+    finally:
+        for place in mounted:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kilobytes", [8, 24, 40])
+def test_train_on_a_small_disk_fails_as_the_machine_and_loses_nothing(
+    small_disk: Callable[[int], Path],
+    recipe_folder: Path,
+    kilobytes: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = small_disk(kilobytes) / "tiny"
+    shutil.copytree(recipe_folder, folder)
+    recipe = (folder / "recipe.toml").read_bytes()
+    assert call("train", str(folder)) == 3
+    assert "No space left on device" in one_line(capsys)
+    assert (folder / "recipe.toml").read_bytes() == recipe
+    assert not (folder / "weights.safetensors").exists()
+
+
+def test_certify_on_a_small_disk_keeps_the_radii_that_are_there(
+    small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = small_disk(8)
+    arguments = ("certify", "digits/lyanet", "--samples", "20", "--workers", "1", "--csv")
+    assert call(*arguments, str(disk / "radii.csv")) == 0
+    before = (disk / "radii.csv").read_bytes()
+    with (disk / "rest").open("wb", buffering=0) as rest, contextlib.suppress(OSError):
+        while rest.write(bytes(4096)):
+            pass
+    capsys.readouterr()
+    assert call(*arguments, str(disk / "radii.csv")) == 3
+    assert "No space left on device" in one_line(capsys)
+    assert (disk / "radii.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [160, 320, 480])
+def test_a_report_on_a_small_disk_fails_as_the_machine(
+    small_disk: Callable[[int], Path], kilobytes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever file of the report the disk fills up at."""
+    report = small_disk(kilobytes) / "report"
+    arguments = ("evaluate", "digits-quick", "--models", "digits/resnet", "--samples", "2")
+    assert call(*arguments, "--workers", "1", "--out", str(report)) == 3
+    assert "Traceback" not in one_line(capsys)

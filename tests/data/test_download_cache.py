@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import io
+import resource
 import socket
 import tarfile
 import threading
@@ -15,6 +16,7 @@ import pytest
 from imagefiles import cifar_bytes, idx_bytes, images_28, pixels_32, refusal
 
 from robustness.data import download, load_images
+from robustness.errors import OperationalError
 
 IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 MNIST = {
@@ -296,3 +298,15 @@ def test_every_source_gives_a_checksum_for_each_file_that_is_read():
     for source in download.SOURCES.values():
         assert source.url.endswith("/")
         assert all(len(md5) == 32 for md5 in source.md5.values())
+
+
+def test_a_cache_on_a_full_disk_is_the_machines_failure_and_keeps_nothing(serve, cache):
+    serve("mnist", MNIST)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OperationalError, match="File too large"):
+            load_images("mnist")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(cache) == []
