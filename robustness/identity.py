@@ -225,5 +225,18 @@ def _answer(module: nn.Module, image: Float[Tensor, "c h w"]) -> str:
         settled = torch.where(logits.isnan(), torch.nan, logits)
         sha = hashlib.sha256(_bytes_of(settled).tobytes()).hexdigest()
         return f"{logits.dtype} {tuple(logits.shape)} {sha}"
-    except Exception as error:  # a user's model may do anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's model may do anything, SystemExit too
         return f"raised {_qualified(type(error))}"
+
+
+def answers(module: nn.Module, shape: Iterable[int]) -> bool:
+    """Whether a model gives logits of `probe_images` rather than raise.
+
+    Args:
+        module: pixels to logits.
+        shape: of one image, (c, h, w).
+    """
+    with torch.no_grad():
+        return not any(_answer(module, i).startswith("raised ") for i in probe_images(shape))

@@ -13,12 +13,13 @@ which is then part of their keys; `units.py` says how they are cut into units of
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustness import evaluation
 from robustness.attacks import Attack, nearest_version
@@ -372,18 +373,37 @@ def _certified_norms(jobs: list[Job], model: int) -> list[Norm]:
 
 
 def _classes(loaded: LoadedModel, images: ImageSet) -> int:
-    try:
-        with torch.no_grad():
-            logits = loaded.module(images.images[:1])
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(
-            f"{loaded.name}: expected a model of images {images.shape}, got {reason}; "
-            f"check that it fits the data set {images.name}"
-        ) from error
-    if logits.dim() != 2 or logits.shape[1] != images.classes:
-        raise UsageError(
-            f"{loaded.name}: expected logits of shape (n, {images.classes}) for {images.name}, "
-            f"got {tuple(logits.shape)}; check the model's number of classes"
-        )
-    return int(logits.shape[1])
+    for count in (1, min(2, len(images))):
+        try:
+            with torch.no_grad():
+                logits: object = loaded.module(images.images[:count])
+        except (Exception, SystemExit) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UsageError(
+                f"{loaded.name}: expected a model of images {images.shape}, got {reason}; "
+                f"check that it fits the data set {images.name}"
+            ) from error
+        if fault := _fault_of(logits, count, images.classes):
+            got, remedy = fault
+            raise UsageError(
+                f"{loaded.name}: expected a floating-point tensor of logits of shape "
+                f"({count}, {images.classes}) for {images.name}, got {got}; {remedy}"
+            )
+    return images.classes
+
+
+def _fault_of(logits: object, count: int, classes: int) -> tuple[str, str] | None:
+    """What is wrong with a model's output, and the line that mends it; None for logits."""
+    kind = type(logits).__name__
+    if isinstance(logits, tuple | list | Mapping):
+        return f"a {kind}", "return its logits alone, such as `return outputs[0]`"
+    if isinstance(logits, np.ndarray):
+        return "a numpy array", "compute in torch: no gradient passes through numpy"
+    if not isinstance(logits, Tensor):
+        return f"a {kind}", "end forward with `return logits`"
+    if not logits.is_floating_point():
+        return f"a tensor of {logits.dtype}", "return logits, not classes; or `logits.float()`"
+    if logits.shape != (count, classes):
+        shape = tuple(logits.shape)
+        return f"{shape}", "check its number of classes, and that it returns a row for each image"
+    return None

@@ -32,8 +32,8 @@ from robustness.evaluation.cascade import WORST_CASE
 from robustness.evaluation.plan import Job, Plan, Unit, attack_of, others
 from robustness.evaluation.store import Store
 from robustness.evaluation.units import Schedule
-from robustness.evaluation.work import Bench, ShardResult, run_unit
-from robustness.identity import Structure, fingerprint
+from robustness.evaluation.work import Bench, ShardResult, failed_unit, run_unit
+from robustness.identity import Structure, answers, fingerprint
 from robustness.terminal import progress_bar
 from robustness.zoo import LoadedModel, load_model
 
@@ -65,7 +65,14 @@ class Workbench:
             with shared_work() as ledger:
                 for job, unit in work:
                     bench, saved = self._bench(job), ledger.saved
-                    result = run_unit(unit, job, bench, images, labels)
+                    try:
+                        result = run_unit(unit, job, bench, images, labels)
+                    except KeyboardInterrupt:
+                        raise
+                    except BaseException as error:  # SystemExit too: it is a user's code that runs
+                        if self.models[job.model].recipe is not None:
+                            raise
+                        result = failed_unit(unit, job, error, images, labels)
                     # What a job takes when it is run alone, whichever of them came first.
                     alone = result.seconds + ledger.saved - saved
                     results.append(replace(result, seconds=alone))
@@ -84,8 +91,9 @@ class Workbench:
             UsageError: it does not, so that nobody knows what the results at hand are of.
         """
         planned, module = self.plan.models[index], self.models[index].module
-        known = planned.fingerprint
-        if known is not None and known != fingerprint(module, self.images.shape):
+        known, shape = planned.fingerprint, self.images.shape
+        # One that fails by now gives no other logits; its samples are errors.
+        if known not in (None, fingerprint(module, shape)) and answers(module, shape):
             raise UsageError(
                 f"expected {planned.name} to stay the same function, got other logits of the same "
                 "images later in the run; the results at hand were not stored: let its logits "

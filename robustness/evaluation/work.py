@@ -22,6 +22,7 @@ from robustness.attacks import (
 from robustness.attacks import audit as check
 from robustness.certificates import Certificate, CertifiedRadius, Kind, Limit
 from robustness.certificates.constants import deployed_logits
+from robustness.errors import one_line
 from robustness.evaluation.audit import audit
 from robustness.evaluation.cascade import WorstCase
 from robustness.evaluation.plan import Job, Unit
@@ -103,6 +104,41 @@ def run_unit(unit: Unit, job: Job, bench: Bench, images: Tensor, labels: Tensor)
         assert bench.attack is not None
         rows = _attack(job, bench.attack, bench.model, images, labels, unit)
     return ShardResult(unit.key, job.kind, rows, time.perf_counter() - started)
+
+
+def failed_unit(
+    unit: Unit, job: Job, error: BaseException, images: Tensor, labels: Tensor
+) -> ShardResult:
+    """What is known of a unit whose model did not let it be done: that each sample failed, and why.
+
+    Args:
+        unit: which images.
+        job: what was to be done.
+        error: what the model's code raised.
+        images: the unit's pixels, shape (n, c, h, w).
+        labels: their classes, shape (n,).
+    """
+    said, failed = _said(error), Status.ERROR.value
+    rows: list[Row] = []
+    if job.kind == "flags":
+        rows = [("checks-failed", 1, None, None, said)]
+    for place, (index, label) in enumerate(zip(unit.indices, labels.tolist(), strict=True)):
+        match job.kind:
+            case "clean":
+                rows.append((index, label, None, failed, None))
+            case "attack":
+                rows.append((index, failed, None, None, None, 0, said, job.name, 0))
+            case "nearest":
+                rows.append((index, failed, None, None, None, said))
+            case "flow":
+                rows.append((index, None))
+            case "certificate":
+                reason = f"the proof failed: {said}"
+                rows.append((index, 0.0, Kind.CERTIFIED.value, reason, Limit.OTHER.value))
+            case "audit":
+                judged = (unit.radii[place], failed, None, None, None, said, "", unit.seed)
+                rows.append((index, *judged, json.dumps(list(images.shape[1:])), None, None))
+    return ShardResult(unit.key, job.kind, rows, 0.0)
 
 
 def _clean(model: nn.Module, images: Tensor, labels: Tensor, indices: list[int]) -> list[Row]:
@@ -270,8 +306,8 @@ def _threat(job: Job) -> ThreatModel:
     return ThreatModel(job.norm, job.eps)
 
 
-def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+def _said(error: BaseException) -> str:
+    return one_line(f"{type(error).__name__}: {error}", 500)
 
 
 def _bytes(image: Tensor) -> bytes:
