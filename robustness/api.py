@@ -366,6 +366,8 @@ def inspect(model: str, *, data: str | None = None, data_dir: Path | None = None
     Raises:
         UsageError: the model or the data are not usable.
     """
+    if data is not None:
+        require_source(data, data_dir)
     loaded = load_model(model)
     shape = (
         loaded.recipe.data.shape

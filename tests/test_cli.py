@@ -241,6 +241,8 @@ def test_models_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
         ("card", "digits/resnet", "--prove", "--audit", "0"),
         ("card", "mnist/resnet", "--data-dir", "/nonexistent"),
         ("models", "--dataset", ""),
+        ("inspect", "mnist/resnet", "--data", "minst"),
+        ("inspect", "mnist/resnet", "--data", "mnist", "--data-dir", "/nonexistent"),
         ("claims", "--out", "/dev/null"),
         ("claims", "--data-dir", "/nonexistent"),
         ("check", "/", "--baseline", "/", "--tolerance", "nan"),

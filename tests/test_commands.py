@@ -84,6 +84,7 @@ COMMANDS: dict[str, tuple[str, bool]] = {
     "check": ("run --baseline again", True),
     "attack": ("{model} --eps 0.1 --attack fgsm --workers 1 --data few.npz", True),
     "certify": ("{model} --workers 1 --audit 1 --data few.npz", True),
+    "inspect": ("{model} --data few.npz", True),
     "card": ("{folder}", False),
     "train": ("{folder}", False),
 }
