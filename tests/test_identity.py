@@ -1,6 +1,7 @@
 """A model is told by what it is made of and by what it computes, or what is not told is named."""
 
 import functools
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -108,7 +109,7 @@ def test_whatever_a_model_is_made_of_tells_it_apart(
         (Settings(1).__repr__, Settings(2).__repr__),
         ([nn.Linear(1, 1)], [nn.Linear(1, 1)]),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),  # alike in every process
 )
 def test_an_attribute_of_any_of_these_kinds_is_told(one: object, two: object) -> None:
     first, second = describe(Scaling(one)), describe(Scaling(two))
