@@ -64,6 +64,8 @@ from robustness.zoo import (
 )
 
 _DEFAULT_BATCH = 64
+# Of a unit's time limit: longer ones overflow what a lock can wait for.
+_LONGEST = 10**6
 # What tells the files of a card from others of these names.
 _OF_A_CARD = {
     MEASURED_FILE: '"weights_sha256"',
@@ -84,6 +86,7 @@ def evaluate(
     batch_size: int = _DEFAULT_BATCH,
     data_dir: Path | None = None,
     quiet: bool = True,
+    unit_timeout: float | None = None,
 ) -> Leaderboard:
     """Evaluate a suite: attack and certify every model, store every sample, write the reports.
 
@@ -101,6 +104,8 @@ def evaluate(
         batch_size: images per task handed to a worker; changes no result.
         data_dir: folder with the official image files; by default they are downloaded.
         quiet: no progress bar.
+        unit_timeout: seconds that a worker process may take for one unit; by default an hour, or
+            fifty times the slowest unit so far if that is longer.
 
     Returns:
         The leaderboard, which is also written to `out`. Its `soundness.violations` are empty
@@ -113,6 +118,11 @@ def evaluate(
     parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
     workers = inputs.cores() if workers is None else inputs.workers(workers)
     batch_size = inputs.count("a batch size", batch_size)
+    if unit_timeout is not None and not 0 < unit_timeout <= _LONGEST:
+        raise UsageError(
+            f"expected seconds above 0, at most {_LONGEST:,}, got a unit timeout of "
+            f"{unit_timeout}; correct it"
+        )
     folder = inputs.folder_to_write(out or Path("reports") / parsed.name)
     require_report_folder(folder)
     bench = _prepare(parsed, data_dir, data is not None)
@@ -129,6 +139,7 @@ def evaluate(
             batch_size,
             data_dir,
             quiet,
+            unit_timeout,
         )
         wall = time.perf_counter() - started
         store.end_run(run, wall)

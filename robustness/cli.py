@@ -112,6 +112,14 @@ def evaluate(
         typer.Option("--batch-size", help="Images per task of a worker; changes no result."),
     ] = 64,
     data_dir: DataDir = None,
+    unit_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--unit-timeout",
+            help="Seconds for one unit of work in a worker process; a user's model that takes "
+            "longer twice has its samples counted as errors.",
+        ),
+    ] = None,
 ) -> None:
     """Attack and certify every model of a suite, and write its reports."""
     folder = out or Path("reports") / load_suite(suite).name
@@ -127,6 +135,7 @@ def evaluate(
         batch_size=batch_size,
         data_dir=data_dir,
         quiet=False,
+        unit_timeout=unit_timeout,
     )
     for entry in leaderboard.models:
         _note_foreign(entry.name, data)

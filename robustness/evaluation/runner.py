@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -39,6 +40,8 @@ from robustness.zoo import LoadedModel, load_model
 
 # Jobs whose units take longest.
 _DEAR = ("autoattack", WORST_CASE, "flags", "nearest", "deepfool", "cw", "fab-t", "square")
+
+_PATIENCE_SECONDS, _PATIENCE = 3600.0, 50.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def run_plan(
     batch_size: int,
     data_dir: Path | None,
     quiet: bool,
+    unit_timeout: float | None = None,
 ) -> int:
     """Compute every unit of `plan` that `store` lacks, in the plan's two phases.
 
@@ -133,12 +137,14 @@ def run_plan(
         batch_size: images per task handed to a worker, in whole units; changes no result.
         data_dir: folder with the official image files, for the workers to read again.
         quiet: no progress bar.
+        unit_timeout: seconds that a worker may take for one unit; by default an hour, or fifty
+            times the slowest unit so far if that is longer.
 
     Returns:
         The number of units computed.
 
     Raises:
-        OperationalError: a worker died.
+        OperationalError: a worker died twice, or was too slow twice, at work on a zoo model.
     """
     schedule, computed = Schedule(plan, store), 0
     columns = (
@@ -150,7 +156,7 @@ def run_plan(
     )
     with (
         progress_bar(columns, quiet) as progress,
-        _Crew(bench, workers, data_dir) as crew,
+        _Crew(bench, workers, data_dir, unit_timeout) as crew,
     ):
         for late, what in ((False, "shards"), (True, "shards and audited images")):
             jobs = [job for job in plan.jobs if job.needs_radii is late]
@@ -193,21 +199,20 @@ def _tasks(units: list[tuple[Job, Unit]], batch_size: int) -> list[Task]:
 class _Crew:
     """Does tasks in this process or in worker processes, which are started once, when needed."""
 
-    def __init__(self, bench: Workbench, workers: int, data_dir: Path | None) -> None:
+    def __init__(
+        self, bench: Workbench, workers: int, data_dir: Path | None, unit_timeout: float | None
+    ) -> None:
         self.bench, self.workers, self.data_dir = bench, workers, data_dir
+        self.unit_timeout = unit_timeout
         self._pool: ProcessPoolExecutor | None = None
+        self._slowest = 0.0
 
     def __enter__(self) -> "_Crew":
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self._pool is None:
-            return
         # On an interruption, units in flight are given up rather than waited for.
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        self._stop()
 
     def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[ShardResult]]]:
         """Do the tasks and give each back with its results, in the order they are done."""
@@ -216,35 +221,97 @@ class _Crew:
                 for task in tasks:
                     yield task, self.bench.run(task)
             return
-        try:
-            if self._pool is None:
-                self._pool = self._start()
-                self._require_same_models(self._pool)
-            pool = self._pool
-            pending: dict[Future[list[ShardResult]], Task] = {
-                pool.submit(_run_in_worker, task): task for task in tasks
-            }
-            while pending:
-                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield pending.pop(future), future.result()
-        except BrokenProcessPool:
-            raise OperationalError(
-                "expected the worker processes to live, got one that died (out of memory?); "
-                "run the same command again with fewer --workers"
-            ) from None
+        waiting = deque(tasks)
+        pending: dict[Future[list[ShardResult]], Task] = {}
+        while waiting or pending:
+            try:
+                pool = self._started()
+                # No more than are at work: if a process dies, one of these was its task.
+                while waiting and len(pending) < self.workers:
+                    pending[pool.submit(_run_in_worker, waiting[0])] = waiting[0]
+                    waiting.popleft()
+                for future in self._finished(pending):
+                    results = future.result()
+                    self._slowest = max(self._slowest, *(r.seconds for r in results))
+                    yield pending.pop(future), results
+            except BrokenProcessPool:
+                suspects = list(pending.values())
+                pending.clear()
+                if not suspects:
+                    raise OperationalError(
+                        "expected the worker processes to live, got one that died without work "
+                        "(out of memory?); run the same command again with fewer --workers"
+                    ) from None
+                for task in suspects:
+                    yield task, [self._alone(job, unit) for job, unit in task.work]
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _finished(
+        self, pending: dict[Future[list[ShardResult]], Task]
+    ) -> set[Future[list[ShardResult]]]:
+        """Wait for a task; end all processes where none is done within the time limit.
+
+        Raises:
+            BrokenProcessPool: none is.
+        """
+        limit = self.unit_timeout or max(_PATIENCE_SECONDS, _PATIENCE * self._slowest)
+        units = max(len(task.work) for task in pending.values())
+        finished, _ = wait(pending, timeout=limit * units, return_when=FIRST_COMPLETED)
+        if not finished:
+            self._stop()
+            raise BrokenProcessPool(f"not done within {limit:.0f} s")
+        return finished
+
+    def _alone(self, job: Job, unit: Unit) -> ShardResult:
+        """Do again, with no other at work, a unit that was at hand when a process died.
+
+        Raises:
+            OperationalError: it dies once more, and no user's code can be the reason.
+        """
+        self._stop()
+        future = self._started(1).submit(_run_in_worker, Task([(job, unit)]))
+        try:
+            self._finished({future: Task([(job, unit)])})
+            return future.result()[0]
+        except BrokenProcessPool as error:
+            self._stop()
+            model, images = self.bench.models[job.model], self.bench.images
+            reason = str(error) if str(error).startswith("not done") else "its process died"
+            if model.recipe is not None:
+                raise OperationalError(
+                    f"expected {job} of {model.name} to be computed, got twice: {reason} (out of "
+                    "memory?); run the same command again with fewer --workers"
+                ) from None
+            chosen = torch.tensor(unit.indices)
+            failure = RuntimeError(f"{reason}, twice")
+            return failed_unit(unit, job, failure, images.images[chosen], images.labels[chosen])
+        finally:
+            self._stop()
+
+    def _started(self, workers: int | None = None) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = self._start(workers or self.workers)
+            self._require_same_models(self._pool, workers or self.workers)
+        return self._pool
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            processes = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+            self._pool = None
+
+    def _start(self, workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         _start_resource_tracker()
         return ProcessPoolExecutor(
-            self.workers,
+            workers,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(context.Barrier(self.workers),),
+            initargs=(context.Barrier(workers),),
         )
 
-    def _require_same_models(self, pool: ProcessPoolExecutor) -> None:
+    def _require_same_models(self, pool: ProcessPoolExecutor, workers: int) -> None:
         """Let every worker load the models, and insist that they are those of this process.
 
         Raises:
@@ -253,7 +320,7 @@ class _Crew:
         plan, here = self.bench.plan, [model.structure for model in self.bench.models]
         names = [model.name for model in self.bench.models]
         arguments = (plan.to_json(), names, self.data_dir)
-        loading = [pool.submit(_load_in_worker, *arguments) for _ in range(self.workers)]
+        loading = [pool.submit(_load_in_worker, *arguments) for _ in range(workers)]
         for found in (future.result() for future in loading):
             for info, expected, (structure, seen) in zip(plan.models, here, found, strict=True):
                 difference = expected.difference(structure)

@@ -17,7 +17,9 @@ SUITE = {
     "attacks": [{"kind": "fgsm"}],
 }
 CODE = """
+import os
 import sys
+import time
 import numpy as np
 import torch
 from torch import nn
@@ -44,6 +46,12 @@ def late(error):
     return lambda: Model(fault)
 
 
+def then(end):
+    return lambda: Model(lambda logits, calls: end() if calls > 20 else logits)
+
+
+killed = then(lambda: os.kill(os.getpid(), 9))
+hangs = then(lambda: time.sleep(1000))
 leaves = late(SystemExit(0))
 raises = late(ValueError("no\\nmore \\x1b[31m"))
 strange = late(type("Strange", (BaseException,), {})("odd"))
@@ -117,3 +125,30 @@ def test_wrong_outputs_are_found_at_planning_with_the_line_that_mends_them(
     assert got in message
     assert remedy in message
     assert not (tmp_path / "out" / "results.sqlite").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_kills_its_process_or_hangs_costs_its_own_samples_alone(
+    users: str, tmp_path: Path
+) -> None:
+    names = [f"{users}:killed", f"{users}:hangs", "digits/resnet"]
+    suite = Suite.model_validate(SUITE | {"models": names, "samples": 16, "attacks": []})
+    board = api.evaluate(suite, out=tmp_path / "out", workers=2, unit_timeout=3.0)
+    killed, hanging, alone = board.models
+    for entry in (killed, hanging):
+        assert (entry.clean.count, entry.clean.total, entry.errors) == (0, 16, 16)
+    assert alone.errors == 0
+    assert alone.clean.count > 12
+    # Found in the store by the next run: nothing is tried again.
+    again = api.evaluate(suite, out=tmp_path / "out", workers=2, unit_timeout=3.0)
+    assert again.comparable() == board.comparable()
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_limit_that_is_none_is_refused(seconds: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a unit timeout of"):
+        api.evaluate(
+            Suite.model_validate(SUITE | {"models": ["digits/resnet"]}),
+            out=tmp_path,
+            unit_timeout=seconds,
+        )
