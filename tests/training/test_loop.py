@@ -445,23 +445,23 @@ def test_a_loss_that_does_not_fit_its_field_is_a_usage_error(recipe_folder: Path
         loop.train(recipe_folder, quiet=True)
 
 
-@pytest.mark.parametrize(
-    "constrained",
-    [
-        False,
-        pytest.param(
-            True,
-        ),
-    ],
-)
+@pytest.mark.parametrize("constrained", [False, True])
 def test_a_diverging_loss_is_a_usage_error_and_leaves_no_weights(
-    recipe_folder: Path, constrained: bool
+    recipe_folder: Path, constrained: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    if not constrained:
+    if constrained:
+        find = loop._loss
+
+        def diverging(config, classes, model):
+            loss = find(config, classes, model)
+            return lambda *batch: loss(*batch) * torch.inf
+
+        monkeypatch.setattr(loop, "_loss", diverging)
+    else:
         use_lyanet(recipe_folder)
         certified = 'kind = "certified-lyapunov", eps = 0.1, temperature = 0.1'
         edit(recipe_folder, certified, 'kind = "lyapunov-monte-carlo", states = 8')
-    edit(recipe_folder, "learning_rate = 3e-3", "learning_rate = 1e38")
+        edit(recipe_folder, "learning_rate = 3e-3", "learning_rate = 1e12")
     with pytest.raises(UsageError, match="expected a finite loss"):
         loop.train(recipe_folder, quiet=True)
     assert not (recipe_folder / "weights.safetensors").exists()
