@@ -7,6 +7,7 @@ from robustness.attacks.base import Attack, Guided
 from robustness.attacks.cascade import Outcome, Stage, worst_case, worst_case_within
 from robustness.attacks.flags import Flag, Severity, severity
 from robustness.attacks.historical import PaperProtocol, published_accuracy
+from robustness.attacks.iterated import IteratedAscent
 from robustness.attacks.judge import Status, Verdict, judge, predict_alone
 from robustness.attacks.minimal import nearest_adversarial, nearest_version
 from robustness.attacks.pipeline import climbed_view, default_stages, shortened
@@ -27,6 +28,7 @@ __all__ = [
     "DeepFool",
     "Flag",
     "Guided",
+    "IteratedAscent",
     "Outcome",
     "PaperProtocol",
     "Severity",

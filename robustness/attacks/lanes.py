@@ -57,6 +57,11 @@ class Metered(nn.Module):
         return self.inner(images)
 
 
+def metered_with(known: nn.Module, other: nn.Module) -> nn.Module:
+    """Another model, counted where a known one is, if it is."""
+    return Metered(other, known.meter) if isinstance(known, Metered) else other
+
+
 def lane_of(images: Float[Tensor, "n c h w"]) -> int:
     """How many rows a lane of such images has: a function of their shape alone."""
     return LANE_OF_SMALL if images[0].numel() <= _SMALL else LANE

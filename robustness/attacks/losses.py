@@ -53,6 +53,23 @@ def targeted(
     )
 
 
+def toward(
+    logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """`targeted`, and `margin` where the target is the label: where any other class will do."""
+    free = margin(logits, labels, targets)
+    return torch.where(targets == labels, free, targeted(logits, labels, targets))
+
+
+def nearness(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The margin in units of the spread of the logits: alike at any scale, above 0 where wrong."""
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    largest = centred.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
+    unit = centred / largest
+    spread = unit.std(dim=1).clamp_min(torch.finfo(logits.dtype).tiny)
+    return margin(unit, labels, labels) / spread
+
+
 LOSSES: dict[str, Loss] = {
     "ce": cross_entropy,
     "margin": margin,

@@ -9,9 +9,10 @@ from torch import nn
 from robustness.attacks.ascent import Ascent
 from robustness.attacks.autoattack_adapter import FAB, Square
 from robustness.attacks.cascade import Stage
+from robustness.attacks.iterated import IteratedAscent
 from robustness.attacks.lanes import LANE
 from robustness.attacks.transfer import Transfer
-from robustness.attacks.views import View, views_of
+from robustness.attacks.views import Smooth, View, views_of
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.fields import LyaNetField, TargetSeekingField
@@ -64,7 +65,7 @@ def default_stages(
 
 def shortened(stage: Stage, lane: int = LANE) -> Stage:
     """A stage in short lanes, for few samples."""
-    if not isinstance(stage.attack, Ascent):
+    if not isinstance(stage.attack, Ascent | IteratedAscent):
         return stage
     return replace(stage, attack=replace(stage.attack, lane=lane))
 
@@ -133,6 +134,17 @@ def _deep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     # images of `digits/lyanet` that stood until here, five starts broke 37.
     if isinstance(getattr(model, "field", None), LyaNetField) and "smooth-backward" in views:
         yield Stage(Ascent("margin", 100, starts=8), views["smooth-backward"])
+        yield Stage(IteratedAscent(_cheap_and_smooth(views)), views["deployed"])
+
+
+def _cheap_and_smooth(views: Mapping[str, View]) -> tuple[View, ...]:
+    """Shorter horizons and Euler, through softplus backward: less than half a deployed gradient."""
+    names = [name for name in ("horizon/2", "euler", "horizon/4") if name in views]
+    smooth = [
+        View(f"{name}-smooth-backward", Smooth(views[name].module, backward_only=True))
+        for name in names
+    ]
+    return (*(views[name] for name in names if name == "horizon/2"), *smooth)
 
 
 def _exhaustive(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:

@@ -1,0 +1,170 @@
+"""Iterated local search: short climbs through several views, restarted from the best points."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustness.attacks.climb import Hunt, Rows
+from robustness.attacks.lanes import metered_with, sample_generator, scores
+from robustness.attacks.losses import likely_targets, nearness, toward
+from robustness.attacks.views import View
+from robustness.threat import Norm, ThreatModel
+
+# Best points that are kept of each sample, and shares of starts beside them and at the image.
+# The rest are random.
+_KEPT, _BESIDE, _AT_IMAGE = 4, 0.8, 0.1
+# Share of starts with no target, and likely targets after which the weight of one is halved.
+_FREE, _HALVED_AFTER = 0.3, 3
+# Sizes of a first step, in units of eps.
+_LEAST, _MOST = 0.15, 0.75
+
+
+@dataclass(frozen=True)
+class IteratedAscent:
+    """Iterated local search (Lourenço, Martin and Stützle 2003) over several views in turn.
+
+    What is kept from one climb to the next is what came nearest to another class on the deployed
+    model, by whatever view it was found. Where a climb is rugged that helps more than new random
+    starts, each of which has the whole way to go. A first round starts half at the image itself,
+    half at random; later ones mostly beside the best points so far.
+
+    Attributes:
+        views: climbed one after the other in every round.
+        rounds: turns through all views.
+        starts: climbs of each sample through each view in each round. An even number keeps a
+            sample's rows at places of a lane that give the same last digits in any company.
+        steps: gradient steps per start.
+        lane: rows of a lane (see `lanes`); by default a function of the images' shape.
+    """
+
+    views: tuple[View, ...]
+    rounds: int = 5
+    starts: int = 6
+    steps: int = 20
+    lane: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Rounds and number of steps."""
+        return f"iterated-ascent-{self.rounds}x{self.steps}"
+
+    @property
+    def version(self) -> str:
+        """Settings and views."""
+        views = ", ".join(view.name for view in self.views)
+        lane = f", lanes of {self.lane}" if self.lane else ""
+        return (
+            f"robustness iterated ascent, {self.rounds} rounds of {self.starts} starts of "
+            f"{self.steps} steps in turn through {views}{lane}"
+        )
+
+    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
+        """Runs in both norms, on any number of classes above one."""
+        del threat
+        return None if classes > 1 else f"expected two classes or more, got {classes}"
+
+    def propose(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        threat: ThreatModel,
+        seed: int,
+    ) -> Float[Tensor, "k n c h w"]:
+        """One candidate per image; see `Attack.propose`."""
+        deployed = View("deployed", model, faithful=True)
+        radii = threat.radii(len(images))
+        return self.pursue(deployed, model, images, labels, threat.norm, radii, seed)
+
+    def pursue(
+        self,
+        view: View,
+        deployed: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        norm: Norm,
+        radii: Float[Tensor, " n"],
+        seed: int,
+    ) -> Float[Tensor, "k n c h w"]:
+        """Climb this attack's own views, watching the deployed model; see `Guided.pursue`.
+
+        Returns:
+            For each image the candidate that fooled the deployed model; failing that one on which
+            it had no finite logits; failing that the one that came nearest to another class.
+        """
+        del view
+        hunt = Hunt(deployed, images, labels, norm, radii, self.lane)
+        search = _Search(hunt, self.starts, seed)
+        for number in range(self.rounds):
+            for climbed in self.views:
+                twin = View(climbed.name, metered_with(deployed, climbed.module), climbed.faithful)
+                rows = search.starts(first=number == 0)
+                if len(rows.sample):
+                    search.keep_best(hunt.anneal(twin, rows, toward, self.steps))
+        return search.candidates().unsqueeze(0)
+
+
+class _Search:
+    """The best points so far of each sample, and starts beside them.
+
+    Attributes:
+        kept: shape (n, kept, c, h, w), nearest to another class first.
+        near: their `nearness`, shape (n, kept).
+    """
+
+    def __init__(self, hunt: Hunt, each: int, seed: int) -> None:
+        self.hunt, self.each = hunt, each
+        clean = scores(hunt.deployed, hunt.images, hunt.lane)
+        self.targets = likely_targets(clean, hunt.labels, clean.shape[1])
+        self.weights = 1 / (1 + torch.arange(self.targets.shape[1]) / _HALVED_AFTER)
+        self.draws = [sample_generator(seed, image) for image in hunt.images]
+        self.kept = hunt.images.unsqueeze(1).repeat(1, _KEPT, 1, 1, 1)
+        self.near = torch.full((len(hunt.images), _KEPT), -torch.inf)
+        self.near[:, 0] = nearness(clean, hunt.labels).float()
+
+    def starts(self, first: bool) -> Rows:
+        """Where the samples that still stand are climbed from next, and towards what."""
+        standing = torch.nonzero(~self.hunt.found).squeeze(1)
+        sample = standing.repeat_interleave(self.each)
+        drawn = [self._draw(i, first) for i in standing.tolist()]
+        if not drawn:
+            return Rows.at(self.hunt.images[:0], sample, sample, torch.zeros(0))
+        points, targets, sizes = (torch.cat(part) for part in zip(*drawn, strict=True))
+        return Rows.at(self.hunt.into_ball(points, sample), sample, targets, sizes)
+
+    def _draw(self, i: int, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Points, targets and first steps of one sample: as many draws whatever is chosen."""
+        count, generator, image = self.each, self.draws[i], self.hunt.images[i]
+        eps = float(self.hunt.eps[i])
+        noise = eps * self.hunt.noise(image, count, generator)
+        chance, reach, free, size = torch.rand(4, count, generator=generator)
+        kept = self.kept[i][torch.randint(_KEPT, (count,), generator=generator)]
+        likely = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        at_image = torch.arange(count) % 2 == 0 if first else chance < _AT_IMAGE
+        beside = ~at_image & (not first) & (chance < _AT_IMAGE + _BESIDE)
+        points = torch.where(_wide(beside), kept + noise * _wide(reach**2), image + noise)
+        points = torch.where(_wide(at_image), image, points)
+        targets = torch.where(free < _FREE, self.hunt.labels[i], self.targets[i][likely])
+        return points, targets, eps * _LEAST * (_MOST / _LEAST) ** size
+
+    def keep_best(self, rows: Rows) -> None:
+        """Let what the climbs came nearest by replace worse points; rows of a sample adjoin."""
+        if not len(rows.sample):
+            return
+        samples = rows.sample[:: self.each]
+        near = torch.cat([self.near[samples], rows.near.view(len(samples), -1)], dim=1)
+        fresh = rows.nearest.unflatten(0, (len(samples), -1))
+        points = torch.cat([self.kept[samples], fresh], dim=1)
+        self.near[samples], best = near.topk(_KEPT, dim=1)
+        self.kept[samples] = points[torch.arange(len(samples)).unsqueeze(1), best]
+
+    def candidates(self) -> Float[Tensor, "n c h w"]:
+        """What to propose for each image, shape (n, c, h, w)."""
+        settled = self.hunt.found | self.hunt.failed
+        return torch.where(_wide(settled), self.hunt.proposals, self.kept[:, 0])
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,128 @@
+"""Iterated ascent keeps what came nearest, alike in any company."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import CLASSES, Linear, grey_images, make_problem, minimal_distance
+
+from robustness.attacks import IteratedAscent, Stage, Status, View, default_stages, judge
+from robustness.attacks.climb import Hunt, Rows
+from robustness.attacks.lanes import Meter, Metered, scores
+from robustness.attacks.losses import margin, nearness, targeted, toward
+from robustness.data import load_images
+from robustness.threat import Norm, ThreatModel
+from robustness.zoo import load_model
+
+
+def of(model: torch.nn.Module, **settings: int) -> IteratedAscent:
+    return IteratedAscent((View("deployed", model, faithful=True),), **settings)
+
+
+def on_lyanet() -> tuple[Stage, torch.Tensor, torch.Tensor]:
+    stage = default_stages(load_model("digits/lyanet").module, ThreatModel(Norm.LINF, 0.1))[-1]
+    assert isinstance(stage.attack, IteratedAscent)
+    data = load_images("digits", "test", None)
+    return stage, data.images, data.labels
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+def test_an_iterated_ascent_breaks_a_linear_model_beyond_its_distance_and_not_below(
+    norm: Norm,
+) -> None:
+    model, images, labels = make_problem(CLASSES, count=6)
+    distance = minimal_distance(model, images, labels, norm)
+    for factor, expected in ((1.05, Status.ADVERSARIAL), (0.999, Status.ROBUST)):
+        for i, eps in enumerate((distance * factor).tolist()):
+            one, label, threat = images[i : i + 1], labels[i : i + 1], ThreatModel(norm, eps)
+            found = of(model, rounds=3, starts=8).propose(model, one, label, threat, seed=0)
+            assert bool((norm.distance(found[0], one) <= eps + 1e-7).all())
+            (verdict,) = judge(model, one, label, found, threat)
+            assert verdict.status is expected, (i, factor)
+
+
+def test_what_an_iterated_ascent_finds_does_not_depend_on_company_bit_for_bit() -> None:
+    stage, images, labels = on_lyanet()
+    attack = replace(stage.attack, rounds=2, steps=3, lane=16)
+    model, threat = load_model("digits/lyanet").module, ThreatModel(Norm.LINF, 0.1)
+    rows = torch.arange(9)
+    together = attack.propose(model, images[rows], labels[rows], threat, seed=3)[0]
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    shuffled = attack.propose(model, images[order], labels[order], threat, seed=3)[0]
+    assert torch.equal(shuffled, together[order])
+    for i in (4, 7):
+        alone = attack.propose(model, images[i : i + 1], labels[i : i + 1], threat, seed=3)[0]
+        assert torch.equal(alone[0], together[i])
+
+
+def test_later_rounds_start_beside_what_came_nearest_to_another_class() -> None:
+    model, images = Linear(CLASSES), grey_images(5)
+    labels = model(images).argmax(dim=1)
+    threat = ThreatModel(Norm.LINF, 1e-3)
+    near = [
+        nearness(
+            scores(model, of(model, rounds=n).propose(model, images, labels, threat, 0)[0]), labels
+        )
+        for n in (1, 4)
+    ]
+    assert bool((near[1] >= near[0]).all())
+    assert bool((near[1] > nearness(model(images), labels)).all())
+
+
+def test_the_view_of_an_iterated_ascent_is_paid_for() -> None:
+    model, images = Linear(CLASSES), grey_images(2)
+    labels, meter = model(images).argmax(dim=1), Meter()
+    attack = IteratedAscent((View("twin", Linear(CLASSES)),), rounds=1, starts=2, steps=4, lane=4)
+    threat = ThreatModel(Norm.L2, 1e-6)
+    attack.propose(Metered(model, meter), images, labels, threat, seed=0)
+    assert meter.gradients == 5 * 4  # a look before each of 4 steps and one after, a lane each
+    assert meter.queries == 4 + 5 * 4
+
+
+def test_a_climb_that_passes_a_thin_wrong_region_stops_there() -> None:
+    """Both ends of the way are classified rightly: only a look at every step finds the sliver."""
+
+    class Sliver(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            mean = images.flatten(1).mean(dim=1)
+            wrong = ((mean > 0.515) & (mean < 0.535)).to(images.dtype)
+            return torch.stack([1 - wrong, 2 * wrong], dim=1)
+
+    bright = View("bright", Linear(2))
+    bright.module.weight.data = torch.stack([-torch.ones(36), torch.ones(36)])
+    image, label = torch.full((1, 1, 6, 6), 0.5), torch.zeros(1, dtype=torch.int64)
+    hunt = Hunt(Sliver(), image, label, Norm.LINF, torch.tensor([0.2]).double(), None)
+    rows = Rows.at(image, torch.zeros(1).long(), label, torch.tensor([0.025]))
+    hunt.anneal(bright, rows, toward, steps=12)
+    assert bool(hunt.found)
+
+
+def test_the_loss_toward_a_target_is_the_margin_where_the_target_is_the_label() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
+    labels, targets = torch.tensor([0, 0]), torch.tensor([0, 1])
+    expected = torch.stack(
+        [margin(logits, labels, labels)[0], targeted(logits, labels, targets)[1]]
+    )
+    assert torch.equal(toward(logits, labels, targets), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e30])
+def test_nearness_is_the_same_at_any_scale_and_above_zero_where_the_class_is_another(
+    scale: float,
+) -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0], [1.0, 4.0, 0.0]])
+    labels = torch.tensor([0, 0])
+    near = nearness(scale * logits, labels)
+    torch.testing.assert_close(near, nearness(logits, labels))
+    assert (near > 0).tolist() == [False, True]
+
+
+def test_the_views_and_settings_of_an_iterated_ascent_are_in_its_version() -> None:
+    stage, _, _ = on_lyanet()
+    for view in ("horizon/2,", "horizon/2-smooth-backward", "euler-smooth-backward"):
+        assert view in stage.version
+    attack = stage.attack
+    assert isinstance(attack, IteratedAscent)
+    for other in (replace(attack, rounds=6), replace(attack, starts=8), replace(attack, steps=9)):
+        assert other.version != attack.version
+    assert replace(attack, views=attack.views[:2]).version != attack.version
