@@ -138,9 +138,10 @@ def _same(first: Any, second: Any) -> bool:
         return first.index == second.index
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         same_kind = first.shape == second.shape and first.dtype is second.dtype
-        return same_kind and torch.equal(_bits(first), _bits(second))
+        return same_kind and torch.equal(bits(first), bits(second))
     return type(first) is type(second) and bool(first == second)
 
 
-def _bits(values: Tensor) -> Tensor:
+def bits(values: Tensor) -> Tensor:
+    """The bytes of a tensor, in order: what tells two results apart that compare equal."""
     return values.detach().reshape(-1).contiguous().view(torch.uint8)

@@ -25,7 +25,7 @@ from torch import Tensor
 from robustness.numerics.arithmetic import computed_in
 from robustness.programs.boxes import Box
 from robustness.programs.forms import Form, advanced
-from robustness.programs.graph import Node, Program
+from robustness.programs.graph import Node, Program, Refusal
 from robustness.programs.operations import Operation, operation_of
 from robustness.programs.operations.base import Rows, unit_rows
 from robustness.programs.operations.elementwise import Rectifier
@@ -33,6 +33,8 @@ from robustness.threat import Norm
 
 # Share of |A_i| |v_i| charged at each node for float64: some terms' worth, and one for each term.
 _ROOM, _ROOM_PER_TERM = 2.0**-42, 2.0**-51
+# Kinds of number whose rounding is known; the last three do not round.
+_KNOWN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 # Largest value that affine forms are carried for.
 _SMALL = 256
 # Halvings of the multiplier of the l2 ball's constraint.
@@ -130,6 +132,8 @@ class Network:
         self.steps: list[Step | None] = [None]
         bent = [False]
         for node in program.nodes[1:]:
+            if node.dtype not in _KNOWN:
+                raise Refusal(f"no rounding is known of {node.dtype}, which {node.name} gives")
             operation = operation_of(node)
             parents = tuple(places[parent.index] for parent in node.parents)
             behind = any(bent[p] or not _is_affine(self.steps[p]) for p in parents)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from robustness.programs.graph import Node, Program, Refusal, place, source, take
+from robustness.programs.graph import Node, Program, Refusal, bits, place, source, take
 
 _aten = torch.ops.aten
 
@@ -62,9 +62,7 @@ def record(model: nn.Module, shape: tuple[int, int, int]) -> Program:
 def _require_faithful(program: Program, model: nn.Module, image: Tensor) -> None:
     with torch.no_grad():
         deployed, replayed = model(image), program.run(image)
-    if deployed.shape != replayed.shape or not torch.equal(
-        deployed.view(torch.uint8), replayed.view(torch.uint8)
-    ):
+    if deployed.shape != replayed.shape or not torch.equal(bits(deployed), bits(replayed)):
         raise Refusal("the recorded program does not give the deployed logits bit for bit")
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes  # noqa: PLC2701
 from robustness.numerics.arithmetic import computed_in
 from robustness.programs.boxes import Box
 from robustness.programs.forms import Form, advanced
-from robustness.programs.graph import Node
+from robustness.programs.graph import Node, Refusal
 from robustness.programs.network import Network
 from robustness.programs.operations.base import REGISTRY
 from robustness.programs.record import record
@@ -313,3 +313,39 @@ def _in_float64(node: Node) -> Node:
         wide, (node.args, node.kwargs), is_leaf=lambda v: isinstance(v, Node)
     )
     return Node(node.index, node.func, args, kwargs, node.shape, node.dtype, node.output)
+
+
+def _by_anothers_length(x: Tensor) -> Tensor:
+    rows = x[:, 0]
+    return rows / torch.linalg.vector_norm(rows, dim=2).clamp_min(1e-12).unsqueeze(1)
+
+
+def test_only_an_entry_over_the_length_of_its_own_vector_is_known_to_be_small() -> None:
+    own = _network(Row(lambda x: functional.normalize(x[:, 0], dim=2), ()))
+    anothers = _network(Row(_by_anothers_length, ()))
+    unbounded = _network(Row(lambda x: x / torch.linalg.vector_norm(x, dim=3, keepdim=True), ()))
+    limits = [
+        next(s.operation.limit for s in network.steps[1:] if hasattr(s.operation, "limit"))
+        for network in (own, anothers, unbounded)
+    ]
+    assert 1 <= limits[0] < 1.01
+    assert limits[1:] == [torch.inf, torch.inf]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: functional.softplus(x, 2.0),
+        lambda x: functional.softplus(x.double()),
+        lambda x: torch.selu(x),
+        lambda x: torch.ops.aten.elu(x, 1, 20),
+        lambda x: functional.gelu(x, approximate="tanh"),
+        lambda x: functional.avg_pool2d(x, 2, divisor_override=-1),
+        lambda x: torch.maximum(x[:, :1, :1, :1], torch.ones(1, 1, 4, 4)),
+        lambda x: x.half() * 2,
+        lambda x: torch.as_strided(x, (1, 4), (1, 2)),
+    ],
+)
+def test_settings_that_a_rule_is_not_about_are_refused(function) -> None:
+    with pytest.raises(Refusal):
+        _network(Row(function, ()))

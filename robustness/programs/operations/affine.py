@@ -294,6 +294,8 @@ class AveragePool(Linear):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.inputs = node.parents[0].shape
+        divisor = (*node.args[6:], node.kwargs.get("divisor_override"))[0]
+        require(node, divisor is None, "a divisor of its own")
         self.settings, self.offset = node.args[1:], 0.0
         self.weight = torch.tensor(1.0, dtype=torch.float64)
         # No window has more entries than the image.

@@ -154,7 +154,16 @@ def operation_of(node: Node) -> Operation:
         raise Refusal(
             f"no rule is known for the operation {node.name}; see CONTRIBUTING.md, 'An operation'"
         )
-    return REGISTRY[node.name](node)
+    try:
+        return REGISTRY[node.name](node)
+    except Refusal:
+        raise
+    except Exception as error:
+        # Operands of a kind that the rule was not written for.
+        kind = type(error).__name__
+        raise Refusal(
+            f"no rule is known for the operation {node.name} with these operands ({kind})"
+        ) from error
 
 
 def require(node: Node, condition: bool, what: str) -> None:

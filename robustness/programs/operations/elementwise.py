@@ -94,6 +94,7 @@ class Rectifier(Elementwise):
 def _rectifier(node: Node) -> Operation:
     threshold = node.args[1] if node.name == "clamp_min" else 0.0
     require(node, not isinstance(threshold, Node), "a bound that depends on the image")
+    require(node, node.shape == node.parents[0].shape, "a bound of another shape")
     return Rectifier(node, constant(threshold, node.dtype))
 
 
@@ -159,6 +160,11 @@ CURVES: dict[str, Curve] = {
     "elu": Curve(functional.elu, lambda x: torch.exp(x.clamp_max(0)), 16.0, 4.0, bend=1.0),
     "sin": Curve(torch.sin, torch.cos, 8.0, 4.0, bend=1.0, rising=False),
     "cos": Curve(torch.cos, lambda x: -torch.sin(x), 8.0, 4.0, bend=1.0, rising=False),
+}
+# Settings that mean the plain function.
+_DEFAULTS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "softplus": ((), (1,), (1, 20)),
+    "elu": ((), (1,), (1, 1), (1, 1, 1)),
 }
 # What is asked of the operand for the rules to hold.
 _POSITIVE = ("log", "sqrt", "reciprocal", "rsqrt")
@@ -250,8 +256,11 @@ class Smooth(Elementwise):
 
 @register(*CURVES)
 def _smooth(node: Node) -> Operation:
-    plain = node.args[1:] in ((), (1,), (1, 20), (1.0, 20.0), (1, 1, 1), (1.0, 1.0, 1.0))
-    require(node, plain, "settings of its own")
+    plain = node.args[1:] in _DEFAULTS.get(node.name, ((),))
+    require(node, plain and set(node.kwargs) <= {"approximate"}, "settings of its own")
+    # Beyond 20 torch's softplus is its operand, which differs by more than float64 rounds.
+    narrow = node.name != "softplus" or node.dtype is torch.float32
+    require(node, narrow, "numbers of that precision")
     exact = node.kwargs.get("approximate", "none") == "none"
     require(node, exact, "an approximation of gelu")
     return Smooth(node, CURVES[node.name])

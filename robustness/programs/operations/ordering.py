@@ -127,6 +127,7 @@ def _clamp(node: Node) -> Operation:
         for name, value, default in zip(("min", "max"), given, defaults, strict=True)
     )
     require(node, not any(isinstance(b, Node) for b in (low, high)), "bounds of the image")
+    require(node, node.shape == node.parents[0].shape, "bounds of another shape")
     if high is None:
         return Rectifier(node, constant(low, node.dtype))
     return Ceiling(node, high) if low is None else Clamp(node, low, high)
@@ -135,6 +136,7 @@ def _clamp(node: Node) -> Operation:
 @register("clamp_max")
 def _clamp_max(node: Node) -> Operation:
     require(node, not isinstance(node.args[1], Node), "a bound that depends on the image")
+    require(node, node.shape == node.parents[0].shape, "a bound of another shape")
     return Ceiling(node, node.args[1])
 
 
@@ -184,6 +186,7 @@ def _extreme(node: Node) -> Operation:
     if isinstance(first, Node) and isinstance(second, Node):
         return Maximum(node) if node.name == "maximum" else Minimum(node)
     bound = second if isinstance(first, Node) else first
+    require(node, node.shape == node.parents[0].shape, "a bound of another shape")
     if node.name == "maximum":
         return Rectifier(node, constant(bound, node.dtype))
     return Ceiling(node, bound)

@@ -131,16 +131,25 @@ class Quotient(Operation):
 # A computed length is at least (1 - gamma_n) times the exact one, and n entries that are flushed
 # take no more than their own size: far within this.
 _NORMALISED = 1 + 2.0**-10
+_LEAST_LENGTH = 1e-13
 
 
 def _is_normalised(node: Node) -> bool:
-    """Whether a quotient is that of a vector and its length, perhaps bounded from below."""
+    """Whether a quotient is that of a vector and its length, bounded from below.
+
+    The length must keep the axes that it was taken over, so that every entry meets the length of
+    its own vector; and without the bound a length whose squares are flushed would be 0.
+    """
     top, bottom = node.args[:2]
-    while isinstance(bottom, Node) and bottom.name in ("expand", "clamp_min", "unsqueeze", "view"):
+    bounded = False
+    while isinstance(bottom, Node) and bottom.name in ("expand", "clamp_min"):
+        if bottom.name == "clamp_min":
+            bounded |= isinstance(bottom.args[1], float | int) and bottom.args[1] >= _LEAST_LENGTH
         bottom = bottom.args[0]
-    if not isinstance(bottom, Node) or bottom.name != "linalg_vector_norm":
+    if not bounded or not isinstance(bottom, Node) or bottom.name != "linalg_vector_norm":
         return False
-    return bottom.args[0] is top and (len(bottom.args) < 2 or bottom.args[1] == 2)
+    order, _, kept = [*bottom.args[1:], 2, None, False][:3] if len(bottom.args) > 3 else (0, 0, 0)
+    return bottom.args[0] is top and order == 2 and bool(kept)
 
 
 class MatrixProduct(Operation):
