@@ -141,6 +141,12 @@ def _translated(error: BaseException) -> BaseException:
             f"expected enough memory, got: {error or 'none left'}; free some, or ask for fewer "
             "--workers, and run it again"
         )
+    # Python renames a compiled file into place although a full disk took but half of it.
+    if isinstance(error, (EOFError, ValueError)) and "marshal data" in str(error):
+        return OperationalError(
+            "expected Python's compiled files to be whole, got a damaged one, as a full disk "
+            "leaves it; delete the __pycache__ folders of this package and of its libraries"
+        )
     # Other errors of a database are about what it was asked.
     if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
         return OperationalError(

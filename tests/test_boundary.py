@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import py_compile
 import re
 import signal
 import sqlite3
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import BrokenExecutor
+from importlib.machinery import SourcelessFileLoader
 from pathlib import Path
 
 import pytest
@@ -203,11 +205,25 @@ def test_the_terminal_is_steered_by_no_text_and_keeps_its_own_styles() -> None:
 @pytest.mark.parametrize("kilobytes", [100_000, 600_000])
 def test_a_command_without_memory_for_its_libraries_says_so(kilobytes: int) -> None:
     # Without what measures coverage, which needs memory of its own.
-    command = f"ulimit -v {kilobytes}; unset ${{!COV*}}; {sys.executable} -m robustness models"
+    command = (
+        f"ulimit -v {kilobytes}; unset ${{!COV*}}; export PYTHONDONTWRITEBYTECODE=1; "
+        f"{sys.executable} -m robustness models"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "memory" in done.stderr
+
+
+def test_a_compiled_file_that_a_full_disk_cut_is_the_environments_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cut.py").write_text("numbers = [1, 2, 3]\n")
+    compiled = Path(py_compile.compile(str(tmp_path / "cut.py"), str(tmp_path / "cut.pyc")))
+    compiled.write_bytes(compiled.read_bytes()[:-9])
+    load = SourcelessFileLoader("cut", str(compiled)).get_code
+    assert run(lambda: load("cut")) == 3
+    assert "__pycache__" in line_of(capsys)
 
 
 def test_a_full_standard_error_leaves_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,14 @@ from robustness.zoo import find_entry
 def files_up_to(size: int) -> Iterator[None]:
     """As on a disk with `size` bytes left: no file of this process grows beyond."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Else Python would leave halves of what it compiles meanwhile to the processes after.
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = written
 
 
 def call(*arguments: str) -> int:

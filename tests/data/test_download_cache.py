@@ -3,6 +3,7 @@ import hashlib
 import io
 import resource
 import socket
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -300,8 +301,12 @@ def test_every_source_gives_a_checksum_for_each_file_that_is_read():
         assert all(len(md5) == 32 for md5 in source.md5.values())
 
 
-def test_a_cache_on_a_full_disk_is_the_machines_failure_and_keeps_nothing(serve, cache):
+def test_a_cache_on_a_full_disk_is_the_machines_failure_and_keeps_nothing(
+    serve, cache, monkeypatch
+):
     serve("mnist", MNIST)
+    # Else Python would leave halves of what it compiles meanwhile to the processes after.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:

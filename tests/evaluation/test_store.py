@@ -346,6 +346,8 @@ def test_a_full_disk_ends_with_one_line_and_exit_code_3_and_nothing_is_lost(
         command += ["--out", str(tmp_path / "out"), "--workers", "1"]
         # What measures coverage would write to the full disk as well.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+        # Nor may Python leave halves of compiled files to the processes that come after.
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 3, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
