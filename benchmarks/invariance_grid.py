@@ -21,9 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustness.certificates import bounds, invariance, relaxed_flows
-from robustness.certificates.constants import pixel_slope
+from robustness.certificates import invariance
+from robustness.certificates.flows import relaxed_flows
+from robustness.certificates.flows.constants import pixel_slope
 from robustness.certificates.invariance import InvarianceCertificate
+from robustness.certificates.layers import bounds
 from robustness.data import load_images
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.simplex import SimplexField

@@ -10,7 +10,15 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from robustness import inputs
-from robustness.arithmetic import reproducible_arithmetic
+from robustness.cards.measure import (
+    MEASURED_FILE,
+    Measurement,
+    known_measurement,
+    measure,
+    whole_test_set,
+)
+from robustness.cards.page import CARD_FILE, card_text
+from robustness.cards.proofs import PROVED_FILE, prove, read_proofs
 from robustness.certificates import (
     CERTIFICATES,
     DETERMINISTIC,
@@ -22,36 +30,29 @@ from robustness.certificates import (
 from robustness.data import DATASETS, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
 from robustness.evaluation.database import DamagedError
-from robustness.evaluation.leaderboard import (
+from robustness.evaluation.plan import make_plan
+from robustness.evaluation.records import Reader, SampleRecord
+from robustness.evaluation.runner import Workbench, run_plan
+from robustness.evaluation.schedule import Schedule
+from robustness.evaluation.soundness import confront
+from robustness.evaluation.store import Store
+from robustness.evaluation.suite import AuditConfig, Suite, load_suite
+from robustness.evaluation.summarise import environment, summarise
+from robustness.files import describe_validation, replace_file, require_own
+from robustness.numerics.reproducible import reproducible_arithmetic
+from robustness.programs.graph import Refusal
+from robustness.programs.network import Network
+from robustness.programs.record import record
+from robustness.recipe import read_recipe
+from robustness.reporting.report import require_report_folder, write_report
+from robustness.results.leaderboard import (
     LEADERBOARD_FILE,
+    STORE_FILE,
     AttackRow,
     Leaderboard,
     Proportion,
     read_leaderboard,
 )
-from robustness.evaluation.measure import (
-    MEASURED_FILE,
-    Measurement,
-    known_measurement,
-    measure,
-    whole_test_set,
-)
-from robustness.evaluation.plan import make_plan
-from robustness.evaluation.proofs import PROVED_FILE, prove, read_proofs
-from robustness.evaluation.records import Reader, SampleRecord
-from robustness.evaluation.runner import Workbench, run_plan
-from robustness.evaluation.soundness import confront
-from robustness.evaluation.store import STORE_FILE, Store
-from robustness.evaluation.suite import AuditConfig, Suite, load_suite
-from robustness.evaluation.summarise import environment, summarise
-from robustness.evaluation.units import Schedule
-from robustness.files import describe_validation, replace_file, require_own
-from robustness.programs.graph import Refusal
-from robustness.programs.network import Network
-from robustness.programs.record import record
-from robustness.recipe import read_recipe
-from robustness.reporting.card import CARD_FILE, card_text
-from robustness.reporting.report import require_report_folder, write_report
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import (
     LoadedModel,

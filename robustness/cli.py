@@ -21,7 +21,6 @@ from robustness.claims.report import write_claims
 from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, UsageError
-from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
 from robustness.evaluation.suite import load_suite
 from robustness.files import require_own, write_file
 from robustness.recipe import read_recipe
@@ -29,6 +28,7 @@ from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
 from robustness.reporting.tables import csv_of, summary_table
 from robustness.reporting.words import plural
+from robustness.results.leaderboard import Leaderboard, read_leaderboard
 from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustness.arithmetic import reproducible_arithmetic
+from robustness.numerics.reproducible import reproducible_arithmetic
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _CALLABLE = (types.BuiltinFunctionType, type, np.ufunc)

@@ -13,6 +13,7 @@ from pydantic import (
 )
 from torch import nn
 
+from robustness.config import Config
 from robustness.errors import UsageError, one_line
 from robustness.files import read_file, read_toml, replace_file
 from robustness.inputs import (
@@ -25,7 +26,7 @@ from robustness.inputs import (
     Width,
     require_memory,
 )
-from robustness.nets.config import Config, ModelConfig
+from robustness.nets.config import ModelConfig
 from robustness.threat import Norm
 
 RECIPE_FILE = "recipe.toml"

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustness.arithmetic import reproducible_arithmetic
 from robustness.errors import UsageError
 from robustness.identity import describe, fingerprint, probe_images
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import Normalise
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.solvers import FixedStepSolver
+from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.zoo import load_model, zoo_names
 
 SHAPE = (1, 8, 8)

@@ -1,17 +1,23 @@
 """Attacks over views of a model, the harness that judges them, and audits of the harness."""
 
 from robustness.attacks.ascent import Ascent
-from robustness.attacks.audits import audit
-from robustness.attacks.autoattack_adapter import APGD, FAB, AutoAttack, Square
 from robustness.attacks.base import Attack, Guided
-from robustness.attacks.cascade import Outcome, Stage, worst_case, worst_case_within
-from robustness.attacks.flags import Flag, Severity, severity
+from robustness.attacks.checks.audits import audit
+from robustness.attacks.checks.flag import Flag
+from robustness.attacks.harness import Outcome, Stage, worst_case, worst_case_within
 from robustness.attacks.historical import PaperProtocol, published_accuracy
 from robustness.attacks.iterated import IteratedAscent
 from robustness.attacks.judge import Status, Verdict, judge, predict_alone
-from robustness.attacks.minimal import nearest_adversarial, nearest_version
-from robustness.attacks.pipeline import climbed_view, default_stages, shortened
-from robustness.attacks.torchattacks_adapter import FGSM, MIFGSM, PGD, CarliniWagner, DeepFool
+from robustness.attacks.libraries.autoattack_adapter import APGD, FAB, AutoAttack, Square
+from robustness.attacks.libraries.torchattacks_adapter import (
+    FGSM,
+    MIFGSM,
+    PGD,
+    CarliniWagner,
+    DeepFool,
+)
+from robustness.attacks.nearest import nearest_adversarial, nearest_version
+from robustness.attacks.stages import climbed_view, default_stages, shortened
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import View, register_view, views_of
 
@@ -31,7 +37,6 @@ __all__ = [
     "IteratedAscent",
     "Outcome",
     "PaperProtocol",
-    "Severity",
     "Square",
     "Stage",
     "Status",
@@ -47,7 +52,6 @@ __all__ = [
     "predict_alone",
     "published_accuracy",
     "register_view",
-    "severity",
     "shortened",
     "views_of",
     "worst_case",

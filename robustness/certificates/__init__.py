@@ -1,14 +1,14 @@
 """Certificates: one file each, behind one interface."""
 
-from robustness.certificates import (
-    contractive_rules,  # noqa: F401  (registers the bounds of convolutional flows)
-    layer_rules,  # noqa: F401  (registers the bounds of ordinary layers)
-    orthogonal_rules,  # noqa: F401  (registers the bounds of the orthogonal encoder)
-)
 from robustness.certificates.base import Certificate, CertifiedRadius, Kind, best
 from robustness.certificates.comparison import ComparisonCertificate
 from robustness.certificates.contraction import ContractionCertificate
 from robustness.certificates.invariance import InvarianceCertificate
+from robustness.certificates.layers import (
+    contractive_rules,  # noqa: F401  (registers the bounds of convolutional flows)
+    layer_rules,  # noqa: F401  (registers the bounds of ordinary layers)
+    orthogonal_rules,  # noqa: F401  (registers the bounds of the orthogonal encoder)
+)
 from robustness.certificates.limits import Limit
 from robustness.certificates.lipschitz_margin import LipschitzMarginCertificate
 from robustness.certificates.lyapunov import LyapunovCertificate

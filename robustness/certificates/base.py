@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from robustness.certificates.limits import Limit
 from robustness.threat import Norm
 
+# Radii are computed in float64 and cut by this share, far above float64's rounding.
+SHRINK = 1 - 1e-9
+
 
 class Kind(StrEnum):
     """How much a radius claims. Only `certified` is summed as certified accuracy."""

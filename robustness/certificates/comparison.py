@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates.base import CertifiedRadius, certifying
-from robustness.certificates.constants import LyapunovConstants
+from robustness.certificates.flows.constants import LyapunovConstants
 from robustness.certificates.lyapunov import (
     LyapunovCertificate,
     certify_by_constants,

@@ -19,12 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates import relaxed_flows
-from robustness.certificates.base import CertifiedRadius, Kind, certifying, require_proof
-from robustness.certificates.constants import failure, to_norm
+from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying, require_proof
+from robustness.certificates.flows import relaxed_flows
+from robustness.certificates.flows.constants import failure, to_norm
+from robustness.certificates.flows.relaxed_flows import Features
 from robustness.certificates.limits import Limit
-from robustness.certificates.lyapunov import SHRINK
-from robustness.certificates.relaxed_flows import Features
 from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.simplex import SimplexField

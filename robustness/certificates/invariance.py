@@ -29,21 +29,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates import relaxed_flows, tubes
-from robustness.certificates.base import CertifiedRadius, Kind, certifying, require_proof
-from robustness.certificates.cone_cells import Cells
-from robustness.certificates.cone_steps import (
+from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying, require_proof
+from robustness.certificates.flows import relaxed_flows, tubes
+from robustness.certificates.flows.constants import failure, to_norm
+from robustness.certificates.flows.margins import Claim
+from robustness.certificates.flows.simplex.cone_cells import Cells
+from robustness.certificates.flows.simplex.cone_steps import (
     ConeNetwork,
     hidden_range,
     leads_after,
     steepest_axis,
 )
-from robustness.certificates.constants import failure, to_norm
+from robustness.certificates.flows.simplex.simplex_networks import (
+    SimplexNetwork,
+    rounding_of_target,
+)
 from robustness.certificates.limits import Limit
-from robustness.certificates.lyapunov import SHRINK
-from robustness.certificates.margins import Claim
 from robustness.certificates.sharing import shared
-from robustness.certificates.simplex_networks import SimplexNetwork, rounding_of_target
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.runge_kutta import CONVEX, METHODS, FixedMethod
 from robustness.nets.simplex import SimplexField, project_to_simplex

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates import bounds
 from robustness.certificates.base import CertifiedRadius, certifying, require_proof
-from robustness.certificates.constants import Margins, margins_of_scores, reach_of
-from robustness.certificates.layer_rules import lipschitz_at
-from robustness.certificates.margins import certified, claims_by_margins
+from robustness.certificates.flows.constants import Margins, margins_of_scores, reach_of
+from robustness.certificates.flows.margins import certified, claims_by_margins
+from robustness.certificates.layers import bounds
+from robustness.certificates.layers.layer_rules import lipschitz_at
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.convolutions import ConvResidualClassifier

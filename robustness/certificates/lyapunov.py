@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, Kind, certifying, require_pixels
-from robustness.certificates.constants import (
+from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying, require_pixels
+from robustness.certificates.flows.constants import (
     LyapunovConstants,
     failure,
     proved_constants,
@@ -27,9 +27,6 @@ from robustness.certificates.constants import (
 from robustness.certificates.limits import Limit
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.threat import Norm
-
-# Radii are computed in float64 and cut by this share, far above float64's rounding.
-SHRINK = 1 - 1e-9
 
 
 def lyapunov_radius(constants: LyapunovConstants) -> Float[Tensor, " n"]:

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates import bounds
-from robustness.certificates.base import CertifiedRadius, Kind, require_pixels
+from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, require_pixels
+from robustness.certificates.layers import bounds
 from robustness.certificates.limits import Limit
-from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.search import RadiusSearch
 from robustness.certificates.sharing import shared
 from robustness.programs.graph import Refusal

@@ -20,10 +20,9 @@ from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, Kind, certifying
-from robustness.certificates.constants import to_norm
+from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying
+from robustness.certificates.flows.constants import to_norm
 from robustness.certificates.limits import Limit
-from robustness.certificates.lyapunov import SHRINK
 from robustness.certificates.sharing import shared
 from robustness.errors import UsageError
 from robustness.programs.trust import predicts_each_by_itself

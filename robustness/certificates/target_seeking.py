@@ -25,18 +25,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates import boxes
-from robustness.certificates.base import CertifiedRadius, certifying, require_proof
-from robustness.certificates.constants import (
+from robustness.certificates.base import SHRINK, CertifiedRadius, certifying, require_proof
+from robustness.certificates.flows.constants import (
     pixel_slope,
     refusal_of_flow,
     refusal_of_proof,
     target_margins,
 )
+from robustness.certificates.flows.margins import Claim, certified, claims_by_margins
+from robustness.certificates.flows.target_boxes import box_radii
+from robustness.certificates.layers import boxes
 from robustness.certificates.limits import Limit
-from robustness.certificates.lyapunov import SHRINK
-from robustness.certificates.margins import Claim, certified, claims_by_margins
-from robustness.certificates.target_boxes import box_radii
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.numerics import arithmetic
 from robustness.threat import Norm

@@ -16,7 +16,7 @@ from robustness.attacks import (
     worst_case,
 )
 from robustness.data import ImageSet
-from robustness.evaluation.leaderboard import Proportion
+from robustness.results.leaderboard import Proportion
 from robustness.threat import Norm, ThreatModel
 
 IMAGES = 500

@@ -12,10 +12,10 @@ from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Claim, Comparison, Interval, claims
 from robustness.errors import os_failure
-from robustness.evaluation.leaderboard import Summary
 from robustness.files import replace_file, require_own_folder
 from robustness.reporting.html import data_uri
 from robustness.reporting.markdown import table, text
+from robustness.results.leaderboard import Summary
 
 CAPTIONS = {
     "horizon": (

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from robustness.claims.models import MODELS, recipe_text
-from robustness.evaluation.leaderboard import Proportion, Summary
 from robustness.files import read_json, replace_file
+from robustness.results.leaderboard import Proportion, Summary
 
 EDITION: Literal[2] = 2
 

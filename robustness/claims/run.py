@@ -8,7 +8,6 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from robustness.arithmetic import reproducible_arithmetic
 from robustness.claims import protocol
 from robustness.claims.cost import step_and_epoch_ratios
 from robustness.claims.horizon import TOLERANCES, along_horizon, dopri5_evaluations
@@ -17,9 +16,10 @@ from robustness.claims.report import require_report_folder
 from robustness.claims.results import SeedResults, keep, stored
 from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import Proportion
 from robustness.inputs import folder_to_write
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.numerics.reproducible import reproducible_arithmetic
+from robustness.results.leaderboard import Proportion
 from robustness.terminal import progress_bar
 
 SEEDS = (1, 2, 3)

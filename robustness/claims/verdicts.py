@@ -14,7 +14,7 @@ from enum import Enum
 from scipy import stats
 
 from robustness.claims.results import SeedResults
-from robustness.evaluation.leaderboard import Summary
+from robustness.results.leaderboard import Summary
 
 PAIRS = {"lyanet": "node", "lyanet-continuousnet": "continuousnet"}
 

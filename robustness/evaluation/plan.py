@@ -7,7 +7,7 @@ does not depend on how many samples were asked for, on the batch size, on the nu
 or on interruptions: only on what the key of (job, images) names.
 
 Jobs come in two phases. Those of the second start from what the certificates of the first gave,
-which is then part of their keys; `units.py` says how they are cut into units of work.
+which is then part of their keys; `schedule.py` says how they are cut into units of work.
 """
 
 import hashlib
@@ -26,13 +26,14 @@ from robustness.attacks import Attack, nearest_version
 from robustness.certificates import PROVING, settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError
-from robustness.evaluation.audit import NAME as AUDIT
-from robustness.evaluation.audit import audit_stages, describe
-from robustness.evaluation.cascade import WORST_CASE, WorstCase
+from robustness.evaluation.jobs.audit import NAME as AUDIT
+from robustness.evaluation.jobs.audit import audit_stages, describe
+from robustness.evaluation.jobs.worst_case import WorstCase
 from robustness.evaluation.suite import Samples, Suite
 from robustness.identity import fingerprint
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.flow import without_flow
+from robustness.results.leaderboard import WORST_CASE
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import LoadedModel
 

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, field
 
 from robustness.certificates import CertifiedRadius, Kind
-from robustness.evaluation.leaderboard import Distances, Samples
+from robustness.evaluation.jobs.work import SKIPPED, Row
 from robustness.evaluation.plan import Job, JobKind
-from robustness.evaluation.units import Schedule
-from robustness.evaluation.work import SKIPPED, Row
+from robustness.evaluation.schedule import Schedule
+from robustness.results.leaderboard import Distances, Samples
 from robustness.threat import Norm
 
 

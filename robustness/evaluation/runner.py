@@ -24,17 +24,17 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from robustness.arithmetic import reproducible_arithmetic
 from robustness.certificates import Certificate
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
 from robustness.errors import OperationalError, UsageError
-from robustness.evaluation.cascade import WORST_CASE
+from robustness.evaluation.jobs.work import Bench, ShardResult, failed_unit, run_unit
 from robustness.evaluation.plan import Job, Plan, Unit, attack_of, others
+from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
-from robustness.evaluation.units import Schedule
-from robustness.evaluation.work import Bench, ShardResult, failed_unit, run_unit
 from robustness.identity import Structure, answers, fingerprint
+from robustness.numerics.reproducible import reproducible_arithmetic
+from robustness.results.leaderboard import WORST_CASE
 from robustness.terminal import progress_bar
 from robustness.zoo import LoadedModel, load_model
 

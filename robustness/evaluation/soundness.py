@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from robustness.evaluation.leaderboard import Picture, Soundness, Violation
+from robustness.evaluation.jobs.work import Row
 from robustness.evaluation.records import Reader, SampleRecord
-from robustness.evaluation.work import Row
+from robustness.results.leaderboard import Picture, Soundness, Violation
 from robustness.threat import Norm
 
 # Counter-examples of which a report shows the images; the store keeps those of all.

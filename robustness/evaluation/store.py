@@ -24,11 +24,10 @@ from robustness.evaluation.database import (
     create,
     require_database,
 )
+from robustness.evaluation.jobs.work import Row, ShardResult
 from robustness.evaluation.plan import Job, JobKind, Plan
-from robustness.evaluation.work import Row, ShardResult
 from robustness.terminal import remark
 
-STORE_FILE = "results.sqlite"
 # Other columns need another version; a new table does not.
 _SCHEMA_VERSION = 3
 # "LyaR" in ASCII, by which a store is told from other people's databases.

@@ -27,12 +27,12 @@ from robustness.attacks import (
     Square,
 )
 from robustness.certificates import CERTIFICATES, DETERMINISTIC, Certificate, SmoothingCertificate
+from robustness.config import Config
 from robustness.data import require_known
 from robustness.errors import UsageError
-from robustness.evaluation.cascade import Effort, WorstCase
+from robustness.evaluation.jobs.worst_case import Effort, WorstCase
 from robustness.files import read_toml
 from robustness.inputs import Count, Iterations, Name, NonNegative, Positive, Seed, Width
-from robustness.nets.config import Config
 from robustness.threat import Norm, ThreatModel, parse_eps
 
 Samples = Count | Literal["all"]
@@ -217,7 +217,7 @@ class AuditConfig(Config):
 
 
 class FlagsConfig(Config):
-    """The checks of `attacks.audits`, on the first samples of the suite's order."""
+    """The checks of `attacks.checks`, on the first samples of the suite's order."""
 
     samples: Count = 32
 

@@ -12,7 +12,13 @@ from typing import get_args
 import numpy as np
 
 from robustness.certificates import CertifiedRadius, Kind
-from robustness.evaluation.leaderboard import (
+from robustness.evaluation.jobs.work import SKIPPED
+from robustness.evaluation.plan import Job, JobKind, Plan, resolve_samples
+from robustness.evaluation.records import Reader, SampleRecord, sample_table
+from robustness.evaluation.schedule import Schedule
+from robustness.evaluation.soundness import confront
+from robustness.evaluation.store import Store
+from robustness.results.leaderboard import (
     AttackRow,
     AuditRow,
     Bracket,
@@ -28,12 +34,6 @@ from robustness.evaluation.leaderboard import (
     SuiteSummary,
     WithoutFlow,
 )
-from robustness.evaluation.plan import Job, JobKind, Plan, resolve_samples
-from robustness.evaluation.records import Reader, SampleRecord, sample_table
-from robustness.evaluation.soundness import confront
-from robustness.evaluation.store import Store
-from robustness.evaluation.units import Schedule
-from robustness.evaluation.work import SKIPPED
 from robustness.threat import Norm, ThreatModel
 
 _CURVE_POINTS = 81

@@ -2,14 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 from torch import nn
 
+from robustness.config import Config
 from robustness.inputs import MOST_LAYERS, Depth, Iterations, Kernel, Positive, Width
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
 from robustness.nets.continuous import ContinuousNet
@@ -29,12 +25,6 @@ from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
 
 ImageShape = tuple[int, int, int]
 Widths = Annotated[list[Width], Field(min_length=1, max_length=MOST_LAYERS)]
-
-
-class Config(BaseModel):
-    """Strict base: a key that is not listed is an error, and nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NormaliseConfig(Config):

@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robustness.certificates.base import Kind
-from robustness.evaluation.leaderboard import Distances, Leaderboard, ModelEntry
 from robustness.reporting import selection, words
 from robustness.reporting.drawing import FAINT, INK, PALETTE, STYLE, name_rows
+from robustness.results.leaderboard import Distances, Leaderboard, ModelEntry
 from robustness.threat import Norm
 
 _DASHES: dict[Kind, Literal["-", "-.", ":"]] = {

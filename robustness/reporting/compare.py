@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from robustness.evaluation.leaderboard import Leaderboard, ModelEntry, Proportion, SuiteSummary
 from robustness.reporting import selection, words
 from robustness.reporting.tables import plain_table
+from robustness.results.leaderboard import Leaderboard, ModelEntry, Proportion, SuiteSummary
 from robustness.threat import Norm
 
 # The models are what a comparison is about, and audit and checks leave sound numbers as they are.

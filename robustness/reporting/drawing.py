@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from robustness.evaluation.leaderboard import Leaderboard, ModelEntry
+from robustness.results.leaderboard import Leaderboard, ModelEntry
 
 # Okabe and Ito's palette without its yellow, which is too light for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

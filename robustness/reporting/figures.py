@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from robustness.evaluation.leaderboard import Curve, Decay, Leaderboard, ModelEntry
 from robustness.reporting import selection, words
 from robustness.reporting.certificate_figures import certificates_figure, distances_figure
 from robustness.reporting.drawing import (
@@ -26,6 +25,7 @@ from robustness.reporting.drawing import (
     svg,
     text_colour,
 )
+from robustness.results.leaderboard import Curve, Decay, Leaderboard, ModelEntry
 from robustness.threat import Norm
 
 # A potential below this is 0 for every purpose, and a logarithm has to end somewhere; the

@@ -5,12 +5,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from robustness.attacks import severity
 from robustness.errors import printable
-from robustness.evaluation.leaderboard import CertificateRow, Leaderboard
 from robustness.reporting import prose, selection, tables, words
 from robustness.reporting.drawing import colours
 from robustness.reporting.pictures import PARTS, path_of, pictures
+from robustness.results.leaderboard import CertificateRow, Leaderboard
+from robustness.results.severity import severity
 from robustness.threat import format_eps
 
 REASONS_SHOWN = 4

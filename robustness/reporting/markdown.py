@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from robustness.attacks import Severity, severity
 from robustness.certificates.base import Kind
 from robustness.errors import printable
-from robustness.evaluation.leaderboard import CertificateRow, Flag, Leaderboard, ModelEntry
 from robustness.reporting import prose, selection, tables, words
 from robustness.reporting.pictures import PARTS, path_of
+from robustness.results.leaderboard import CertificateRow, Flag, Leaderboard, ModelEntry
+from robustness.results.severity import Severity, severity
 from robustness.threat import Norm
 
 

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from matplotlib.image import imsave
 
-from robustness.evaluation.leaderboard import Leaderboard, Picture
+from robustness.results.leaderboard import Leaderboard, Picture
 
 FOLDER = "counterexamples"
 PARTS = ("original", "adversarial", "difference")

@@ -1,9 +1,9 @@
 """The report's fixed sentences, shared by the page and the Markdown file."""
 
-from robustness.attacks import Severity, severity
 from robustness.certificates.limits import MEANINGS
-from robustness.evaluation.leaderboard import Flag, Leaderboard, ModelEntry
 from robustness.reporting import words
+from robustness.results.leaderboard import Flag, Leaderboard, ModelEntry
+from robustness.results.severity import Severity, severity
 
 CAPTIONS = {
     "brackets": (

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import Leaderboard, ModelEntry, Proportion
 from robustness.reporting import selection, words
 from robustness.reporting.compare import find, obstacles
+from robustness.results.leaderboard import Leaderboard, ModelEntry, Proportion
 
 # Slack for the product of a tolerance and a total: 0.01 x 600 is 6 images, never 5.999...
 _ROUNDING = 1e-9

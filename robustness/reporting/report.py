@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from robustness.errors import os_failure
-from robustness.evaluation.leaderboard import LEADERBOARD_FILE, Leaderboard
-from robustness.evaluation.store import STORE_FILE
 from robustness.files import replace_file, require_own_folder
 from robustness.reporting.figures import FIGURES, figures
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text
 from robustness.reporting.pictures import FOLDER, PARTS, pictures
 from robustness.reporting.tables import csv_text, samples_csv
+from robustness.results.leaderboard import LEADERBOARD_FILE, STORE_FILE, Leaderboard
 
 _TEXTS = (LEADERBOARD_FILE, "leaderboard.csv", "leaderboard.md", "index.html", "samples.csv")
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from robustness.attacks import Severity, severity
-from robustness.evaluation.cascade import WORST_CASE
-from robustness.evaluation.leaderboard import (
+from robustness.reporting import words
+from robustness.results.leaderboard import (
+    WORST_CASE,
     AttackRow,
     Bracket,
     CertificateRow,
@@ -18,7 +18,7 @@ from robustness.evaluation.leaderboard import (
     WholeTestSet,
     WithoutFlow,
 )
-from robustness.reporting import words
+from robustness.results.severity import Severity, severity
 from robustness.threat import Norm
 
 # What attacked accuracy is called by the efforts of the worst case that do not end early.

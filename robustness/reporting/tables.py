@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from robustness.errors import printable
-from robustness.evaluation.leaderboard import (
+from robustness.reporting import selection, words
+from robustness.results.leaderboard import (
     Leaderboard,
     ModelEntry,
     Proportion,
     Soundness,
 )
-from robustness.reporting import selection, words
 from robustness.threat import Norm
 
 # One rule below the heading and nothing else, in ASCII: it survives any pipe and encoding.

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from robustness.certificates.limits import Limit
-from robustness.evaluation.leaderboard import Bracket, Proportion
+from robustness.results.leaderboard import Bracket, Proportion
 from robustness.threat import Norm, ThreatModel, format_eps
 
 ABSENT = "-"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustness.attacks import PGD, Ascent, Stage, Status, judge, views_of, worst_case
-from robustness.attacks.gradient_audits import masked_gradients
+from robustness.attacks.checks.gradient_audits import masked_gradients
 from robustness.data import load_images
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from robustness.certificates import CERTIFICATES, DETERMINISTIC, Kind, bounds
+from robustness.certificates import CERTIFICATES, DETERMINISTIC, Kind
+from robustness.certificates.layers import bounds
 from robustness.nets import solvers
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualBlock
 from robustness.nets.encoders import Normalise, constrain

@@ -8,9 +8,14 @@ import torch
 from small_models import SHAPE, Blueprint, in_double, random_images
 from torch import Tensor, nn
 
-from robustness.certificates import CERTIFICATES, Kind, relaxed_flows, tubes
+from robustness.certificates import CERTIFICATES, Kind
 from robustness.certificates.contraction import contraction_radius
-from robustness.certificates.simplex_tubes import SimplexZonotopes, Zonotope, excess_range
+from robustness.certificates.flows import relaxed_flows, tubes
+from robustness.certificates.flows.simplex.simplex_tubes import (
+    SimplexZonotopes,
+    Zonotope,
+    excess_range,
+)
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import MLPEncoder, Normalise
 from robustness.nets.fields import LyaNetField

@@ -10,7 +10,7 @@ from small_models import PIXELS, Blueprint, in_double
 
 from robustness.certificates.base import Kind
 from robustness.certificates.comparison import comparison_radius, reaches_half
-from robustness.certificates.constants import LyapunovConstants, retained_per_step
+from robustness.certificates.flows.constants import LyapunovConstants, retained_per_step
 from robustness.certificates.lyapunov import lyapunov_radius
 from robustness.nets.classifiers import potential
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from small_models import PIXELS, Blueprint, random_images
 
 from robustness.certificates import CERTIFICATES
-from robustness.certificates.bounds import Tube, propagate
-from robustness.certificates.constants import reach_of, target_margins
+from robustness.certificates.flows.constants import reach_of, target_margins
+from robustness.certificates.layers.bounds import Tube, propagate
 from robustness.nets.encoders import ContractiveFlowEncoder
 from robustness.numerics import arithmetic
 from robustness.threat import Norm

@@ -9,10 +9,11 @@ from small_models import random_images
 from test_contraction import assert_holds, simplex_model
 from torch import Tensor
 
-from robustness.certificates import CERTIFICATES, Kind, invariance, relaxed_flows
-from robustness.certificates.cone_cells import Cells
+from robustness.certificates import CERTIFICATES, Kind, invariance
+from robustness.certificates.flows import relaxed_flows
+from robustness.certificates.flows.simplex.cone_cells import Cells
+from robustness.certificates.flows.simplex.simplex_networks import SimplexNetwork
 from robustness.certificates.invariance import ConeStep, InvarianceCertificate, label_first
-from robustness.certificates.simplex_networks import SimplexNetwork
 from robustness.nets.simplex import SimplexField
 from robustness.threat import Norm
 

@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 from small_models import PIXELS, Blueprint, bring_near_a_tie, in_double, random_images
 from torch import Tensor, nn
 
-from robustness.certificates import (
-    CERTIFICATES,
-    Kind,
-    boxes,
-    linear_bounds,
-    target_boxes,
-    target_seeking,
-)
-from robustness.certificates.target_boxes import box_margins, box_radii
+from robustness.certificates import CERTIFICATES, Kind, target_seeking
+from robustness.certificates.flows import target_boxes
+from robustness.certificates.flows.target_boxes import box_margins, box_radii
+from robustness.certificates.layers import boxes, linear_bounds
 from robustness.data import load_images
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.fields import lyapunov_rate

@@ -8,7 +8,7 @@ from small_models import PIXELS, SEEKING, SHAPE, Blueprint, random_images
 from torch import nn
 
 from robustness.certificates import CERTIFICATES, CertifiedRadius, Kind, Limit, best
-from robustness.certificates.constants import (
+from robustness.certificates.flows.constants import (
     refusal_of_proof,
     retained_per_step,
     sampled_constants,

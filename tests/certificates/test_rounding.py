@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from small_models import PIXELS, SHAPE, Blueprint, blueprints, in_double, random_images
 from torch import nn
 
-from robustness.certificates import constants, tubes
-from robustness.certificates.bounds import Tube, propagate
-from robustness.certificates.constants import retained_per_step, target_margins
+from robustness.certificates.flows import constants, tubes
+from robustness.certificates.flows.constants import retained_per_step, target_margins
+from robustness.certificates.layers.bounds import Tube, propagate
 from robustness.nets.encoders import (
     ContractiveFlowEncoder,
     ContractiveStep,

@@ -20,7 +20,7 @@ from small_models import (
 from torch import Tensor
 
 from robustness.certificates import CERTIFICATES, CertifiedRadius, Kind
-from robustness.certificates.constants import target_margins
+from robustness.certificates.flows.constants import target_margins
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import ContractiveFlowEncoder
 from robustness.threat import Norm

@@ -2,7 +2,7 @@
 
 from robustness.claims.models import MODELS
 from robustness.claims.results import Horizon, SeedResults
-from robustness.evaluation.leaderboard import Proportion
+from robustness.results.leaderboard import Proportion
 
 RIVALS = ("node", "continuousnet", "resnet")
 

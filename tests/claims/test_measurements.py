@@ -19,11 +19,11 @@ from robustness.claims.models import MODELS, recipe_of
 from robustness.claims.results import SeedResults, keep, read_seed, recipes_digest, stored
 from robustness.data import ImageSet
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import Proportion
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import Normalise
 from robustness.nets.solvers import FixedStepSolver
 from robustness.recipe import CrossEntropyConfig
+from robustness.results.leaderboard import Proportion
 
 
 class Away(nn.Module):

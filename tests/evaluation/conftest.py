@@ -4,7 +4,7 @@ import pytest
 from suites import SUITE
 
 from robustness.attacks import Stage, default_stages
-from robustness.evaluation import audit
+from robustness.evaluation.jobs import audit
 from robustness.evaluation.suite import Suite, load_suite
 
 

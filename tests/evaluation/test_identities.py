@@ -14,11 +14,10 @@ import torch
 import robustness.evaluation.runner as runner
 from robustness.api import certify, evaluate
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import Leaderboard
-from robustness.evaluation.store import STORE_FILE
 from robustness.evaluation.suite import Suite
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text
+from robustness.results.leaderboard import STORE_FILE, Leaderboard
 from robustness.zoo import load_model, zoo_folder
 
 # A model whose scale comes from where `scale()` finds it: nothing of it is in the state.

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import robustness.evaluation.work as work
+import robustness.evaluation.jobs.work as work
 from robustness.api import evaluate
 from robustness.attacks import nearest_adversarial
 from robustness.data import load_images
-from robustness.evaluation.leaderboard import Leaderboard
+from robustness.evaluation.jobs.work import ShardResult
 from robustness.evaluation.plan import make_plan
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
-from robustness.evaluation.work import ShardResult
 from robustness.reporting.markdown import markdown_text
+from robustness.results.leaderboard import Leaderboard
 from robustness.threat import Norm
 from robustness.zoo import load_model
 

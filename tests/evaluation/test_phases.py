@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import robustness.evaluation.jobs.work as work
 import robustness.evaluation.runner as runner
-import robustness.evaluation.work as work
 from robustness.api import evaluate
 from robustness.attacks import Flag
 from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind, Limit
@@ -20,10 +20,10 @@ from robustness.errors import UsageError
 from robustness.evaluation.plan import make_plan
 from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.runner import Workbench, run_plan
+from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.evaluation.summarise import summarise
-from robustness.evaluation.units import Schedule
 from robustness.threat import Norm
 from robustness.zoo import load_model
 

@@ -16,9 +16,8 @@ from suites import SUITE
 import robustness.evaluation.runner as runner
 from robustness.api import attack, certify, evaluate, render
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import Leaderboard, read_leaderboard
-from robustness.evaluation.store import STORE_FILE
 from robustness.evaluation.suite import Suite, load_suite
+from robustness.results.leaderboard import STORE_FILE, Leaderboard, read_leaderboard
 from robustness.threat import Norm
 
 pytestmark = pytest.mark.slow

@@ -15,17 +15,17 @@ import pytest
 
 import robustness.api as api
 import robustness.evaluation.database as database
-import robustness.evaluation.work as work
+import robustness.evaluation.jobs.work as work
 from robustness.api import evaluate, render
 from robustness.boundary import run
 from robustness.data import load_images
 from robustness.errors import UsageError
 from robustness.evaluation.database import DamagedError
-from robustness.evaluation.leaderboard import Leaderboard
+from robustness.evaluation.jobs.work import ShardResult
 from robustness.evaluation.plan import make_plan
-from robustness.evaluation.store import STORE_FILE, Store
+from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
-from robustness.evaluation.work import ShardResult
+from robustness.results.leaderboard import STORE_FILE, Leaderboard
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
 

@@ -6,8 +6,8 @@ import pytest
 
 from robustness import api
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import ModelEntry
 from robustness.evaluation.suite import Suite
+from robustness.results.leaderboard import ModelEntry
 
 SUITE = {
     "name": "users",

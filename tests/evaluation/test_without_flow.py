@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from robustness.api import committed_leaderboards, evaluate
+from robustness.cards.measure import MEASURED_FILE, measure, read_measurement
 from robustness.data import load_images
-from robustness.evaluation.leaderboard import Proportion
-from robustness.evaluation.measure import MEASURED_FILE, measure, read_measurement
+from robustness.evaluation.jobs.work import Bench, run_unit
 from robustness.evaluation.plan import Job, Unit
 from robustness.evaluation.suite import Suite
-from robustness.evaluation.work import Bench, run_unit
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import Normalise
 from robustness.nets.flow import without_flow
 from robustness.nets.solvers import FixedStepSolver
+from robustness.results.leaderboard import Proportion
 from robustness.zoo import LoadedModel, load_model, zoo_folder, zoo_names
 
 SUITE = {
@@ -98,7 +98,7 @@ class HalfFailing(nn.Module):
 def test_an_image_whose_class_nobody_knows_counts_as_another(monkeypatch) -> None:
     images = load_images("digits", "test", None)
     loaded = load_model("digits/node")
-    monkeypatch.setattr("robustness.evaluation.measure.without_flow", lambda _: HalfFailing())
+    monkeypatch.setattr("robustness.cards.measure.without_flow", lambda _: HalfFailing())
     deployed = LoadedModel("digits/node", HalfFailing(), loaded.digest, loaded.recipe)
     dark = int((images.images.mean(dim=(1, 2, 3)) < 0.3).sum())
     assert 0 < dark < 599

@@ -2,7 +2,7 @@ import copy
 
 import torch
 
-from robustness.certificates import bounds
+from robustness.certificates.layers import bounds
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import (

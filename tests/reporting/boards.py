@@ -7,7 +7,7 @@ import numpy as np
 
 from robustness.certificates.base import Kind
 from robustness.certificates.limits import Limit
-from robustness.evaluation.leaderboard import (
+from robustness.results.leaderboard import (
     AttackRow,
     AuditRow,
     Bracket,

@@ -1,7 +1,7 @@
 import boards
 import pytest
 
-from robustness.evaluation.leaderboard import Leaderboard
+from robustness.results.leaderboard import Leaderboard
 
 
 @pytest.fixture(scope="session")

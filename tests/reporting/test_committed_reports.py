@@ -3,7 +3,7 @@
 import pytest
 
 from robustness.api import committed_leaderboards
-from robustness.evaluation.measure import whole_test_set
+from robustness.cards.measure import whole_test_set
 from robustness.reporting.figures import FIGURES
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text

@@ -4,8 +4,8 @@ import boards
 import pytest
 from rich.console import Console
 
-from robustness.evaluation.leaderboard import Proportion
 from robustness.reporting.compare import Change, compare, render
+from robustness.results.leaderboard import Proportion
 
 
 def printed(comparison, **names):

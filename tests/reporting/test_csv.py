@@ -5,8 +5,8 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
-from robustness.evaluation.leaderboard import Proportion, WithoutFlow
 from robustness.reporting.tables import csv_of, csv_text, samples_csv
+from robustness.results.leaderboard import Proportion, WithoutFlow
 
 
 def rows_of(board):

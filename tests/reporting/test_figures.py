@@ -9,8 +9,8 @@ import pytest
 from matplotlib.text import Text
 
 from robustness.certificates.base import Kind
-from robustness.evaluation.leaderboard import Curve, Decay
 from robustness.reporting import figures
+from robustness.results.leaderboard import Curve, Decay
 from robustness.threat import Norm
 
 ODES = ("digits/node", "digits/lyanet", "digits/lyanet-certified")

@@ -5,9 +5,9 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
-from robustness.evaluation.leaderboard import Proportion, WithoutFlow
 from robustness.reporting.figures import figures
 from robustness.reporting.html import html_text, reasons
+from robustness.results.leaderboard import Proportion, WithoutFlow
 
 VOID = {"meta", "br", "img", "rect", "col", "link", "input", "hr"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robustness.attacks import Severity, severity
+from robustness.results.severity import Severity, severity
 from robustness.zoo import zoo_folder
 
 ROOT = zoo_folder().parent

@@ -1,9 +1,9 @@
 import boards
 import pytest
 
-from robustness.evaluation.leaderboard import Proportion, WholeTestSet, WithoutFlow
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text
+from robustness.results.leaderboard import Proportion, WholeTestSet, WithoutFlow
 
 
 def test_the_subset_of_a_costly_attack_is_named_and_listed(board):

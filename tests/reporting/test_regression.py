@@ -2,8 +2,8 @@ import boards
 import pytest
 
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import Proportion
 from robustness.reporting.regression import Outcome, check
+from robustness.results.leaderboard import Proportion
 
 NODE = "digits/node"
 

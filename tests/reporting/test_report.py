@@ -2,8 +2,8 @@ import boards
 import pytest
 
 from robustness.errors import UsageError
-from robustness.evaluation.leaderboard import read_leaderboard
 from robustness.reporting.report import write_report
+from robustness.results.leaderboard import read_leaderboard
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 """What a report puts first."""
 
-from robustness.evaluation.leaderboard import Leaderboard
 from robustness.reporting.selection import headline
+from robustness.results.leaderboard import Leaderboard
 from robustness.threat import Norm
 
 

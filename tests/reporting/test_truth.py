@@ -8,19 +8,19 @@ import boards
 import pytest
 from rich.console import Console
 
-from robustness.attacks import Severity, severity
-from robustness.evaluation.leaderboard import (
+from robustness.reporting import figures, prose, selection
+from robustness.reporting.compare import compare, render
+from robustness.reporting.html import html_text
+from robustness.reporting.markdown import markdown_text
+from robustness.reporting.tables import csv_text, summary_table
+from robustness.results.leaderboard import (
     AttackRow,
     Flag,
     Leaderboard,
     Proportion,
     WholeTestSet,
 )
-from robustness.reporting import figures, prose, selection
-from robustness.reporting.compare import compare, render
-from robustness.reporting.html import html_text
-from robustness.reporting.markdown import markdown_text
-from robustness.reporting.tables import csv_text, summary_table
+from robustness.results.severity import Severity, severity
 from robustness.threat import Norm
 
 WORST = "standard effort, 3 stages: the rest"

@@ -1,0 +1,1 @@
+"""What proofs about flows share: constants, margins, tubes around trajectories."""

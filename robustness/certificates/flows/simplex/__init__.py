@@ -1,0 +1,1 @@
+"""Flows on the probability simplex: cones, zonotopes, and tubes made of them."""

@@ -1,0 +1,1 @@
+"""What is proved of a layer by its type: Lipschitz constants, rounding, boxes, lines."""

@@ -1,0 +1,47 @@
+"""The attack of kind `worst-case`: `attacks.harness` as a suite runs it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from robustness.attacks import Stage, default_stages
+from robustness.evaluation.jobs.audit import describe
+from robustness.results.leaderboard import WORST_CASE
+from robustness.threat import ThreatModel
+
+Effort = Literal["quick", "standard"]
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """Every view and attack in turn, cheap ones first, on what still stands and is not certified.
+
+    Attributes:
+        effort: how much is tried.
+        transfer: whether adversarial images of the suite's other models are tried too.
+    """
+
+    effort: Effort = "standard"
+    transfer: bool = True
+    name: str = WORST_CASE
+
+    def stages(
+        self, model: nn.Module, threat: ThreatModel, sources: Mapping[str, nn.Module]
+    ) -> list[Stage]:
+        """The stages for one model and threat.
+
+        Args:
+            model: the deployed model.
+            threat: the ball.
+            sources: the suite's other models by name.
+        """
+        used = sources if self.transfer else None
+        return default_stages(model, threat, self.effort, used)
+
+    def version(
+        self, model: nn.Module, threat: ThreatModel, sources: Mapping[str, nn.Module]
+    ) -> str:
+        """Effort and stages."""
+        return f"{self.effort} effort, {describe(self.stages(model, threat, sources))}"

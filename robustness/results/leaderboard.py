@@ -1,0 +1,457 @@
+"""The comparable summary of a run: counts, intervals, brackets, samples, flags, environment.
+
+`leaderboard.json` is this, and nothing in it depends on when, where or in what order the run
+was made except the fields under `timings`, `costs` and `created`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import binomtest
+
+from robustness.certificates.base import Kind
+from robustness.certificates.limits import Limit
+from robustness.files import read_json
+from robustness.threat import Norm
+
+SCHEMA_VERSION = 2
+LEADERBOARD_FILE = "leaderboard.json"
+# The store that it was made from, beside it.
+STORE_FILE = "results.sqlite"
+# In suites, keys and rows of attacks: every view and attack in turn.
+WORST_CASE = "worst-case"
+
+
+class Summary(BaseModel):
+    """Strict base of everything in a leaderboard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Proportion(Summary):
+    """A count out of a total with its exact 95% interval (Clopper and Pearson, 1934)."""
+
+    count: int
+    total: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, count: int, total: int) -> "Proportion":
+        """The proportion `count / total`; `total` is at least 1."""
+        interval = binomtest(count, total).proportion_ci(0.95, method="exact")
+        return cls(count=count, total=total, low=float(interval.low), high=float(interval.high))
+
+    @property
+    def value(self) -> float:
+        """The proportion, from 0 to 1."""
+        return self.count / self.total
+
+
+class WithoutFlow(Summary):
+    """What a neural ODE predicts without its flow; `nets.flow.without_flow` says how.
+
+    Attributes:
+        other: images whose class is another than the deployed model's, among them those on which
+            either has a logit that is not finite. The flow decides their class and no other's.
+        clean: accuracy without the flow.
+    """
+
+    other: Proportion
+    clean: Proportion
+
+
+class WholeTestSet(Summary):
+    """What is known of a zoo entry on its whole test set, of which a suite may see a part.
+
+    Attributes:
+        weights_sha256: of the file of its weights.
+        clean: accuracy.
+        without_flow: what is predicted without the flow; None for a model without an ODE.
+    """
+
+    weights_sha256: str
+    clean: Proportion
+    without_flow: WithoutFlow | None
+
+
+class Bracket(Summary):
+    """Robust accuracy at one threat: at least `certified`, at most `attacked`.
+
+    `attacked` is the worst case per sample over every attack of the run, counting any
+    adversarial image that was found within the ball, whichever attack and radius found it.
+    `probabilistic` is the accuracy of the best certificate of that kind; it speaks of another
+    function or of a probability and is no part of the bracket. None where none was run.
+    """
+
+    norm: Norm
+    eps: float
+    certified: Proportion
+    attacked: Proportion
+    probabilistic: Proportion | None = None
+
+    @property
+    def width(self) -> float:
+        """Attacked less certified accuracy: what is not known."""
+        return self.attacked.value - self.certified.value
+
+
+class AttackRow(Summary):
+    """One attack at one threat.
+
+    Attributes:
+        attack: name in the suite.
+        version: library, release and settings, such as `torchattacks 3.5.1 PGD, 20 steps`.
+        robust: samples that this attack alone leaves standing, of those it was run on.
+        subset: number of samples it was run on, the first of the suite's order.
+        errors: samples on which the model or the attack failed; they do not count as robust.
+        rejected: proposed images that lay outside the ball or the box, or were not finite.
+        skipped: samples that it did not attack, being certified at eps; they stand.
+        found_by: which of its stages broke how many samples, most first; empty for an attack of
+            one stage.
+    """
+
+    attack: str
+    version: str
+    norm: Norm
+    eps: float
+    robust: Proportion
+    subset: int
+    errors: int
+    rejected: int
+    skipped: int = 0
+    found_by: dict[str, int] = {}
+
+
+class CertificateRow(Summary):
+    """One certificate of one model in one norm.
+
+    Attributes:
+        kind: `certified`, `probabilistic` or `estimate`; None where the certificate refuses.
+        refusal: why it says nothing about this model; None where it applies.
+        accuracy: accuracy at each of the suite's radii, in the order of `eps`.
+        median_radius: over all samples, in pixel units.
+        won: samples of which it gave the largest certified radius, the first of equals winning.
+        limits: what limited the radius of how many samples, most frequent first.
+        reasons: the same in the certificate's own words.
+        curve: accuracy at each radius of `curve_eps`.
+    """
+
+    certificate: str
+    norm: Norm
+    kind: Kind | None
+    refusal: str | None
+    eps: list[float]
+    accuracy: list[Proportion]
+    median_radius: float
+    won: int = 0
+    limits: dict[Limit, int]
+    reasons: dict[str, int] = {}
+    curve_eps: list[float] = []
+    curve: list[float] = []
+
+
+class Curve(Summary):
+    """Certified and attacked accuracy on a grid of radii, for plotting.
+
+    `certified` is the best certificate of kind certified; `attacked` steps down where an
+    adversarial image was found, and is known only at radii that were attacked (`attacked_eps`).
+    """
+
+    norm: Norm
+    certified_eps: list[float]
+    certified: list[float]
+    attacked_eps: list[float]
+    attacked: list[float]
+
+
+class Decay(Summary):
+    """The potential V_y along trajectories from 0 to the horizon, over all samples.
+
+    `time` is t/T; `median`, `low` and `high` are the 50th, 10th and 90th percentiles of V_y(t);
+    `accuracy` is the accuracy of the state at that time.
+    """
+
+    time: list[float]
+    median: list[float]
+    low: list[float]
+    high: list[float]
+    accuracy: list[float]
+
+
+class Distances(Summary):
+    """What is known of each sample in one norm; lists in the order of `Samples.index`.
+
+    Attributes:
+        norm: the norm.
+        radius: the largest certified radius, 0 where there is none.
+        certificate: which certificate gave it, empty where none did.
+        limit: what limits it, empty likewise.
+        distance: of the nearest adversarial image found, 0 where the prediction is wrong, None
+            where none was found.
+        found_by: what found it, empty where nothing did.
+        failed: the smallest radius at which the model or an attack failed; None where neither did.
+    """
+
+    norm: Norm
+    radius: list[float]
+    certificate: list[str]
+    limit: list[str]
+    distance: list[float | None]
+    found_by: list[str]
+    failed: list[float | None]
+
+
+class Samples(Summary):
+    """The samples of one model, in the suite's order.
+
+    Attributes:
+        index: in the data set.
+        label: true class.
+        prediction: of the deployed model; None where it failed.
+        norms: what is known in each norm.
+    """
+
+    index: list[int]
+    label: list[int]
+    prediction: list[int | None]
+    norms: list[Distances]
+
+
+class Flag(Summary):
+    """The verdict of one check on a model; docs/attacks.md says what it means and what to do.
+
+    Attributes:
+        name: of the check.
+        raised: whether the check found what it looks for.
+        value: what was measured; None where it could not be.
+        threshold: the value from which the flag is raised.
+        detail: the measurement in words.
+    """
+
+    name: str
+    raised: bool
+    value: float | None
+    threshold: float | None
+    detail: str
+
+
+class AuditRow(Summary):
+    """Certified images of one model that were attacked inside their radii.
+
+    Attributes:
+        norm: the norm of the radii.
+        attack: what attacked, with release and settings.
+        pairs: images attacked, each at its own radius.
+        broken: of these, images that were broken; any is a defect.
+        errors: images on which the model or the attack failed.
+        smallest: smallest radius attacked; None without pairs.
+        largest: largest radius attacked; None without pairs.
+    """
+
+    norm: Norm
+    attack: str
+    pairs: int
+    broken: int
+    errors: int
+    smallest: float | None
+    largest: float | None
+
+
+class NearestRow(Summary):
+    """How near an adversarial image was found, in one norm: robust radii bounded from above.
+
+    Attributes:
+        version: how it was looked for.
+        samples: on how many samples, the first of the suite's order.
+        found: those of them with an adversarial image, wrong predictions included.
+        errors: samples on which the model failed.
+        median: of the smallest distance that anything in the run found, over the samples that are
+            predicted right, in pixel units; None where most have no adversarial image.
+        median_certified: of the certified radii of the same samples.
+    """
+
+    norm: Norm
+    version: str
+    samples: int
+    found: int
+    errors: int
+    median: float | None
+    median_certified: float
+
+
+class ModelEntry(Summary):
+    """Everything measured about one model.
+
+    Attributes:
+        digest: SHA-256 of weights and architecture; of a user's model, as `zoo.py` says.
+        nfe: evaluations of vector fields per prediction; None for a model without an ODE.
+        without_flow: what is predicted without the flow; None for a model without an ODE, and in
+            leaderboards from before it was measured.
+        whole: facts of the same weights on the whole test set; None where none are at hand.
+        unidentified: what of it cannot be told, such as an attribute of unknown kind: if it changed
+            between two runs into one store, the second has taken results of the first.
+    """
+
+    name: str
+    description: str
+    digest: str
+    unidentified: list[str] = []
+    parameters: int
+    nfe: int | None
+    clean: Proportion
+    without_flow: WithoutFlow | None = None
+    whole: WholeTestSet | None = None
+    errors: int
+    brackets: list[Bracket]
+    attacks: list[AttackRow]
+    certificates: list[CertificateRow]
+    curves: list[Curve]
+    decay: Decay | None
+    audits: list[AuditRow] = []
+    flags: list[Flag] = []
+    nearest: list[NearestRow] = []
+    samples: Samples | None = None
+
+
+class SuiteSummary(Summary):
+    """What was run: enough to tell whether two leaderboards are comparable."""
+
+    name: str
+    data: str
+    split: str
+    data_digest: str
+    samples: int
+    seed: int
+    settings: dict[str, Any]
+    subsets: dict[str, list[int]]
+
+
+class Picture(Summary):
+    """An image and an adversarial one, to the last bit.
+
+    Attributes:
+        shape: channels, height, width.
+        original: pixels in [0, 1], row by row of each channel; float32 numbers in the shortest
+            decimals that read back as the same.
+        adversarial: likewise.
+    """
+
+    shape: tuple[int, int, int]
+    original: list[float]
+    adversarial: list[float]
+
+
+class Violation(Summary):
+    """A certificate that was broken: an adversarial image closer than the certified radius.
+
+    Attributes:
+        model: name of the model.
+        digest: of its weights and architecture.
+        certificate: what certified the radius.
+        norm: the norm of radius and distance.
+        index: of the image in the data set.
+        label: true class.
+        prediction: class of the adversarial image; None where it is not known.
+        radius: what was certified.
+        distance: of the adversarial image.
+        attack: what found it.
+        seed: of the attack's random draws.
+        picture: both images; None where the attack's images are not stored.
+    """
+
+    model: str
+    digest: str
+    certificate: str
+    norm: Norm
+    index: int
+    label: int
+    prediction: int | None
+    radius: float
+    distance: float
+    attack: str
+    seed: int
+    picture: Picture | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}: image {self.index} (class {self.label}) is certified by "
+            f"{self.certificate} to {self.norm.value} {self.radius:.6g} and was broken at "
+            f"{self.distance:.6g} by {self.attack}, seed {self.seed}"
+        )
+
+
+class Soundness(Summary):
+    """Certified radii confronted with the adversarial images that the run found.
+
+    Attributes:
+        pairs: certified radii of samples for which some attack was run inside or outside them.
+        attacked_inside: of these, pairs with an attack at a radius below the certified one.
+        audited: pairs attacked by the audit, just inside the radius.
+        violations: adversarial images closer than the certified radius; any is a defect. The
+            first ones have pictures; the store has all that the audit found.
+    """
+
+    pairs: int
+    attacked_inside: int
+    audited: int = 0
+    violations: list[Violation]
+
+
+class Cost(Summary):
+    """What a certificate takes per image, run alone on one core."""
+
+    model: str
+    norm: Norm
+    certificate: str
+    images: int
+    milliseconds: float
+
+
+class Leaderboard(Summary):
+    """The whole summary of one run."""
+
+    schema_version: Literal[2] = 2
+    suite: SuiteSummary
+    models: list[ModelEntry]
+    soundness: Soundness
+    environment: dict[str, str]
+    timings: dict[str, float] = {}
+    costs: list[Cost] = []
+    created: str = ""
+
+    def to_json(self) -> str:
+        """The file's content; a list of plain values stands on one line."""
+        return _indented(json.loads(self.model_dump_json())) + "\n"
+
+    def comparable(self) -> dict[str, Any]:
+        """All that an identical run must reproduce: everything but timings and timestamps."""
+        return self.model_dump(mode="json", exclude={"timings", "costs", "created"})
+
+
+def _indented(value: Any, indent: str = "") -> str:
+    deeper = indent + " "
+    if isinstance(value, dict) and value:
+        lines = [f"{deeper}{json.dumps(k)}: {_indented(v, deeper)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        lines = [deeper + _indented(item, deeper) for item in value]
+        return "[\n" + ",\n".join(lines) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_leaderboard(path: Path) -> Leaderboard:
+    """Read a leaderboard from its file, or from the folder that holds `leaderboard.json`.
+
+    Raises:
+        UsageError: there is none, or it is not a leaderboard of this schema version.
+    """
+    file = path / LEADERBOARD_FILE if path.is_dir() else path
+    return read_json(
+        file,
+        Leaderboard,
+        f"a leaderboard of schema version {SCHEMA_VERSION}",
+        "correct the path, or run `robustness evaluate` again",
+    )

@@ -1,0 +1,9 @@
+import boards
+import pytest
+
+from robustness.results.leaderboard import Leaderboard
+
+
+@pytest.fixture(scope="session")
+def board() -> Leaderboard:
+    return boards.leaderboard()
