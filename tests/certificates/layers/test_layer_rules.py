@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_models import in_double
 from torch import nn
@@ -206,8 +206,9 @@ def test_the_constant_of_a_network_holds_at_densely_sampled_points(kind, seed, s
     points = torch.rand(40, 1, *SHAPE, dtype=torch.float64)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda z: network(z).flatten()))(points)
     steepest = float(torch.linalg.matrix_norm(jacobian.flatten(2), 2).max())
+    assume(steepest > 0)  # a network can be drawn that has no unit alive, and is flat
     sized = lipschitz_at(network, SHAPE).value
-    assert 0 < steepest <= sized <= lipschitz(network).value * (1 + 1e-12)
+    assert steepest <= sized <= lipschitz(network).value * (1 + 1e-12)
 
 
 @contextlib.contextmanager
