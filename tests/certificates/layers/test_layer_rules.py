@@ -206,7 +206,7 @@ def test_the_constant_of_a_network_holds_at_densely_sampled_points(kind, seed, s
     points = torch.rand(40, 1, *SHAPE, dtype=torch.float64)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda z: network(z).flatten()))(points)
     steepest = float(torch.linalg.matrix_norm(jacobian.flatten(2), 2).max())
-    assume(steepest > 0)  # a network can be drawn that has no unit alive, and is flat
+    assume(steepest > 0)  # few units of a drawn network live, perhaps none at these points
     sized = lipschitz_at(network, SHAPE).value
     assert steepest <= sized <= lipschitz(network).value * (1 + 1e-12)
 
