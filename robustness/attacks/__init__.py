@@ -2,6 +2,7 @@
 
 from robustness.attacks.ascent import Ascent
 from robustness.attacks.base import Attack, Guided
+from robustness.attacks.checks.attack_audits import audit_version
 from robustness.attacks.checks.audits import audit
 from robustness.attacks.checks.flag import Flag
 from robustness.attacks.harness import Outcome, Stage, worst_case, worst_case_within
@@ -44,6 +45,7 @@ __all__ = [
     "Verdict",
     "View",
     "audit",
+    "audit_version",
     "climbed_view",
     "default_stages",
     "judge",

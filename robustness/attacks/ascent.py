@@ -97,8 +97,38 @@ def ascend(
 ) -> Float[Tensor, "n c h w"]:
     """`Ascent.pursue` as one candidate of each image, shape (n, c, h, w)."""
     hunt = Hunt(deployed, images, labels, norm, eps, ascent.lane)
+    return hunt.candidates(_climbed(ascent, view, hunt, seed))
+
+
+def surviving_traces(
+    ascent: Ascent,
+    view: View,
+    deployed: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    norm: Norm,
+    eps: Float[Tensor, " n"],
+    seed: int,
+) -> Float[Tensor, "k s"]:
+    """Losses on the way to what `Ascent.pursue` proposes for each sample that stands at its end.
+
+    Returns:
+        At the start and after each step, shape (standing samples, steps + 1): of a sample's climbs
+        the one that came to the largest loss. Samples on which the model failed are left out.
+    """
+    hunt = Hunt(deployed, images, labels, norm, eps, ascent.lane)
+    rows = _climbed(ascent, view, hunt, seed)
+    rows = rows.keep(~hunt.failed[rows.sample])
+    highest: dict[int, int] = {}
+    for row, sample in enumerate(rows.sample.tolist()):
+        if sample not in highest or rows.best_loss[row] > rows.best_loss[highest[sample]]:
+            highest[sample] = row
+    return rows.trace[list(highest.values())]
+
+
+def _climbed(ascent: Ascent, view: View, hunt: Hunt, seed: int) -> Rows:
     rows = _random_starts(ascent, hunt, seed)
-    return hunt.candidates(hunt.climb(view, rows, LOSSES[ascent.loss], ascent.steps))
+    return hunt.climb(view, rows, LOSSES[ascent.loss], ascent.steps)
 
 
 def _random_starts(ascent: Ascent, hunt: Hunt, seed: int) -> Rows:

@@ -60,6 +60,7 @@ class Rows:
         nearest: the points nearest to a change of the deployed prediction, of those at which it
             was looked at, shape (r, c, h, w).
         near: their `nearness`, shape (r,).
+        trace: the losses of all points so far, in their order, shape (r, points).
     """
 
     sample: Int[Tensor, " r"]
@@ -77,6 +78,7 @@ class Rows:
     halved: Bool[Tensor, " r"]
     nearest: Float[Tensor, "r c h w"]
     near: Float[Tensor, " r"]
+    trace: Float[Tensor, "r s"]
 
     @classmethod
     def at(
@@ -104,6 +106,7 @@ class Rows:
             halved=torch.zeros(len(sample), dtype=torch.bool),
             nearest=x,
             near=none,
+            trace=none[:, None][:, :0],
         )
 
     def keep(self, mask: Bool[Tensor, " r"]) -> "Rows":
@@ -113,6 +116,7 @@ class Rows:
     def take(self, loss: Float[Tensor, " r"], gradient: Float[Tensor, "r c h w"]) -> None:
         """Note the losses and gradients at the present points."""
         self.rises += loss > self.loss
+        self.trace = torch.cat([self.trace, loss.unsqueeze(1)], dim=1)
         self.loss, self.gradient = loss, gradient
         better = loss > self.best_loss
         self.best_loss = torch.where(better, loss, self.best_loss)

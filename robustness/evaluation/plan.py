@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from robustness import evaluation
-from robustness.attacks import Attack, nearest_version
+from robustness.attacks import Attack, audit_version, nearest_version
 from robustness.certificates import PROVING, settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError
@@ -96,7 +96,8 @@ class Job:
         name: of the attack or certificate; empty otherwise.
         norm: of the threat or the radii; None otherwise.
         eps: of the threat; None otherwise.
-        version: library, release and settings of an attack; settings of a certificate.
+        version: library, release and settings of an attack, or of the attacks that are checked;
+            settings of a certificate.
         shards: how many of the plan's shards it runs on, from the first.
         samples: how many samples of these shards count.
         refusal: why it is not run at all; None where it is.
@@ -305,6 +306,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         if suite.flags is not None:
             threat = _checked_threat(suite)
             at = {
+                "version": audit_version(),
                 "norm": threat.norm,
                 "eps": threat.eps,
                 "sources": _digest_of_others(infos, index),

@@ -21,6 +21,8 @@ class Severity(StrEnum):
 _LIGHTER = {
     "gradient-agreement": Severity.CAUTION,
     "logits": Severity.CAUTION,
+    "silent-success": Severity.CAUTION,
+    "incomplete-optimisation": Severity.CAUTION,
     "adjoint-agreement": Severity.NOTE,
     "backprop-agreement": Severity.NOTE,
 }

@@ -176,6 +176,16 @@ def test_checks_are_made_where_the_worst_case_runs_and_else_at_the_middle_radius
         assert (job.norm, job.eps) == expected
 
 
+def test_checks_of_before_are_not_taken_for_those_of_now() -> None:
+    models, images = [load_model(MODEL)], load_images("digits", "test", None)
+    plan = make_plan(Suite.model_validate(SUITE | {"flags": {"samples": 8}}), images, models)
+    (job,) = (job for job in plan.jobs if job.kind == "flags")
+    assert "PGD-20" in job.version
+    assert "Auto-PGD targeted" in job.version
+    before = replace(job, version="")
+    assert plan.key(job, [1, 2]) != plan.key(before, [1, 2])
+
+
 def test_checks_that_fail_raise_a_flag_and_do_not_lose_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

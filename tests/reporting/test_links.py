@@ -6,8 +6,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from robustness.attacks import audit
 from robustness.results.severity import Severity, severity
+from robustness.threat import Norm, ThreatModel
 from robustness.zoo import zoo_folder
 
 ROOT = zoo_folder().parent
@@ -74,7 +78,11 @@ def test_links_resolve_on_a_code_host(page: Path) -> None:
 def test_every_flag_has_a_heading_that_says_its_severity() -> None:
     text = (ROOT / "docs/attacks.md").read_text(encoding="utf-8").split("## Flags")[1]
     sections = dict(re.findall(r"^### ([\w-]+)\n(\w+)\.", text, flags=re.M))
-    for name in ("masked-gradients", "adjoint-agreement", "backprop-agreement", "checks-failed"):
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(25, 3)), torch.rand(2, 1, 5, 5)
+    flags = audit(model, images, model(images).argmax(dim=1), ThreatModel(Norm.LINF, 0.1))
+    made = [flag.name for flag in flags]
+    assert {"masked-gradients", "silent-success", "incomplete-optimisation"} <= set(made)
+    for name in (*made, "adjoint-agreement", "backprop-agreement", "checks-failed"):
         assert name in sections
     for name, said in sections.items():
         assert Severity(said.lower()) is severity(name), name

@@ -156,6 +156,17 @@ def test_a_note_is_no_badge_and_the_gravest_comes_first(board: Leaderboard) -> N
         assert f"| {word} |" not in text
 
 
+@pytest.mark.parametrize("name", ["silent-success", "incomplete-optimisation"])
+def test_a_check_of_the_attacks_is_a_caution_with_its_definition(
+    board: Leaderboard, name: str
+) -> None:
+    told = boards.edit(board, "digits/node", flags=[flag(name)])
+    text = markdown_text(told, [])
+    assert f"[caution: {name}](../../docs/attacks.md#{name})" in text
+    assert f"- **caution**, [{name}]" in text
+    assert f'docs/attacks.md#{name}"' in html_text(told, {})
+
+
 def test_a_note_alone_casts_no_doubt_on_attacked_figures(board: Leaderboard) -> None:
     entry = board.models[1].model_copy(update={"flags": [flag("adjoint-agreement")]})
     assert not selection.doubted(entry)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustness.attacks.checks.attack_audits import incomplete_optimisation, silent_success
 from robustness.attacks.checks.flag import Flag
 from robustness.attacks.checks.gradient_audits import (
     gradient_agreement,
@@ -91,6 +92,8 @@ def _audit_gradients(
         "more-steps": lambda: more_steps(model, *correct(), threat, seed),
         "larger-eps": lambda: larger_eps(model, *correct(), threat, seed),
         "unbounded-attack": lambda: unbounded_attack(model, *correct(), threat.norm, seed),
+        "silent-success": lambda: silent_success(model, *correct(), threat, seed),
+        "incomplete-optimisation": lambda: incomplete_optimisation(model, *correct(), threat, seed),
     }
     if isinstance(model, NeuralODEClassifier | ContinuousNet):
         solved = model
