@@ -185,7 +185,7 @@ def _log(error: BaseException) -> str:
             handle, name = tempfile.mkstemp(".log", time.strftime("fault-%Y%m%d-%H%M%S-"), folder)
             with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(content)
-        except (OSError, MemoryError) as failure:
+        except Exception as failure:  # short of memory, even a version is not found
             refused = getattr(failure, "strerror", None) or type(failure).__name__
         else:
             return f"; log: {name}"
