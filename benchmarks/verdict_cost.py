@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from robustness.attacks import AutoAttack, Status, default_stages, judge, worst_case
-from robustness.certificates import DETERMINISTIC
+from robustness.certificates import CERTIFICATES, routine
 from robustness.certificates.base import Kind
 from robustness.data import load_images
 from robustness.threat import ThreatModel
@@ -64,7 +64,7 @@ def certified_radii(
     model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel
 ) -> torch.Tensor:
     best = torch.zeros(len(images), dtype=torch.float64)
-    for certificate in DETERMINISTIC.values():
+    for certificate in (CERTIFICATES[name] for name in routine()):
         if certificate.refusal(model, threat.norm) is not None:
             continue
         for i, found in enumerate(certificate.certify(model, images, labels, threat.norm)):

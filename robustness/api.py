@@ -21,11 +21,11 @@ from robustness.cards.page import CARD_FILE, card_text
 from robustness.cards.proofs import PROVED_FILE, prove, read_proofs
 from robustness.certificates import (
     CERTIFICATES,
-    DETERMINISTIC,
     CertifiedRadius,
     Kind,
     Limit,
     ProgramCertificate,
+    routine,
 )
 from robustness.data import DATASETS, ImageSet, load_images, require_source
 from robustness.errors import SoundnessError, UsageError, os_failure
@@ -323,7 +323,7 @@ def certify(
         samples,
         seed,
         threats=[{"norm": parsed, "eps": [1.0]}],
-        certificates=list(DETERMINISTIC) if certificate is None else [certificate],
+        certificates=routine() if certificate is None else [certificate],
         audit=AuditConfig(samples=count, largest=count),
     )
     bench = _prepare(suite, data_dir, data is not None)

@@ -2,18 +2,25 @@
 
 A thing registers itself where it is written. A package of another's does the same: it names the
 module that does so under an entry point of the noun's group, such as `robustness.datasets`, and
-is imported the first time that the registry is asked for anything.
+is imported the first time that the registry is asked for anything. A module that is not installed
+is imported by `load_plugin`, for which every command has `--plugin`.
 """
 
+import contextlib
+import functools
+import hashlib
 import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from robustness.errors import UsageError, one_line
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 @runtime_checkable
@@ -27,6 +34,9 @@ class Named(Protocol):
 
 
 Thing = TypeVar("Thing", bound=Named)
+
+# What was imported as a plugin in this process, in that order, and the release of each.
+_loaded: dict[str, str] = {}
 
 
 class Registry(Mapping[str, Thing]):
@@ -43,7 +53,7 @@ class Registry(Mapping[str, Thing]):
         self._open = True
 
     def register(self, thing: Thing) -> Thing:
-        """Add one; a decorator where the thing is a class or a function.
+        """Add one.
 
         Raises:
             UsageError: the name is taken.
@@ -59,6 +69,17 @@ class Registry(Mapping[str, Thing]):
         """Undo `register`."""
         del self._things[name]
 
+    @contextlib.contextmanager
+    def having(self, thing: Thing) -> Iterator[Thing]:
+        """Add one for a while, in place of any other of its name."""
+        before = dict(self._known())
+        self._things[thing.name] = thing
+        try:
+            yield thing
+        finally:
+            self._things.clear()
+            self._things.update(before)
+
     def require(self, name: str, or_else: str = "") -> Thing:
         """The thing of a name.
 
@@ -72,7 +93,7 @@ class Registry(Mapping[str, Thing]):
         if name in self:
             return self[name]
         near = get_close_matches(name.lower(), self, n=1)
-        remedy = f"did you mean {near[0]}?" if near else "correct it"
+        remedy = f"did you mean {near[0]}?" if near else "correct it, or load its --plugin"
         raise UsageError(
             f"expected {self.noun}, one of {', '.join(self)}{or_else}, got {name!r}; {remedy}"
         )
@@ -89,8 +110,12 @@ class Registry(Mapping[str, Thing]):
     def _known(self) -> dict[str, Thing]:
         if self._open:
             self._open = False  # before the imports, which may ask for what is there already
-            for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
-                load_plugin(point.module)
+            try:
+                for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+                    _load(point.module, _called(point))
+            except BaseException:
+                self._open = True
+                raise
         return self._things
 
 
@@ -100,15 +125,57 @@ def load_plugin(module: str) -> None:
     Raises:
         UsageError: it cannot be imported.
     """
+    _load(module, repr(module))
+
+
+def plugins() -> dict[str, str]:
+    """The modules that were imported as plugins, in that order, and the `release_of` each."""
+    return dict(_loaded)
+
+
+def release_of(module: str) -> str:
+    """Whose code a module is, for keys and reports; empty for this package's own.
+
+    Returns:
+        Name and version of the distribution that it was installed from; the module's name and a
+        digest of its file for one that was not installed.
+    """
+    return "" if module.partition(".")[0] == _PACKAGE else _release_of(module)
+
+
+@functools.cache
+def _release_of(module: str) -> str:
+    package = module.partition(".")[0]
+    found = _distributions().get(package)
+    if found:
+        return ", ".join(f"{name} {version(name)}" for name in sorted(set(found)))
+    file = getattr(sys.modules.get(module), "__file__", None)
+    content = Path(file).read_bytes() if file and os.path.isfile(file) else b""
+    return f"{module} of SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+def _called(point: EntryPoint) -> str:
+    """What messages call an entry point: the one who installed it shall know which it is."""
+    of = f" of {point.dist.name} {point.dist.version}" if point.dist is not None else ""
+    return f"{point.module!r}{of}, entry point {point.name!r} of {point.group}"
+
+
+def _load(module: str, called: str) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         importlib.import_module(module)
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise UsageError(f"plugin {called}: {error}") from error
     except (Exception, SystemExit) as error:
-        reason = one_line(f"{type(error).__name__}: {error}", 150)
+        reason = one_line(f"{type(error).__name__}: {error}", 120)
         raise UsageError(
-            f"expected a plugin, a module that can be imported, got {module!r}, which raised "
+            f"expected a plugin, a module that can be imported, got {called}, which raised "
             f"{reason}; correct or uninstall it"
         ) from error
+    _loaded.setdefault(module, release_of(module))

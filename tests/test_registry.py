@@ -57,7 +57,7 @@ def test_installed_packages_are_imported_when_the_first_name_is_asked_for(
         some.register(Tool("drill"))
 
     monkeypatch.setattr(registry, "entry_points", installed)
-    monkeypatch.setattr(registry, "load_plugin", plugin)
+    monkeypatch.setattr(registry.importlib, "import_module", plugin)
     assert list(some) == ["saw", "drill"]
     assert list(some) == ["saw", "drill"]
     assert imported == ["shed"]

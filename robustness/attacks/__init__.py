@@ -1,7 +1,7 @@
 """Attacks over views of a model, the harness that judges them, and audits of the harness."""
 
 from robustness.attacks.ascent import Ascent
-from robustness.attacks.base import Attack, Guided
+from robustness.attacks.base import Attack, Guided, LibraryAttack, Problem, Pursuit
 from robustness.attacks.checks.attack_audits import audit_version
 from robustness.attacks.checks.audits import audit
 from robustness.attacks.checks.flag import Flag
@@ -18,26 +18,34 @@ from robustness.attacks.libraries.torchattacks_adapter import (
     DeepFool,
 )
 from robustness.attacks.nearest import nearest_adversarial, nearest_version
-from robustness.attacks.stages import climbed_view, default_stages, shortened
+from robustness.attacks.registry import ATTACKS, AttackKind, register_attack
+from robustness.attacks.stages import Effort, climbed_view, default_stages, shortened
 from robustness.attacks.transfer import Transfer
-from robustness.attacks.views import View, register_view, views_of
+from robustness.attacks.views import VIEWS, View, register_view, views_of
 
 __all__ = [
     "APGD",
+    "ATTACKS",
     "FAB",
     "FGSM",
     "MIFGSM",
     "PGD",
+    "VIEWS",
     "Ascent",
     "Attack",
+    "AttackKind",
     "AutoAttack",
     "CarliniWagner",
     "DeepFool",
+    "Effort",
     "Flag",
     "Guided",
     "IteratedAscent",
+    "LibraryAttack",
     "Outcome",
     "PaperProtocol",
+    "Problem",
+    "Pursuit",
     "Square",
     "Stage",
     "Status",
@@ -53,6 +61,7 @@ __all__ = [
     "nearest_version",
     "predict_alone",
     "published_accuracy",
+    "register_attack",
     "register_view",
     "shortened",
     "views_of",

@@ -7,17 +7,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustness.attacks.base import Pursuit
 from robustness.attacks.climb import Hunt, Rows
 from robustness.attacks.lanes import sample_generator, scores
 from robustness.attacks.losses import LOSSES, likely_targets
 from robustness.attacks.views import View
-from robustness.threat import Norm, ThreatModel
+from robustness.threat import Norm
 
 LossName = Literal["ce", "margin", "dlr", "targeted"]
 
 
 @dataclass(frozen=True)
-class Ascent:
+class Ascent(Pursuit):
     """Auto-PGD's ascent of one loss, from random starts.
 
     Attributes:
@@ -47,24 +48,6 @@ class Ascent:
         starts = f", {self.starts} starts" if self.starts > 1 else ""
         lane = f", lanes of {self.lane}" if self.lane else ""
         return f"robustness Auto-PGD {self.loss}, {self.steps} steps{starts}{targets}{lane}"
-
-    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
-        """Runs in both norms, on any number of classes above one."""
-        del threat
-        return None if classes > 1 else f"expected two classes or more, got {classes}"
-
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image; see `Attack.propose`."""
-        deployed = View("deployed", model, faithful=True)
-        radii = threat.radii(len(images))
-        return self.pursue(deployed, model, images, labels, threat.norm, radii, seed)
 
     def pursue(
         self,

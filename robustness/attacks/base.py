@@ -2,9 +2,12 @@
 
 import random
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from importlib.metadata import version as release_of_library
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -114,3 +117,112 @@ def isolated(seed: int, *models: nn.Module) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         sys.settrace(trace)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What `Attack.propose` is asked for.
+
+    Attributes:
+        model: pixels to logits.
+        images: originals in [0, 1], shape (n, c, h, w).
+        labels: true classes, shape (n,).
+        threat: the ball.
+        seed: of every random draw.
+    """
+
+    model: nn.Module
+    images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+    threat: ThreatModel
+    seed: int
+
+
+class LibraryAttack(ABC):
+    """An attack of another library: its release, the norms it is made for, its global states.
+
+    Attributes:
+        name: in suites, tables and the store.
+        library: the distribution that it comes from.
+        title: what messages call it.
+        norm: the only one that it is made for; None for both.
+    """
+
+    name: ClassVar[str]
+    library: ClassVar[str]
+    title: ClassVar[str]
+    norm: ClassVar[Norm | None] = None
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """What it is called in the library, and its settings."""
+
+    @abstractmethod
+    def search(self, problem: Problem) -> Float[Tensor, "k n c h w"]:
+        """Candidates for each image; called under its own seed, global states restored after."""
+
+    @property
+    def version(self) -> str:
+        """Library, release and settings."""
+        return f"{self.library} {release_of_library(self.library)} {self.described}"
+
+    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
+        """An attack is refused in a norm that it is not made for."""
+        del classes
+        if self.norm is None or threat.norm is self.norm:
+            return None
+        norm = "l-infinity" if self.norm is Norm.LINF else "l2"
+        return f"{self.title} is an {norm} attack"
+
+    def propose(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        threat: ThreatModel,
+        seed: int,
+    ) -> Float[Tensor, "k n c h w"]:
+        """Candidates for each image; see `Attack.propose` and the class."""
+        with isolated(seed, model):
+            return self.search(Problem(model, images, labels, threat, seed))
+
+
+class Pursuit(ABC):
+    """An attack that is defined by how it climbs a view; proposing is climbing the model itself."""
+
+    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
+        """Runs in both norms, on any number of classes above one."""
+        del threat
+        return too_few(classes)
+
+    @abstractmethod
+    def pursue(
+        self,
+        view: View,
+        deployed: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        norm: Norm,
+        radii: Float[Tensor, " n"],
+        seed: int,
+    ) -> Float[Tensor, "k n c h w"]:
+        """See `Guided.pursue`."""
+
+    def propose(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        threat: ThreatModel,
+        seed: int,
+    ) -> Float[Tensor, "k n c h w"]:
+        """One candidate per image; see `Attack.propose`."""
+        deployed = View("deployed", model, faithful=True)
+        radii = threat.radii(len(images))
+        return self.pursue(deployed, model, images, labels, threat.norm, radii, seed)
+
+
+def too_few(classes: int) -> str | None:
+    """Why nothing can be attacked; None where there are two classes or more."""
+    return None if classes > 1 else f"expected two classes or more, got {classes}"

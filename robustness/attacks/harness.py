@@ -47,7 +47,8 @@ class Stage:
     def version(self) -> str:
         """The attack's version and the view: what a reader needs to repeat it."""
         copies = "" if isinstance(self.attack, Guided) else f", {self.copies} at once"
-        return f"{self.attack.version} through {self.view.name}{copies}"
+        whose = f" of {self.view.release}" if self.view.release else ""
+        return f"{self.attack.version} through {self.view.name}{whose}{copies}"
 
     def propose(
         self,

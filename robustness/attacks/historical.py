@@ -1,20 +1,21 @@
 """The protocol of the LyaNet paper, kept to be measured against: its units are not pixels."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torchattacks
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.attacks.base import isolated
+from robustness.attacks.base import LibraryAttack, Problem
 from robustness.errors import UsageError
 from robustness.nets.encoders import Normalise
 from robustness.threat import Norm, ThreatModel
 
 
 @dataclass(frozen=True)
-class PaperProtocol:
+class PaperProtocol(LibraryAttack):
     """PGD as in LyaNet's published script (arXiv 2202.02526): on images normalised beforehand.
 
     Radius and step are in units of normalised pixels, which makes a radius of 8/255 one of
@@ -22,7 +23,7 @@ class PaperProtocol:
     every pixel darker than the mean, by far more than the radius. Ten steps of 2/255 cannot
     reach the edge of its l2 ball of 127/255. Its candidates, turned back into pixels, mostly
     lie outside any ball, where the judge rejects them; `published_accuracy` counts as the paper
-    did.
+    did. The threat's eps is taken for one of normalised pixels, in both norms.
 
     Attributes:
         steps: gradient steps.
@@ -31,40 +32,35 @@ class PaperProtocol:
 
     steps: int = 10
     step: float = 2 / 255
-    name: str = "lyanet-paper"
+    name: ClassVar[str] = "lyanet-paper"
+    title: ClassVar[str] = "the protocol of the LyaNet paper"
+    library: ClassVar[str] = "torchattacks"
 
     @property
-    def version(self) -> str:
-        """Settings."""
+    def described(self) -> str:
+        """Steps, their size and their units."""
         return (
-            f"torchattacks PGD-{self.steps} as in arXiv 2202.02526: radius and clip to [0, 1] in "
+            f"PGD-{self.steps} as in arXiv 2202.02526: radius and clip to [0, 1] in "
             f"normalised units, step {self.step:.3g}"
         )
 
-    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
-        """Runs in both norms; the threat's eps is taken for one of normalised pixels."""
-        del threat, classes
-        return None
+    @property
+    def version(self) -> str:
+        """Library and settings; of any release, since what is measured against is the paper's."""
+        return f"{self.library} {self.described}"
 
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image, in pixels, rarely inside the ball; see `Attack.propose`.
+    def search(self, problem: Problem) -> Tensor:
+        """One candidate per image, in pixels, rarely inside the ball.
 
         Raises:
             UsageError: the model has no normalising first layer of this package.
         """
-        normalise = _normalisation(model)
-        inner = _FromNormalised(model, normalise)
+        threat = problem.threat
+        normalise = _normalisation(problem.model)
+        inner = _FromNormalised(problem.model, normalise)
         settings = {"eps": threat.eps, "alpha": self.step, "steps": self.steps}
         attack_type = torchattacks.PGD if threat.norm is Norm.LINF else torchattacks.PGDL2
-        with isolated(seed, model):
-            found = attack_type(inner, **settings)(normalise(images), labels)
+        found = attack_type(inner, **settings)(normalise(problem.images), problem.labels)
         return (found * normalise.std + normalise.mean).unsqueeze(0)
 
 

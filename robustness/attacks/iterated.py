@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from robustness.attacks.base import Pursuit
 from robustness.attacks.climb import Hunt, Rows
 from robustness.attacks.lanes import metered_with, sample_generator, scores
 from robustness.attacks.losses import likely_targets, nearness, toward
 from robustness.attacks.views import View
-from robustness.threat import Norm, ThreatModel
+from robustness.threat import Norm
 
 # Best points that are kept of each sample, and shares of starts beside them and at the image.
 # The rest are random.
@@ -22,7 +23,7 @@ _LEAST, _MOST = 0.15, 0.75
 
 
 @dataclass(frozen=True)
-class IteratedAscent:
+class IteratedAscent(Pursuit):
     """Iterated local search (Lourenço, Martin and Stützle 2003) over several views in turn.
 
     What is kept from one climb to the next is what came nearest to another class on the deployed
@@ -59,24 +60,6 @@ class IteratedAscent:
             f"robustness iterated ascent, {self.rounds} rounds of {self.starts} starts of "
             f"{self.steps} steps in turn through {views}{lane}"
         )
-
-    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
-        """Runs in both norms, on any number of classes above one."""
-        del threat
-        return None if classes > 1 else f"expected two classes or more, got {classes}"
-
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image; see `Attack.propose`."""
-        deployed = View("deployed", model, faithful=True)
-        radii = threat.radii(len(images))
-        return self.pursue(deployed, model, images, labels, threat.norm, radii, seed)
 
     def pursue(
         self,

@@ -6,12 +6,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.attacks.ascent import Ascent
+from robustness.attacks.base import Pursuit
 from robustness.attacks.views import View
 from robustness.threat import Norm, ThreatModel
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Pursuit):
     """An ascent of another model's loss, until this model is fooled.
 
     The ascent does not stop where the other model is fooled: images that fool it by far
@@ -40,19 +41,6 @@ class Transfer:
     def refusal(self, threat: ThreatModel, classes: int) -> str | None:
         """As the ascent."""
         return self.ascent.refusal(threat, classes)
-
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image; see `Attack.propose`."""
-        deployed = View("deployed", model, faithful=True)
-        radii = threat.radii(len(images))
-        return self.pursue(deployed, model, images, labels, threat.norm, radii, seed)
 
     def pursue(
         self,

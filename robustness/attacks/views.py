@@ -29,10 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.flow import InitialVelocity
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
+from robustness.registry import Registry, release_of
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _Ode = TypeVar("_Ode", bound=NeuralODEClassifier | ContinuousNet)
@@ -56,6 +58,7 @@ class View:
             rounding, so that an attack needs no further query to see whether it has succeeded.
         sweep: whether the worst case climbs it too.
         rival: whether the check for masked gradients holds it against the deployed gradients.
+        release: whose code it is; empty for this package's own. `views_of` fills it in.
     """
 
     name: str
@@ -63,6 +66,7 @@ class View:
     faithful: bool = False
     sweep: bool = True
     rival: bool = True
+    release: str = ""
 
 
 def _aside(name: str, module: nn.Module, faithful: bool = True, rival: bool = False) -> View:
@@ -70,7 +74,27 @@ def _aside(name: str, module: nn.Module, faithful: bool = True, rival: bool = Fa
     return View(name, module, faithful, sweep=False, rival=rival)
 
 
-_BUILDERS: list[tuple[type[nn.Module], Callable[[Any], Iterable[View]]]] = []
+@dataclass(frozen=True)
+class ViewMaker:
+    """A function to further views of all models of one type.
+
+    Attributes:
+        name: that of the function, under which it is registered.
+        kind: the type of model that the views apply to.
+        build: from a model to its views.
+    """
+
+    name: str
+    kind: type[nn.Module]
+    build: Callable[[Any], Iterable[View]]
+
+    @property
+    def release(self) -> str:
+        """Whose it is; empty for this package's own."""
+        return release_of(self.build.__module__)
+
+
+VIEWS: Registry[ViewMaker] = Registry("a function to views", "robustness.views")
 
 
 def register_view(
@@ -83,7 +107,7 @@ def register_view(
     """
 
     def register(build: Callable[[_Model], Iterable[View]]) -> Callable[[_Model], Iterable[View]]:
-        _BUILDERS.append((kind, build))
+        VIEWS.register(ViewMaker(build.__name__.replace("_", "-"), kind, build))
         return build
 
     return register
@@ -91,7 +115,7 @@ def register_view(
 
 def unregister_view(build: Callable[[Any], Iterable[View]]) -> None:
     """Undo `register_view`."""
-    _BUILDERS[:] = [entry for entry in _BUILDERS if entry[1] is not build]
+    VIEWS.unregister(build.__name__.replace("_", "-"))
 
 
 def views_of(model: nn.Module) -> list[View]:
@@ -99,12 +123,27 @@ def views_of(model: nn.Module) -> list[View]:
 
     Args:
         model: pixels to logits.
+
+    Raises:
+        UsageError: two views have one name.
     """
-    return [view for kind, build in _BUILDERS if isinstance(model, kind) for view in build(model)]
+    views: dict[str, View] = {}
+    for maker in VIEWS.values():
+        if not isinstance(model, maker.kind):
+            continue
+        for view in maker.build(model):
+            if view.name in views:
+                raise UsageError(
+                    f"expected views of distinct names, got {view.name!r} a second time by "
+                    f"{maker.name} of {maker.release or 'this package'}; rename it"
+                )
+            views[view.name] = replace(view, release=maker.release) if maker.release else view
+    return list(views.values())
 
 
 @register_view(nn.Module)
-def _of_any_model(model: nn.Module) -> Iterator[View]:
+def of_any_model(model: nn.Module) -> Iterator[View]:
+    """The model itself, its float32 twin, and those that need to know nothing of its structure."""
     yield _aside("deployed", model)
     twin = stand_in(model)
     if twin is not model:
@@ -115,14 +154,16 @@ def _of_any_model(model: nn.Module) -> Iterator[View]:
 
 
 @register_view(NeuralODEClassifier)
-def _of_a_neural_ode(model: NeuralODEClassifier) -> Iterator[View]:
+def of_a_neural_ode(model: NeuralODEClassifier) -> Iterator[View]:
+    """Its velocity at the start, and what it is if it is solved otherwise."""
     twin = stand_in(model)
     yield View("initial-velocity", InitialVelocity(twin))
     yield from _of_a_solved_model(twin)
 
 
 @register_view(ContinuousNet)
-def _of_a_continuous_net(model: ContinuousNet) -> Iterator[View]:
+def of_a_continuous_net(model: ContinuousNet) -> Iterator[View]:
+    """What it is if it is solved otherwise."""
     yield from _of_a_solved_model(model)
 
 

@@ -1,16 +1,18 @@
 """What every certificate gives: a radius, its kind, and what limits it."""
 
-import functools
-from collections.abc import Callable, Sequence
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates.limits import Limit
+from robustness.registry import Registry, release_of
 from robustness.threat import Norm
 
 # Radii are computed in float64 and cut by this share, far above float64's rounding.
@@ -78,30 +80,93 @@ class Certificate(Protocol):
         ...
 
 
-_Certifier = TypeVar("_Certifier", bound=Certificate)
-_Certify = Callable[[_Certifier, nn.Module, Tensor, Tensor, Norm], list[CertifiedRadius]]
+class BaseCertificate(ABC):
+    """What the `certify` of every certificate does: images that it says nothing of have radius 0.
 
+    Its settings are the fields of a frozen dataclass, all of them part of the key of its results.
+    One that draws random numbers has the field `seed`, which a suite fills in.
 
-def certifying(certify: _Certify[_Certifier]) -> _Certify[_Certifier]:
-    """For the `certify` of every certificate: images that it says nothing of have radius 0.
-
-    `Certificate.refusal` sees a model and no images. Where a bound is missing for images of a size
-    that the model was not made for, `NotImplementedError` says so, and becomes the reason.
+    Attributes:
+        name: in suites, tables and the store.
+        routine: whether it is cheap enough to be run with all others that are: `"all"` in a suite.
+        proves: whether its radii are proofs, which every run attacks.
     """
 
-    @functools.wraps(certify)
-    def certified(
-        self: _Certifier, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
+    name: ClassVar[str]
+    routine: ClassVar[bool] = False
+    proves: ClassVar[bool] = True
+
+    @abstractmethod
+    def refusal(self, model: nn.Module, norm: Norm) -> str | None:
+        """See `Certificate.refusal`."""
+
+    @abstractmethod
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
+        """The radius of each image, of which there is at least one; see `Certificate.certify`.
+
+        Raises:
+            NotImplementedError: a bound is missing for images of a size that the model was not
+                made for, which `refusal` could not see; the message becomes the reason.
+        """
+
+    def certify(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Int[Tensor, " n"],
+        norm: Norm,
+    ) -> list[CertifiedRadius]:
+        """The radius of each image; see `Certificate.certify` and `radii`."""
         if len(images) == 0:
             return []
         try:
-            return certify(self, model, images, labels, norm)
+            return self.radii(model, images, labels, norm)
         except NotImplementedError as error:
             nothing = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, str(error), Limit.OTHER)
             return [nothing for _ in labels]
 
-    return certified
+
+CERTIFICATES: Registry[Certificate] = Registry("a certificate", "robustness.certificates")
+
+# The setting that is a suite's, not its table's.
+SEED = "seed"
+
+_Kind = TypeVar("_Kind", bound=type)
+
+
+def register_certificate(kind: _Kind) -> _Kind:
+    """Register a certificate, as it is with its default settings, under its name.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    CERTIFICATES.register(kind())
+    return kind
+
+
+def routine() -> list[str]:
+    """Names of the certificates that are cheap enough to be run together."""
+    return [name for name, each in CERTIFICATES.items() if getattr(each, "routine", False)]
+
+
+def proves(certificate: Certificate) -> bool:
+    """Whether its radii are proofs, which every run attacks; true unless it says otherwise."""
+    return getattr(certificate, "proves", True)
+
+
+def settings_fields(kind: type) -> list[str]:
+    """Names of a certificate's settings."""
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def settings_of(certificate: Certificate) -> str:
+    """Everything that a certificate's radii depend on besides model and image, in words."""
+    settings = [f"{name} {value}" for name, value in vars(certificate).items() if name != "name"]
+    # Settings alone do not tell the code of one release of an installed package from another's.
+    release = release_of(type(certificate).__module__)
+    return ", ".join([*settings, release] if release else settings)
 
 
 def require_pixels(model: nn.Module, images: Float[Tensor, "n c h w"]) -> None:

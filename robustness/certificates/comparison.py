@@ -15,12 +15,13 @@ u <= v, since F increases and v' = kappa (F(v) - v) >= kappa (w - v) as long as 
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, certifying
+from robustness.certificates.base import BaseCertificate, CertifiedRadius, register_certificate
 from robustness.certificates.flows.constants import LyapunovConstants
 from robustness.certificates.lyapunov import (
     LyapunovCertificate,
@@ -77,23 +78,20 @@ def comparison_radius(constants: LyapunovConstants) -> Float[Tensor, " n"]:
     return low
 
 
+@register_certificate
 @dataclass(frozen=True)
-class ComparisonCertificate:
+class ComparisonCertificate(BaseCertificate):
     """Equation (3): `certified` for target-seeking flows, an `estimate` for other neural ODEs."""
 
-    name: str = "lyapunov-sharp"
+    name: ClassVar[str] = "lyapunov-sharp"
+    routine: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """As for equation (2)."""
         return LyapunovCertificate().refusal(model, norm)
 
-    @certifying
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify`."""
         return certify_by_constants(self.name, comparison_radius, model, images, labels, norm)

@@ -14,12 +14,20 @@ perturbations up to it, so that the bisection is no part of the proof.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying, require_proof
+from robustness.certificates.base import (
+    SHRINK,
+    BaseCertificate,
+    CertifiedRadius,
+    Kind,
+    register_certificate,
+    require_proof,
+)
 from robustness.certificates.flows import relaxed_flows
 from robustness.certificates.flows.constants import failure, to_norm
 from robustness.certificates.flows.relaxed_flows import Features
@@ -130,24 +138,21 @@ def _radii_where_right(model: NeuralODEClassifier, images: Tensor, labels: Tenso
     return radii
 
 
+@register_certificate
 @dataclass(frozen=True)
-class ContractionCertificate:
+class ContractionCertificate(BaseCertificate):
     """Equation (6) of the theory, for the fixed steps that really run."""
 
-    name: str = "contraction"
+    name: ClassVar[str] = "contraction"
+    routine: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why no proof is known for this model: its field, its solver, or its encoder."""
         del norm
         return relaxed_flows.refusal(model)
 
-    @certifying
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify`.
 

@@ -24,12 +24,20 @@ from a lead is bounded for all steps, and asked for on top.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying, require_proof
+from robustness.certificates.base import (
+    SHRINK,
+    BaseCertificate,
+    CertifiedRadius,
+    Kind,
+    register_certificate,
+    require_proof,
+)
 from robustness.certificates.flows import relaxed_flows, tubes
 from robustness.certificates.flows.constants import failure, to_norm
 from robustness.certificates.flows.margins import Claim
@@ -227,15 +235,17 @@ def answers(
     return found
 
 
+@register_certificate
 @dataclass(frozen=True)
-class InvarianceCertificate:
+class InvarianceCertificate(BaseCertificate):
     """Forward invariance of the label's cone under the steps that run.
 
     Attributes:
         budget: cells per image, radius and step size; beyond it the radius is not certified.
     """
 
-    name: str = "forward-invariance"
+    name: ClassVar[str] = "forward-invariance"
+    routine: ClassVar[bool] = True
     budget: int = 500
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
@@ -257,14 +267,9 @@ class InvarianceCertificate:
             return f"the initial state is not the simplex's centre, entries of 1/{model.classes}"
         return None
 
-    @certifying
     @torch.no_grad()
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify`.
 

@@ -8,12 +8,17 @@ small, and the radius is next to nothing: it is reported as it is.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import CertifiedRadius, certifying, require_proof
+from robustness.certificates.base import (
+    BaseCertificate,
+    CertifiedRadius,
+    register_certificate,
+    require_proof,
+)
 from robustness.certificates.flows.constants import Margins, margins_of_scores, reach_of
 from robustness.certificates.flows.margins import certified, claims_by_margins
 from robustness.certificates.layers import bounds
@@ -53,11 +58,13 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     raise ValueError(f"nothing is known of what a {type(model).__name__} computes")
 
 
+@register_certificate
 @dataclass(frozen=True)
-class LipschitzMarginCertificate:
+class LipschitzMarginCertificate(BaseCertificate):
     """Margin over slope, for networks that are a sequence of layers with known bounds."""
 
-    name: str = "lipschitz-margin"
+    name: ClassVar[str] = "lipschitz-margin"
+    routine: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why no constant is proved for this model: its kind, a layer, or its arithmetic."""
@@ -74,14 +81,9 @@ class LipschitzMarginCertificate:
                 return f"no Lipschitz constant is proved for its {type(layer).__name__}"
         return None
 
-    @certifying
     @torch.no_grad()
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify`.
 

@@ -10,12 +10,20 @@ and V(T) < ln 2 means that the label has more than half of the probability. Solv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying, require_pixels
+from robustness.certificates.base import (
+    SHRINK,
+    BaseCertificate,
+    CertifiedRadius,
+    Kind,
+    register_certificate,
+    require_pixels,
+)
 from robustness.certificates.flows.constants import (
     LyapunovConstants,
     failure,
@@ -88,11 +96,13 @@ def certify_by_constants(
     return results
 
 
+@register_certificate
 @dataclass(frozen=True)
-class LyapunovCertificate:
+class LyapunovCertificate(BaseCertificate):
     """Equation (2): `certified` for target-seeking flows, an `estimate` for other neural ODEs."""
 
-    name: str = "lyapunov"
+    name: ClassVar[str] = "lyapunov"
+    routine: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Only neural ODEs have a Lyapunov function of their class state."""
@@ -102,13 +112,8 @@ class LyapunovCertificate:
         # The threshold ln 2 of the potential is that of a lead over another class.
         return "of one class nothing is left to prove" if model.classes < 2 else None
 
-    @certifying
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify`."""
         return certify_by_constants(self.name, lyapunov_radius, model, images, labels, norm)

@@ -6,12 +6,19 @@ bounded from below over the ball by lines through the whole program, its roundin
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, require_pixels
+from robustness.certificates.base import (
+    SHRINK,
+    BaseCertificate,
+    CertifiedRadius,
+    Kind,
+    register_certificate,
+    require_pixels,
+)
 from robustness.certificates.layers import bounds
 from robustness.certificates.limits import Limit
 from robustness.certificates.search import RadiusSearch
@@ -41,11 +48,12 @@ def network_of(model: nn.Module, shape: tuple[int, int, int]) -> Network:
     return Network(record(model, shape))
 
 
+@register_certificate
 @dataclass(frozen=True)
-class ProgramCertificate:
+class ProgramCertificate(BaseCertificate):
     """Lines through the recorded program (CROWN, arXiv 1811.00866, on general graphs)."""
 
-    name: str = "program"
+    name: ClassVar[str] = "program"
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why rounding is not bounded; what recording refuses is said of each image."""
@@ -56,12 +64,8 @@ class ProgramCertificate:
         return bounds.refusal_of_arithmetic(model, dtype)
 
     @torch.no_grad()
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify`.
 

@@ -13,18 +13,27 @@ of f. Noise and sums are floating-point numbers, where the theorem speaks of rea
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
+from pydantic import Field
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
-from robustness.certificates.base import SHRINK, CertifiedRadius, Kind, certifying
+from robustness.certificates.base import (
+    SHRINK,
+    BaseCertificate,
+    CertifiedRadius,
+    Kind,
+    register_certificate,
+)
 from robustness.certificates.flows.constants import to_norm
 from robustness.certificates.limits import Limit
 from robustness.certificates.sharing import shared
 from robustness.errors import UsageError
+from robustness.inputs import Count, Positive
 from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import Norm
 
@@ -47,8 +56,9 @@ def lower_confidence(hits: int, draws: int, alpha: float) -> float:
     return float(test.proportion_ci(1 - alpha, method="exact").low)
 
 
+@register_certificate
 @dataclass(frozen=True)
-class SmoothingCertificate:
+class SmoothingCertificate(BaseCertificate):
     """A `probabilistic` radius of the smoothed classifier.
 
     Attributes:
@@ -59,12 +69,13 @@ class SmoothingCertificate:
         seed: of the noise, together with the image's content.
     """
 
-    sigma: float = 0.25
-    samples: int = 1000
-    selection: int = 100
-    alpha: float = 0.001
+    sigma: Positive = 0.25
+    samples: Count = 1000
+    selection: Count = 100
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     seed: int = 0
-    name: str = "smoothing"
+    name: ClassVar[str] = "smoothing"
+    proves: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for setting in ("sigma", "samples", "selection"):
@@ -83,14 +94,9 @@ class SmoothingCertificate:
         del model, norm
         return None
 
-    @certifying
     @torch.no_grad()
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image, 0 where g is wrong or abstains; see `Certificate.certify`."""
         pixels = images[0].numel()

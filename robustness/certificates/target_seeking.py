@@ -20,12 +20,18 @@ Where both apply, the larger radius counts.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import SHRINK, CertifiedRadius, certifying, require_proof
+from robustness.certificates.base import (
+    SHRINK,
+    BaseCertificate,
+    CertifiedRadius,
+    register_certificate,
+    require_proof,
+)
 from robustness.certificates.flows.constants import (
     pixel_slope,
     refusal_of_flow,
@@ -44,11 +50,13 @@ from robustness.threat import Norm
 _MUCH_ROUNDING = 0.1
 
 
+@register_certificate
 @dataclass(frozen=True)
-class TargetSeekingCertificate:
+class TargetSeekingCertificate(BaseCertificate):
     """The margin potential's certificate, for the Euler or SSP steps that really run."""
 
-    name: str = "target-seeking"
+    name: ClassVar[str] = "target-seeking"
+    routine: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why no proof is known for this model: its field, its solver, or its encoder."""
@@ -62,14 +70,9 @@ class TargetSeekingCertificate:
         by_box = _refusal_of_boxes(model)
         return by_box and f"{by_ball}, and {by_box}"
 
-    @certifying
     @torch.no_grad()
-    def certify(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        norm: Norm,
+    def radii(
+        self, model: nn.Module, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify`.
 

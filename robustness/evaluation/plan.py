@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from robustness import evaluation
 from robustness.attacks import Attack, audit_version, nearest_version
-from robustness.certificates import PROVING, settings_of
+from robustness.certificates import CERTIFICATES, proves, settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError
 from robustness.evaluation.jobs.audit import NAME as AUDIT
@@ -33,6 +33,7 @@ from robustness.evaluation.suite import Samples, Suite
 from robustness.identity import fingerprint
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.flow import without_flow
+from robustness.registry import release_of
 from robustness.results.leaderboard import WORST_CASE
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import LoadedModel
@@ -362,7 +363,10 @@ def _attack_fields(
         version = attack.version(loaded.module, threat, others(models, loaded))
         sources = _digest_of_others(infos, model) if attack.transfer else ""
         return {"version": version, "sources": sources}
-    return {"version": attack.version, "refusal": attack.refusal(threat, classes)}
+    # Settings alone do not tell the code of one release of an installed package from another's.
+    release = release_of(type(attack).__module__)
+    version = f"{attack.version}, {release}" if release else attack.version
+    return {"version": version, "refusal": attack.refusal(threat, classes)}
 
 
 def _certified_norms(jobs: list[Job], model: int) -> list[Norm]:
@@ -370,7 +374,10 @@ def _certified_norms(jobs: list[Job], model: int) -> list[Norm]:
     speaking = (
         job.norm
         for job in jobs
-        if job.model == model and job.name in PROVING and job.refusal is None
+        if job.kind == "certificate"
+        and job.model == model
+        and proves(CERTIFICATES[job.name])
+        and job.refusal is None
     )
     return list(dict.fromkeys(norm for norm in speaking if norm is not None))
 

@@ -39,7 +39,7 @@ from robustness.terminal import progress_bar
 from robustness.zoo import LoadedModel, load_model
 
 # Jobs whose units take longest.
-_DEAR = ("autoattack", WORST_CASE, "flags", "nearest", "deepfool", "cw", "fab-t", "square")
+_DEAR = ("autoattack", WORST_CASE, "flags", "nearest", "deepfool", "cw", "fab", "square")
 
 _PATIENCE_SECONDS, _PATIENCE = 3600.0, 50.0
 

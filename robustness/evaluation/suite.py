@@ -1,38 +1,30 @@
 """Suites: what to evaluate, as a strict TOML file or a bundled name."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
+    SerializeAsAny,
     field_validator,
     model_validator,
 )
 
-from robustness.attacks import (
-    APGD,
-    FAB,
-    FGSM,
-    MIFGSM,
-    PGD,
-    Attack,
-    AutoAttack,
-    CarliniWagner,
-    DeepFool,
-    Square,
-)
-from robustness.certificates import CERTIFICATES, DETERMINISTIC, Certificate, SmoothingCertificate
-from robustness.config import Config
+from robustness.attacks import ATTACKS, Attack
+from robustness.certificates import CERTIFICATES, SEED, Certificate, routine, settings_fields
+from robustness.config import Config, table_of
 from robustness.data import require_known
 from robustness.errors import UsageError
-from robustness.evaluation.jobs.worst_case import Effort, WorstCase
+from robustness.evaluation.jobs.worst_case import WorstCase
 from robustness.files import read_toml
-from robustness.inputs import Count, Iterations, Name, NonNegative, Positive, Seed, Width
+from robustness.inputs import Count, Name, Seed
 from robustness.threat import Norm, ThreatModel, parse_eps
 
 Samples = Count | Literal["all"]
@@ -62,144 +54,73 @@ class ThreatsConfig(Config):
         return [ThreatModel(self.norm, eps) for eps in self.eps]
 
 
-class _AttackConfig(Config):
-    """What every attack can be restricted to.
+class AttackTable(Config):
+    """What every attack can be restricted to; the table of each has its settings besides.
 
     `samples` takes the first of the suite's order; `threats` replaces the suite's.
     """
 
     samples: Samples = "all"
     threats: list[ThreatsConfig] | None = None
-
-    # Its settings have the names of those of the configuration.
-    attack: ClassVar[Callable[..., Attack | WorstCase]]
+    kind: str
 
     def build(self) -> Attack | WorstCase:
-        """The attack."""
-        settings = self.model_dump(exclude={"kind", *_AttackConfig.model_fields})
-        return self.attack(**settings)
+        """The attack; its settings have the names of those of the table."""
+        made = dict(self)
+        settings = {name: made[name] for name in made if name not in AttackTable.model_fields}
+        return ATTACKS[self.kind].make(**settings)
 
 
-class FGSMConfig(_AttackConfig):
-    """FGSM, l-infinity only."""
+class CertificateTable(Config):
+    """A certificate that has settings, which its own table has besides.
 
-    attack = FGSM
-    kind: Literal["fgsm"]
-
-
-class PGDConfig(_AttackConfig):
-    """PGD with cross-entropy from random starts."""
-
-    attack = PGD
-    kind: Literal["pgd"]
-    steps: Iterations = 20
-    restarts: Iterations = 1
-    relative_step: Positive | None = None
-
-
-class MIFGSMConfig(_AttackConfig):
-    """MI-FGSM: iterated FGSM with momentum, l-infinity only."""
-
-    attack = MIFGSM
-    kind: Literal["mi-fgsm"]
-    steps: Iterations = MIFGSM.steps
-    decay: NonNegative = MIFGSM.decay
-
-
-class APGDConfig(_AttackConfig):
-    """Auto-PGD by its authors."""
-
-    attack = APGD
-    kind: Literal["apgd"]
-    loss: Literal["ce", "dlr"] = "ce"
-    steps: Iterations = APGD.steps
-    restarts: Iterations = APGD.restarts
-
-
-class FABConfig(_AttackConfig):
-    """FAB towards likely targets, which looks for the nearest adversarial image."""
-
-    attack = FAB
-    kind: Literal["fab"]
-    steps: Iterations = FAB.steps
-    targets: Width = FAB.targets
-
-
-class CarliniWagnerConfig(_AttackConfig):
-    """Carlini and Wagner's attack, which looks for the nearest adversarial image, l2 only."""
-
-    attack = CarliniWagner
-    kind: Literal["cw"]
-    steps: Iterations = CarliniWagner.steps
-
-
-class DeepFoolConfig(_AttackConfig):
-    """DeepFool, which looks for the nearest adversarial image, l2 only."""
-
-    attack = DeepFool
-    kind: Literal["deepfool"]
-    steps: Iterations = DeepFool.steps
-
-
-class SquareConfig(_AttackConfig):
-    """Square, which sees scores and no gradients."""
-
-    attack = Square
-    kind: Literal["square"]
-    queries: Count = Square.queries
-
-
-class AutoAttackConfig(_AttackConfig):
-    """AutoAttack standard."""
-
-    attack = AutoAttack
-    kind: Literal["autoattack"]
-
-
-class SmoothingConfig(Config):
-    """Randomised smoothing; see `SmoothingCertificate` for what the other settings mean.
-
-    `models` are patterns of the names of the models that are smoothed.
+    `models` are patterns of the names of the models that it is asked of.
     """
 
-    name: Literal["smoothing"]
+    name: str
     models: list[str] = Field(default=["*"], min_length=1)
-    sigma: Positive = SmoothingCertificate.sigma
-    samples: Count = SmoothingCertificate.samples
-    selection: Count = SmoothingCertificate.selection
-    alpha: float = Field(default=SmoothingCertificate.alpha, gt=0, lt=1)
 
     def build(self, seed: int) -> Certificate:
-        """The certificate, its noise drawn with `seed`."""
-        return SmoothingCertificate(**self.model_dump(exclude={"models"}), seed=seed)
+        """The certificate; one that draws random numbers draws them with `seed`."""
+        made = dict(self)
+        settings = {name: made[name] for name in made if name not in CertificateTable.model_fields}
+        kind = type(CERTIFICATES[self.name])
+        return kind(**settings | ({SEED: seed} if SEED in settings_fields(kind) else {}))
 
     def speaks_of(self, model: str) -> bool:
-        """Whether a model of this name is smoothed."""
+        """Whether it is asked of a model of this name."""
         return any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
-class WorstCaseConfig(_AttackConfig):
-    """The worst case over views and attacks; what is certified at a threat is not attacked."""
-
-    attack = WorstCase
-    kind: Literal["worst-case"]
-    effort: Effort = "standard"
-    transfer: bool = True
+@functools.cache
+def attack_table(make: Callable[..., Any]) -> type[AttackTable]:
+    """The table of an attack, from its settings."""
+    return table_of(make, AttackTable)
 
 
-AttackConfig = Annotated[
-    FGSMConfig
-    | PGDConfig
-    | MIFGSMConfig
-    | APGDConfig
-    | FABConfig
-    | CarliniWagnerConfig
-    | DeepFoolConfig
-    | SquareConfig
-    | AutoAttackConfig
-    | WorstCaseConfig,
-    Field(discriminator="kind"),
-]
+@functools.cache
+def _certificate_table(kind: type) -> type[CertificateTable]:
+    return table_of(kind, CertificateTable, without=(SEED, "name"))
+
+
+def _in_its_table(value: object) -> object:
+    """An attack as its own kind of table."""
+    if not isinstance(value, Mapping):
+        return value
+    if "kind" not in value:
+        raise ValueError("expected the kind of an attack, got none; add `kind = ...`")
+    return attack_table(ATTACKS.require(str(value["kind"])).make).model_validate(value)
+
+
+def _named(value: object) -> object:
+    """A certificate by name, or as its own kind of table."""
+    name = value.get("name", "") if isinstance(value, Mapping) else value
+    if not isinstance(name, str):
+        raise ValueError(f"expected a certificate's name or table, got {value!r}; correct it")
+    certificate = CERTIFICATES.require(name)
+    if not isinstance(value, Mapping):
+        return value
+    return _certificate_table(type(certificate)).model_validate(value)
 
 
 class AuditConfig(Config):
@@ -258,8 +179,12 @@ class Suite(Config):
     seed: Seed = 0
     models: list[Name] = Field(min_length=1, max_length=1000)
     threats: list[ThreatsConfig] = Field(min_length=1)
-    attacks: list[AttackConfig] = Field(default_factory=list)
-    certificates: list[Name | SmoothingConfig] = Field(default_factory=list)
+    attacks: list[Annotated[SerializeAsAny[AttackTable], BeforeValidator(_in_its_table)]] = Field(
+        default_factory=list
+    )
+    certificates: list[
+        Annotated[Name | SerializeAsAny[CertificateTable], BeforeValidator(_named)]
+    ] = Field(default_factory=list)
     decay: bool = True
     flow: bool = True
     audit: AuditConfig = Field(default_factory=AuditConfig)
@@ -269,29 +194,22 @@ class Suite(Config):
     @field_validator("certificates", mode="before")
     @classmethod
     def _all_certificates(cls, value: object) -> object:
-        every = list(DETERMINISTIC)
+        every = routine()
         if isinstance(value, list) and "all" in value:
             return [name for entry in value for name in (every if entry == "all" else [entry])]
         return every if value == "all" else value
-
-    @field_validator("certificates")
-    @classmethod
-    def _certificates(cls, values: list[str | SmoothingConfig]) -> list[str | SmoothingConfig]:
-        for value in values:
-            if isinstance(value, str) and value not in CERTIFICATES:
-                raise ValueError(f"expected certificates among {', '.join(CERTIFICATES)}")
-        return values
 
     def build_certificates(self, model: str) -> dict[str, Certificate]:
         """The certificates of a model by name, in their order, drawn with the suite's seed."""
         built: dict[str, Certificate] = {}
         for entry in self.certificates:
-            if entry == SmoothingCertificate.name:
-                entry = SmoothingConfig(name="smoothing")
-            if isinstance(entry, str):
+            if isinstance(entry, CertificateTable):
+                if entry.speaks_of(model):
+                    built[entry.name] = entry.build(self.seed)
+            elif settings_fields(type(CERTIFICATES[entry])):
+                built[entry] = CertificateTable(name=entry).build(self.seed)
+            else:
                 built[entry] = CERTIFICATES[entry]
-            elif entry.speaks_of(model):
-                built[entry.name] = entry.build(self.seed)
         return built
 
     @model_validator(mode="after")

@@ -66,11 +66,11 @@ def test_accuracies_and_wins_are_those_of_the_certificates_radii(no_attack: list
         assert part.largest == pytest.approx(float(radii.max()), rel=1e-3)
 
 
-def test_a_certificate_that_lies_ends_in_a_soundness_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(CERTIFICATES, "target-seeking", Boastful())
-    with pytest.raises(SoundnessError, match=r"certified to L2 .* by target-seeking"):
+def test_a_certificate_that_lies_ends_in_a_soundness_error() -> None:
+    with (
+        CERTIFICATES.having(Boastful()),
+        pytest.raises(SoundnessError, match=r"certified to L2 .* by target-seeking"),
+    ):
         prove(load_model(NAME), few(64), THREATS[1:], audited=20)
 
 

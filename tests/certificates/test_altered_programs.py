@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from robustness.certificates import CERTIFICATES, DETERMINISTIC, Kind
+from robustness.certificates import CERTIFICATES, Kind, routine
 from robustness.certificates.layers import bounds
 from robustness.nets import solvers
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualBlock
@@ -51,7 +51,7 @@ def images(channels: int = 1) -> Tensor:
 def proofs(model: nn.Module, norm: Norm) -> list[str]:
     """Certificates that would call a radius of this model certified."""
     found = []
-    for name in DETERMINISTIC:
+    for name in routine():
         certificate = CERTIFICATES[name]
         if certificate.refusal(model, norm) is None:
             with torch.no_grad():

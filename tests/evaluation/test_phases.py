@@ -13,7 +13,7 @@ import robustness.evaluation.jobs.work as work
 import robustness.evaluation.runner as runner
 from robustness.api import evaluate
 from robustness.attacks import Flag
-from robustness.certificates import DETERMINISTIC, CertifiedRadius, Kind, Limit
+from robustness.certificates import CertifiedRadius, Kind, Limit, routine
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
 from robustness.errors import UsageError
@@ -268,7 +268,7 @@ def test_a_star_stands_for_every_entry_with_weights(tmp_path: Path) -> None:
 
 def test_all_certificates_without_settings_are_meant_by_all() -> None:
     suite = Suite.model_validate(SUITE | {"certificates": "all"})
-    assert suite.certificates == list(DETERMINISTIC)
+    assert suite.certificates == routine()
     assert TargetSeekingCertificate().name in suite.certificates
 
 

@@ -17,6 +17,7 @@ from robustness.attacks.judge import Status, judge
 from robustness.attacks.libraries.autoattack_adapter import APGD
 from robustness.attacks.libraries.torchattacks_adapter import PGD
 from robustness.attacks.stages import climbed_view
+from robustness.attacks.views import VIEWS
 from robustness.threat import ThreatModel
 
 # Library attacks that are watched: each passes its whole batch to the model in every step.
@@ -37,7 +38,10 @@ def audit_version() -> str:
     A part of the key of stored answers of all audits: it must change where what they answer does.
     """
     watched = "; ".join(attack.version for attack in WATCHED)
-    return f"silent success of {watched}; incomplete optimisation of {CLIMBED.version}"
+    # The views of installed packages are rivals of the deployed gradients.
+    foreign = "; ".join(f"views of {m.name}, {m.release}" for m in VIEWS.values() if m.release)
+    own = f"silent success of {watched}; incomplete optimisation of {CLIMBED.version}"
+    return f"{own}; {foreign}" if foreign else own
 
 
 class _Recorder(nn.Module):

@@ -2,18 +2,18 @@
 
 import logging
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
 from pyautoattack import AutoAttack as Ensemble
 from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustness.attacks.base import isolated
+from robustness.attacks.base import LibraryAttack, Problem, too_few
+from robustness.attacks.registry import register_attack
+from robustness.inputs import Count, Iterations, Width
 from robustness.threat import Norm, ThreatModel
 
 # The targeted DLR loss compares the third and fourth largest logits.
@@ -24,20 +24,31 @@ _LEAST_CLASSES_DLR = 3
 _LEAST_SIDE = 5
 
 
+class _OfAutoAttack(LibraryAttack):
+    library = "pyautoattack"
+
+    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
+        """Runs in both norms, on any number of classes above one."""
+        del threat
+        return too_few(classes)
+
+
+@register_attack("autoattack")
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(_OfAutoAttack):
     """The standard ensemble: APGD-CE and targeted APGD-DLR of 100 steps, targeted FAB, Square.
 
     With fewer than ten classes there are fewer targets than the nine of the standard version,
     and every other class is targeted. With fewer than four the DLR loss does not exist.
     """
 
-    name: str = "autoattack"
+    name: ClassVar[str] = "autoattack"
+    title: ClassVar[str] = "AutoAttack standard"
 
     @property
-    def version(self) -> str:
-        """Library, release and settings."""
-        return f"pyautoattack {version('pyautoattack')} standard (100 steps, 5000 queries)"
+    def described(self) -> str:
+        """The standard version, which has no settings."""
+        return "standard (100 steps, 5000 queries)"
 
     def refusal(self, threat: ThreatModel, classes: int) -> str | None:
         """The standard version needs at least four classes."""
@@ -46,31 +57,31 @@ class AutoAttack:
             return None
         return f"AutoAttack standard needs at least {_LEAST_CLASSES} classes, got {classes}"
 
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image, the original where nothing was found; see `Attack.propose`."""
-        classes = model(images[:1]).shape[1]
+    def search(self, problem: Problem) -> Tensor:
+        """One candidate per image, the original where nothing was found."""
+        images, threat = problem.images, problem.threat
+        classes = problem.model(images[:1]).shape[1]
         logging.getLogger("auto-attack").addHandler(logging.NullHandler())
         logging.getLogger("auto-attack").propagate = False
-        with isolated(seed, model):
-            # torch accepts seeds below 2^64; pyautoattack passes this one on as it is.
-            ensemble = Ensemble(
-                model, norm=threat.norm.value, eps=threat.eps, seed=seed, version="standard"
-            )
-            ensemble.apgd_targeted.n_target_classes = min(9, classes - 1)
-            ensemble.fab.n_target_classes = min(9, classes - 1)
-            candidates, _ = ensemble.run_standard_evaluation(images, labels, batch_size=len(images))
+        # torch accepts seeds below 2^64; pyautoattack passes this one on as it is.
+        ensemble = Ensemble(
+            problem.model,
+            norm=threat.norm.value,
+            eps=threat.eps,
+            seed=problem.seed,
+            version="standard",
+        )
+        ensemble.apgd_targeted.n_target_classes = min(9, classes - 1)
+        ensemble.fab.n_target_classes = min(9, classes - 1)
+        candidates, _ = ensemble.run_standard_evaluation(
+            images, problem.labels, batch_size=len(images)
+        )
         return candidates.unsqueeze(0)
 
 
+@register_attack("apgd")
 @dataclass(frozen=True)
-class APGD:
+class APGD(_OfAutoAttack):
     """Auto-PGD of cross-entropy or of the difference of logits ratio.
 
     Attributes:
@@ -80,21 +91,19 @@ class APGD:
     """
 
     loss: Literal["ce", "dlr"] = "ce"
-    steps: int = 100
-    restarts: int = 1
+    steps: Iterations = 100
+    restarts: Iterations = 1
+    title: ClassVar[str] = "APGD"
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """`apgd-ce` or `apgd-dlr`."""
         return f"apgd-{self.loss}"
 
     @property
-    def version(self) -> str:
-        """Library, release and settings."""
-        return (
-            f"pyautoattack {version('pyautoattack')} APGD-{self.loss.upper()}, "
-            f"{self.steps} steps, {self.restarts} starts"
-        )
+    def described(self) -> str:
+        """Loss, steps and starts."""
+        return f"APGD-{self.loss.upper()}, {self.steps} steps, {self.restarts} starts"
 
     def refusal(self, threat: ThreatModel, classes: int) -> str | None:
         """The DLR loss needs at least three classes."""
@@ -103,32 +112,25 @@ class APGD:
             return None
         return f"APGD-DLR needs at least {_LEAST_CLASSES_DLR} classes, got {classes}"
 
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image, the original where nothing was found; see `Attack.propose`."""
-        with isolated(seed, model):
-            attack = APGDAttack(
-                model,
-                n_iter=self.steps,
-                norm=threat.norm.value,
-                n_restarts=self.restarts,
-                eps=threat.eps,
-                seed=seed,
-                loss=self.loss,
-                device="cpu",
-                logger=logging.getLogger("auto-attack"),
-            )
-            return attack.perturb(images, labels).unsqueeze(0)
+    def search(self, problem: Problem) -> Tensor:
+        """One candidate per image, the original where nothing was found."""
+        attack = APGDAttack(
+            problem.model,
+            n_iter=self.steps,
+            norm=problem.threat.norm.value,
+            n_restarts=self.restarts,
+            eps=problem.threat.eps,
+            seed=problem.seed,
+            loss=self.loss,
+            device="cpu",
+            logger=logging.getLogger("auto-attack"),
+        )
+        return attack.perturb(problem.images, problem.labels).unsqueeze(0)
 
 
+@register_attack("fab")
 @dataclass(frozen=True)
-class FAB:
+class FAB(_OfAutoAttack):
     """The fast adaptive boundary attack, targeted (Croce and Hein, arXiv 1907.02044).
 
     It looks for the nearest adversarial image. What the library keeps of it lies in the ball.
@@ -138,94 +140,70 @@ class FAB:
         targets: likely targets, at most the number of wrong classes.
     """
 
-    steps: int = 100
-    targets: int = 9
-    name: str = "fab-t"
+    steps: Iterations = 100
+    targets: Width = 9
+    name: ClassVar[str] = "fab"
+    title: ClassVar[str] = "FAB"
 
     @property
-    def version(self) -> str:
-        """Library, release and settings."""
-        return (
-            f"pyautoattack {version('pyautoattack')} FAB-T, {self.steps} steps, "
-            f"{self.targets} targets"
+    def described(self) -> str:
+        """Steps and targets of the targeted version."""
+        return f"FAB-T, {self.steps} steps, {self.targets} targets"
+
+    def search(self, problem: Problem) -> Tensor:
+        """One candidate per image, the original where nothing was found."""
+        attack = FABAttack_PT(
+            problem.model,
+            norm=problem.threat.norm.value,
+            n_restarts=1,
+            n_iter=self.steps,
+            eps=problem.threat.eps,
+            seed=problem.seed,
+            targeted=True,
+            device="cpu",
+            n_target_classes=min(self.targets, problem.model(problem.images[:1]).shape[1] - 1),
         )
-
-    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
-        """Runs in both norms, on any number of classes above one."""
-        del threat
-        return None if classes > 1 else f"expected two classes or more, got {classes}"
-
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image, the original where nothing was found; see `Attack.propose`."""
-        with isolated(seed, model):
-            attack = FABAttack_PT(
-                model,
-                norm=threat.norm.value,
-                n_restarts=1,
-                n_iter=self.steps,
-                eps=threat.eps,
-                seed=seed,
-                targeted=True,
-                device="cpu",
-                n_target_classes=min(self.targets, model(images[:1]).shape[1] - 1),
-            )
-            return attack.perturb(images, labels).unsqueeze(0)
+        return attack.perturb(problem.images, problem.labels).unsqueeze(0)
 
 
+@register_attack("square")
 @dataclass(frozen=True)
-class Square:
+class Square(_OfAutoAttack):
     """Random search over squares, without gradients (Andriushchenko et al., arXiv 1912.00049).
 
     Attributes:
         queries: forward passes per image.
     """
 
-    queries: int = 5000
-    name: str = "square"
+    queries: Count = 5000
+    name: ClassVar[str] = "square"
+    title: ClassVar[str] = "Square"
 
     @property
-    def version(self) -> str:
-        """Library, release and settings."""
-        return f"pyautoattack {version('pyautoattack')} Square, {self.queries} queries"
+    def described(self) -> str:
+        """The forward passes."""
+        return f"Square, {self.queries} queries"
 
-    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
-        """Runs in both norms, on any number of classes above one."""
-        del threat
-        return None if classes > 1 else f"expected two classes or more, got {classes}"
-
-    def propose(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "n c h w"],
-        labels: Int[Tensor, " n"],
-        threat: ThreatModel,
-        seed: int,
-    ) -> Float[Tensor, "k n c h w"]:
-        """One candidate per image, the original where nothing was found; see `Attack.propose`.
+    def search(self, problem: Problem) -> Tensor:
+        """One candidate per image, the original where nothing was found.
 
         Raises:
             ValueError: in l2, an image of fewer than 5 pixels a side.
         """
-        if threat.norm is Norm.L2 and min(images.shape[2:]) < _LEAST_SIDE:
+        height, width = problem.images.shape[2:]
+        if problem.threat.norm is Norm.L2 and min(height, width) < _LEAST_SIDE:
             raise ValueError(
                 f"Square in l2 needs images of {_LEAST_SIDE} pixels a side or more, "
-                f"got {images.shape[2]} x {images.shape[3]}"
+                f"got {height} x {width}"
             )
-        with isolated(seed), torch.no_grad():
+        with torch.no_grad():
             attack = SquareAttack(
-                model,
-                norm=threat.norm.value,
+                problem.model,
+                norm=problem.threat.norm.value,
                 n_queries=self.queries,
-                eps=threat.eps,
-                seed=seed,
+                eps=problem.threat.eps,
+                seed=problem.seed,
                 resc_schedule=True,
                 device="cpu",
             )
-            return attack.perturb(images, labels).unsqueeze(0)
+            return attack.perturb(problem.images, problem.labels).unsqueeze(0)

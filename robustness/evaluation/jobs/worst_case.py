@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 from torch import nn
 
-from robustness.attacks import Stage, default_stages
+from robustness.attacks import Effort, Stage, default_stages, register_attack
 from robustness.evaluation.jobs.audit import describe
 from robustness.results.leaderboard import WORST_CASE
 from robustness.threat import ThreatModel
 
-Effort = Literal["quick", "standard"]
 
-
+@register_attack(WORST_CASE)
 @dataclass(frozen=True)
 class WorstCase:
     """Every view and attack in turn, cheap ones first, on what still stands and is not certified.
@@ -25,7 +24,7 @@ class WorstCase:
 
     effort: Effort = "standard"
     transfer: bool = True
-    name: str = WORST_CASE
+    name: ClassVar[str] = WORST_CASE
 
     def stages(
         self, model: nn.Module, threat: ThreatModel, sources: Mapping[str, nn.Module]

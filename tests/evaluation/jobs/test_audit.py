@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,12 @@ class Boastful(TargetSeekingCertificate):
 
 
 @pytest.fixture
+def boastful() -> Iterator[None]:
+    with CERTIFICATES.having(Boastful()):
+        yield
+
+
+@pytest.fixture
 def suite_file(tmp_path: Path) -> Path:
     file = tmp_path / "audited.toml"
     file.write_text(SUITE)
@@ -58,10 +65,9 @@ def call(*arguments: str) -> int:
 def test_a_certificate_that_doubles_its_radii_is_caught_and_shown(
     suite_file: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    boastful: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(CERTIFICATES, "target-seeking", Boastful())
     out = tmp_path / "out"
     assert call("evaluate", str(suite_file), "--out", str(out), "--workers", "1") == 1
     assert "soundness failure: digits/lyanet-certified: image" in capsys.readouterr().err
@@ -105,9 +111,8 @@ def test_a_certificate_that_doubles_its_radii_is_caught_and_shown(
 
 
 def test_certify_ends_with_exit_code_1_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    boastful: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(CERTIFICATES, "target-seeking", Boastful())
     arguments = ["--samples", "32", "--workers", "1", "--audit", "2"]
     assert call("certify", "digits/lyanet-certified", *arguments) == 1
     assert "soundness failure" in capsys.readouterr().err
