@@ -27,12 +27,12 @@ from robustness.certificates import (
     ProgramCertificate,
     routine,
 )
-from robustness.data import DATASETS, ImageSet, load_images, require_source
-from robustness.errors import SoundnessError, UsageError, os_failure
+from robustness.data import DATASETS, load_images, require_source
+from robustness.errors import OperationalError, SoundnessError, UsageError, os_failure
 from robustness.evaluation.database import DamagedError
-from robustness.evaluation.plan import make_plan
-from robustness.evaluation.records import Reader, SampleRecord
-from robustness.evaluation.runner import Workbench, run_plan
+from robustness.evaluation.leash import Limits, call_alone
+from robustness.evaluation.records import Reader, SampleRecord, failures
+from robustness.evaluation.runner import Crew, run_plan
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import Store
@@ -55,9 +55,9 @@ from robustness.results.leaderboard import (
 )
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import (
-    LoadedModel,
     entry_name,
     find_entry,
+    is_factory,
     load_model,
     training_data,
     zoo_folder,
@@ -65,8 +65,6 @@ from robustness.zoo import (
 )
 
 _DEFAULT_BATCH = 64
-# Of a unit's time limit: longer ones overflow what a lock can wait for.
-_LONGEST = 10**6
 # What tells the files of a card from others of these names.
 _OF_A_CARD = {
     MEASURED_FILE: '"weights_sha256"',
@@ -88,6 +86,8 @@ def evaluate(
     data_dir: Path | None = None,
     quiet: bool = True,
     unit_timeout: float | None = None,
+    memory_limit: str | None = None,
+    in_process: bool = False,
 ) -> Leaderboard:
     """Evaluate a suite: attack and certify every model, store every sample, write the reports.
 
@@ -105,8 +105,11 @@ def evaluate(
         batch_size: images per task handed to a worker; changes no result.
         data_dir: folder with the official image files; by default they are downloaded.
         quiet: no progress bar.
-        unit_timeout: seconds that a worker process may take for one unit; by default an hour, or
-            fifty times the slowest unit so far if that is longer.
+        unit_timeout: seconds that one unit of work may take, by default an hour, or fifty times the
+            slowest unit so far if that is longer; and that a model may take to be loaded, by
+            default ten minutes. Kept by worker processes.
+        memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
+        in_process: run a user's code in this process, for debugging: it can then end or hang it.
 
     Returns:
         The leaderboard, which is also written to `out`. Its `soundness.violations` are empty
@@ -117,34 +120,22 @@ def evaluate(
     """
     parsed = load_suite(suite) if isinstance(suite, str) else suite
     parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
-    workers = inputs.cores() if workers is None else inputs.workers(workers)
+    limits = Limits.of(unit_timeout, memory_limit, in_process)
+    workers = _processes(workers, in_process)
     batch_size = inputs.count("a batch size", batch_size)
-    if unit_timeout is not None and not 0 < unit_timeout <= _LONGEST:
-        raise UsageError(
-            f"expected seconds above 0, at most {_LONGEST:,}, got a unit timeout of "
-            f"{unit_timeout}; correct it"
-        )
     folder = inputs.folder_to_write(out or Path("reports") / parsed.name)
     require_report_folder(folder)
-    bench = _prepare(parsed, data_dir, data is not None)
-    _make(folder)
-    with Store(folder / STORE_FILE) as store:
-        started = time.perf_counter()
-        versions = environment()
-        run = store.begin_run(bench.plan, versions)
-        run_plan(
-            bench.plan,
-            store,
-            bench,
-            workers,
-            batch_size,
-            data_dir,
-            quiet,
-            unit_timeout,
-        )
-        wall = time.perf_counter() - started
-        store.end_run(run, wall)
-        leaderboard = _with_wall_time(summarise(bench.plan, store, versions), wall, store)
+    parsed = _ready(parsed, data_dir, data is not None)
+    with Crew(parsed, workers, data_dir, limits) as crew:
+        _make(folder)
+        with Store(folder / STORE_FILE) as store:
+            started = time.perf_counter()
+            versions = environment()
+            run = store.begin_run(crew.plan, versions)
+            run_plan(crew, store, batch_size, quiet)
+            wall = time.perf_counter() - started
+            store.end_run(run, wall)
+            leaderboard = _with_wall_time(summarise(crew.plan, store, versions), wall, store)
     leaderboard = whole_test_set(leaderboard)
     write_report(leaderboard, folder)
     return leaderboard
@@ -206,6 +197,9 @@ def attack(
     seed: int = 0,
     workers: int | None = None,
     quiet: bool = True,
+    unit_timeout: float | None = None,
+    memory_limit: str | None = None,
+    in_process: bool = False,
 ) -> AttackRow:
     """Attack one model at one threat; nothing is stored.
 
@@ -221,15 +215,24 @@ def attack(
         seed: of the order of the images and of every random draw.
         workers: processes, by default one per core.
         quiet: no progress bar.
+        unit_timeout: seconds that one unit of work may take, by default an hour, or fifty times the
+            slowest unit so far if that is longer; and that a model may take to be loaded, by
+            default ten minutes. Kept by worker processes.
+        memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
+        in_process: run a user's code in this process, for debugging: it can then end or hang it.
 
     Returns:
         The attack's row: robust accuracy with its interval, errors, rejected proposals.
 
     Raises:
-        UsageError: an argument is not usable, or the attack does not apply.
+        UsageError: an argument is not usable, the attack does not apply, or the model fails on
+            every image.
+        OperationalError: the model's process ends, takes too long or too much memory on every
+            image.
     """
     threat = ThreatModel.parse(norm, eps)
-    workers = inputs.cores() if workers is None else inputs.workers(workers)
+    limits = Limits.of(unit_timeout, memory_limit, in_process)
+    workers = _processes(workers, in_process)
     suite = _single(
         model,
         data,
@@ -238,21 +241,15 @@ def attack(
         threats=[{"norm": threat.norm, "eps": [threat.eps]}],
         attacks=[{"kind": attack}],
     )
-    bench = _prepare(suite, data_dir, data is not None)
-    refusals = [job.refusal for job in bench.plan.jobs if job.refusal is not None]
-    if refusals:
-        raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
-    with Store(None) as store:
-        run_plan(
-            bench.plan,
-            store,
-            bench,
-            workers,
-            _DEFAULT_BATCH,
-            data_dir,
-            quiet,
-        )
-        return summarise(bench.plan, store, environment()).models[0].attacks[0]
+    suite = _ready(suite, data_dir, data is not None)
+    with Crew(suite, workers, data_dir, limits) as crew, Store(None) as store:
+        refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
+        if refusals:
+            raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
+        run_plan(crew, store, _DEFAULT_BATCH, quiet)
+        entry = summarise(crew.plan, store, environment()).models[0]
+    _require_answers(model, entry.failures, entry.clean.total)
+    return entry.attacks[0]
 
 
 @dataclass(frozen=True)
@@ -291,6 +288,9 @@ def certify(
     workers: int | None = None,
     audit: int = 4,
     quiet: bool = True,
+    unit_timeout: float | None = None,
+    memory_limit: str | None = None,
+    in_process: bool = False,
 ) -> list[CertifiedSample]:
     """Certify one model, by default with all that apply, and keep the best radius per image.
 
@@ -306,17 +306,26 @@ def certify(
         audit: how many of the certified images are attacked inside their radii, twice: drawn at
             random, and those with the largest radii.
         quiet: no progress bar.
+        unit_timeout: seconds that one unit of work may take, by default an hour, or fifty times the
+            slowest unit so far if that is longer; and that a model may take to be loaded, by
+            default ten minutes. Kept by worker processes.
+        memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
+        in_process: run a user's code in this process, for debugging: it can then end or hang it.
 
     Returns:
         One row per image, in the order drawn with `seed`.
 
     Raises:
-        UsageError: an argument is not usable, or the named certificate refuses the model.
+        UsageError: an argument is not usable, the named certificate refuses the model, or the
+            model fails on every image.
+        OperationalError: the model's process ends, takes too long or too much memory on every
+            image.
         SoundnessError: the audit broke a certificate, which is a defect of this package.
     """
     parsed = Norm.parse(norm)
     count = inputs.count("a number of audited images", audit)
-    workers = inputs.cores() if workers is None else inputs.workers(workers)
+    limits = Limits.of(unit_timeout, memory_limit, in_process)
+    workers = _processes(workers, in_process)
     suite = _single(
         model,
         data,
@@ -326,17 +335,19 @@ def certify(
         certificates=routine() if certificate is None else [certificate],
         audit=AuditConfig(samples=count, largest=count),
     )
-    bench = _prepare(suite, data_dir, data is not None)
-    refusals = [job.refusal for job in bench.plan.jobs if job.refusal is not None]
-    if certificate is not None and refusals:
-        raise UsageError(
-            f"expected a certificate for {model}, got {certificate}: {refusals[0]}; choose another"
-        )
-    with Store(None) as store:
-        run_plan(bench.plan, store, bench, workers, _DEFAULT_BATCH, data_dir, quiet)
-        reader = Reader(Schedule(bench.plan, store))
+    suite = _ready(suite, data_dir, data is not None)
+    with Crew(suite, workers, data_dir, limits) as crew, Store(None) as store:
+        refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
+        if certificate is not None and refusals:
+            raise UsageError(
+                f"expected a certificate for {model}, got {certificate}: {refusals[0]}; choose "
+                "another"
+            )
+        run_plan(crew, store, _DEFAULT_BATCH, quiet)
+        reader = Reader(Schedule(crew.plan, store))
         records = reader.records(0)
         violations = confront(reader, [records]).violations
+    _require_answers(model, failures(records), len(records))
     if violations:
         raise SoundnessError("; ".join(map(str, violations)))
     return [_certified_sample(record, parsed) for record in records]
@@ -367,19 +378,38 @@ class Inspection:
     certificates: dict[str, dict[Norm, str | None]]
 
 
-def inspect(model: str, *, data: str | None = None, data_dir: Path | None = None) -> Inspection:
+def inspect(
+    model: str,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    unit_timeout: float | None = None,
+    memory_limit: str | None = None,
+    in_process: bool = False,
+) -> Inspection:
     """Record the program that predicts with a model, and ask each certificate what it says of it.
 
     Args:
         model: zoo name, folder or `package.module:factory`.
         data: data set whose images it takes, by default the one the model was trained on.
         data_dir: folder with the official image files.
+        unit_timeout: seconds that this may take in a process of its own, ten minutes by default.
+        memory_limit: such as `8GiB`, what that process may take besides what it starts with.
+        in_process: run a user's code in this process, for debugging: it can then end or hang it.
 
     Raises:
         UsageError: the model or the data are not usable.
+        OperationalError: the model ends its process, or takes too long or too much memory.
     """
+    limits = Limits.of(unit_timeout, memory_limit, in_process)
     if data is not None:
         require_source(data, data_dir)
+    if in_process or not (is_factory(model) or limits.asked_for):
+        return _inspect(model, data, data_dir)
+    return call_alone(model, limits, _inspect, model, data, data_dir)
+
+
+def _inspect(model: str, data: str | None, data_dir: Path | None) -> Inspection:
     loaded = load_model(model)
     shape = (
         loaded.recipe.data.shape
@@ -490,8 +520,33 @@ def _expanded(name: str) -> list[str]:
     return found
 
 
-def _prepare(suite: Suite, data_dir: Path | None, any_data: bool) -> Workbench:
-    """Models and images of a suite; `any_data` lets models of another data set pass."""
+def _processes(workers: int | None, in_process: bool) -> int:
+    if not in_process:
+        return inputs.cores() if workers is None else inputs.workers(workers)
+    if workers not in (None, 1):
+        raise UsageError(f"expected one worker with --in-process, got {workers}; leave one out")
+    return 1
+
+
+def _require_answers(model: str, failures: dict[str, int], samples: int) -> None:
+    """Insist that something was measured: that a model did not fail on every image.
+
+    Raises:
+        UsageError: it did, by what its code raises.
+        OperationalError: it did, by ending its process, or by taking too long or too much memory.
+    """
+    if sum(failures.values()) < samples:
+        return
+    reason = next(iter(failures))
+    died = reason.startswith(("its process", "not done within", "out of memory"))
+    raise (OperationalError if died else UsageError)(
+        f"expected {model} to answer, got a failure on each of {samples} images, most often: "
+        f"{reason}; mend it, or debug it with --in-process"
+    )
+
+
+def _ready(suite: Suite, data_dir: Path | None, any_data: bool) -> Suite:
+    """A suite with its models by name; `any_data` lets models of another data set pass."""
     require_source(suite.data, data_dir)
     names = list(dict.fromkeys(entry for name in suite.models for entry in _expanded(name)))
     suite = _validated(suite.model_dump(mode="json") | {"models": names})
@@ -502,9 +557,7 @@ def _prepare(suite: Suite, data_dir: Path | None, any_data: bool) -> Workbench:
                 f"expected a model of {suite.data}, got {name}, which was trained on "
                 f"{trained_on}; give --data {suite.data} if that is meant"
             )
-    models: list[LoadedModel] = [load_model(name) for name in suite.models]
-    images: ImageSet = load_images(suite.data, suite.split, data_dir)
-    return Workbench(make_plan(suite, images, models), images, models)
+    return suite
 
 
 def _make(folder: Path) -> None:

@@ -27,19 +27,12 @@ from robustness.errors import (
     OperationalError,
     SoundnessError,
     UsageError,
+    is_exhausted,
     one_line,
     os_failure,
 )
 from robustness.terminal import answers, discard, remarks
 
-# In the words of torch, of the dynamic linker and of the threading module.
-_EXHAUSTED = (
-    "can't allocate memory",
-    "not enough memory",
-    "failed to map segment",
-    "Cannot allocate memory",
-    "can't start new thread",
-)
 _AGAIN = "`evaluate` and `claims` continue with the same command, `train` with --resume"
 
 _log_folder: list[Path] = []
@@ -133,10 +126,7 @@ def _translated(error: BaseException) -> BaseException:
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         where = f"to use {error.filename}" if error.filename else "to read and write"
         return os_failure(error, where, "correct the path or its permissions")
-    exhausted = isinstance(error, (RuntimeError, ImportError)) and (
-        type(error).__name__ == "OutOfMemoryError" or any(w in str(error) for w in _EXHAUSTED)
-    )
-    if isinstance(error, MemoryError) or exhausted:
+    if is_exhausted(error) and not isinstance(error, OperationalError):
         return OperationalError(
             f"expected enough memory, got: {error or 'none left'}; free some, or ask for fewer "
             "--workers, and run it again"

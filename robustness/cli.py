@@ -86,6 +86,30 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of image order an
 Workers = Annotated[
     int | None, typer.Option("--workers", help="Processes; one per core by default.")
 ]
+UnitTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--unit-timeout",
+        help="Seconds for one unit of work, and to load a model; a user's model that takes longer "
+        "twice has its samples counted as errors. An hour or more, and ten minutes, by default.",
+    ),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-limit",
+        help="Such as 8GiB, for each worker process besides what it starts with; a user's model "
+        "that needs more has its samples counted as errors.",
+    ),
+]
+InProcess = Annotated[
+    bool,
+    typer.Option(
+        "--in-process",
+        help="For debugging: a user's model runs in this very process, without limits, and can "
+        "end or hang it.",
+    ),
+]
 ModelName = Annotated[
     str, typer.Argument(help="Zoo name, recipe folder or package.module:factory.")
 ]
@@ -112,14 +136,9 @@ def evaluate(
         typer.Option("--batch-size", help="Images per task of a worker; changes no result."),
     ] = 64,
     data_dir: DataDir = None,
-    unit_timeout: Annotated[
-        float | None,
-        typer.Option(
-            "--unit-timeout",
-            help="Seconds for one unit of work in a worker process; a user's model that takes "
-            "longer twice has its samples counted as errors.",
-        ),
-    ] = None,
+    unit_timeout: UnitTimeout = None,
+    memory_limit: MemoryLimit = None,
+    in_process: InProcess = False,
 ) -> None:
     """Attack and certify every model of a suite, and write its reports."""
     folder = out or Path("reports") / load_suite(suite).name
@@ -136,6 +155,8 @@ def evaluate(
         data_dir=data_dir,
         quiet=False,
         unit_timeout=unit_timeout,
+        memory_limit=memory_limit,
+        in_process=in_process,
     )
     for entry in leaderboard.models:
         _note_foreign(entry.name, data)
@@ -174,6 +195,9 @@ def attack(
         bool, typer.Option("--verbose", help="Name all stages, and which broke how many images.")
     ] = False,
     data_dir: DataDir = None,
+    unit_timeout: UnitTimeout = None,
+    memory_limit: MemoryLimit = None,
+    in_process: InProcess = False,
 ) -> None:
     """Attack one model at one threat and print its robust accuracy."""
     row = api.attack(
@@ -187,6 +211,9 @@ def attack(
         workers=workers,
         data_dir=data_dir,
         quiet=False,
+        unit_timeout=unit_timeout,
+        memory_limit=memory_limit,
+        in_process=in_process,
     )
     table = Table(title=escape(f"{model} under {ThreatModel(row.norm, row.eps)}, {row.attack}"))
     for column in ("robust accuracy", "95% interval", "images", "errors", "rejected"):
@@ -237,6 +264,9 @@ def certify(
         ),
     ] = 4,
     data_dir: DataDir = None,
+    unit_timeout: UnitTimeout = None,
+    memory_limit: MemoryLimit = None,
+    in_process: InProcess = False,
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
@@ -252,6 +282,9 @@ def certify(
         audit=audit,
         data_dir=data_dir,
         quiet=False,
+        unit_timeout=unit_timeout,
+        memory_limit=memory_limit,
+        in_process=in_process,
     )
     if csv_file is not None:
         write_file(csv_file, _radii(rows).encode())
@@ -286,9 +319,19 @@ def inspect(
         str | None, typer.Option("--data", help="Data set; the model's own by default.")
     ] = None,
     data_dir: DataDir = None,
+    unit_timeout: UnitTimeout = None,
+    memory_limit: MemoryLimit = None,
+    in_process: InProcess = False,
 ) -> None:
     """Print the program that predicts with a model, and what each certificate says of it."""
-    found = api.inspect(model, data=data, data_dir=data_dir)
+    found = api.inspect(
+        model,
+        data=data,
+        data_dir=data_dir,
+        unit_timeout=unit_timeout,
+        memory_limit=memory_limit,
+        in_process=in_process,
+    )
     if found.operations:
         table = Table(title=escape(f"{model}: {sum(found.operations.values())} operations"))
         table.add_column("operation")

@@ -7,6 +7,7 @@ reported per sample.
 """
 
 import errno
+import multiprocessing
 import unicodedata
 from enum import IntEnum
 
@@ -29,6 +30,17 @@ MACHINE_ERRORS = frozenset(
         errno.ENOLCK,
         errno.ESTALE,
     }
+)
+
+
+# In the words of torch, of the dynamic linker and of the threading module.
+_EXHAUSTED = (
+    "can't allocate memory",
+    "not enough memory",
+    "failed to map segment",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "std::bad_alloc",
 )
 
 
@@ -59,6 +71,23 @@ class OperationalError(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+class DiedError(OperationalError):
+    """A process that ran a user's code ended, took too long or had no memory left; in words."""
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether what was raised is Ctrl-C. Worker processes do not hear it: there it is a model's."""
+    return isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether what was raised says that there was no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    told = isinstance(error, (RuntimeError, ImportError))
+    return told and any(words in str(error) for words in _EXHAUSTED)
 
 
 def printable(text: str) -> str:

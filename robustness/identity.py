@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from robustness.errors import is_interruption
 from robustness.numerics.reproducible import reproducible_arithmetic
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
@@ -225,9 +226,9 @@ def _answer(module: nn.Module, image: Float[Tensor, "c h w"]) -> str:
         settled = torch.where(logits.isnan(), torch.nan, logits)
         sha = hashlib.sha256(_bytes_of(settled).tobytes()).hexdigest()
         return f"{logits.dtype} {tuple(logits.shape)} {sha}"
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a user's model may do anything, SystemExit too
+        if is_interruption(error):
+            raise
         return f"raised {_qualified(type(error))}"
 
 

@@ -6,6 +6,7 @@ and the memory of a machine can hold; where only the machine can tell, it is ask
 
 import contextlib
 import os
+import re
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from robustness.errors import UsageError, os_failure
+from robustness.errors import UsageError, os_failure, quoted
 
 PATH_BYTES = 4095
 NAME_BYTES = 255
@@ -80,6 +81,24 @@ def workers(value: int) -> int:
         UsageError: it is below 1 or beyond what this machine's cores can serve.
     """
     return _bounded("workers", value, WORKERS_PER_CORE * cores())
+
+
+def size(value: str) -> int:
+    """A number of bytes, such as `8GiB` or `500 MB`.
+
+    Raises:
+        UsageError: it is none, below 1 MiB, or beyond what 64 bits can count.
+    """
+    found = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(i?)B?\s*", value, re.IGNORECASE)
+    if found is not None:
+        number, prefix, binary = found.groups()
+        power = " KMGT".index(prefix.upper() or " ")
+        size = float(number) * (1024 if binary else 1000) ** power
+        if 2**20 <= size < 2**60:
+            return int(size)
+    raise UsageError(
+        f"expected a size from 1MiB on, such as 8GiB or 500MB, got {quoted(value)}; correct it"
+    )
 
 
 def require_memory(size: int, what: str) -> None:

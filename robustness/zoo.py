@@ -15,7 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from robustness.errors import UsageError, os_failure
+from robustness.errors import (
+    DiedError,
+    UsageError,
+    is_exhausted,
+    is_interruption,
+    os_failure,
+)
 from robustness.files import read_file
 from robustness.identity import Structure, describe
 from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, read_recipe
@@ -108,10 +114,11 @@ def training_data(name: str) -> str | None:
     Raises:
         UsageError: the model is unknown, or its recipe does not fit.
     """
-    return None if _is_factory(name) else read_recipe(find_entry(name)).data.name
+    return None if is_factory(name) else read_recipe(find_entry(name)).data.name
 
 
-def _is_factory(name: str) -> bool:
+def is_factory(name: str) -> bool:
+    """Whether a name is of a user's own factory, whose code runs when it is loaded."""
     return ":" in name and not os.path.exists(name)
 
 
@@ -127,7 +134,7 @@ def load_model(name: str) -> LoadedModel:
         UsageError: the model is unknown, its weights are missing, truncated, do not fit the
             architecture or do not have the recipe's SHA-256, or the factory fails.
     """
-    if _is_factory(name):
+    if is_factory(name):
         return _load_factory(name)
     folder = find_entry(name)
     recipe = read_recipe(folder)
@@ -146,6 +153,32 @@ def load_model(name: str) -> LoadedModel:
     module.load_state_dict(tensors)
     identity = json.dumps([recipe.architecture, hashlib.sha256(content).hexdigest()])
     return LoadedModel(name, _frozen(module), hashlib.sha256(identity.encode()).hexdigest(), recipe)
+
+
+class Absent(nn.Module):
+    """Stands for a user's model of which the process that loaded it ended; gives no logits.
+
+    Args:
+        reason: how it ended, in words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def forward(self, *_: torch.Tensor) -> torch.Tensor:
+        """Fail as the model did.
+
+        Raises:
+            DiedError: always.
+        """
+        raise DiedError(self.reason)
+
+
+def absent_model(name: str, reason: str) -> LoadedModel:
+    """What is evaluated in the place of a model that cannot be loaded and lived with."""
+    module = _frozen(Absent(reason))
+    return LoadedModel(name, module, describe(module).digest, None)
 
 
 def state_difference(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -217,7 +250,9 @@ def _made(name: str) -> nn.Module:
     try:
         factory: Callable[[], nn.Module] = getattr(importlib.import_module(module_name), attribute)
         module = factory()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit too: it is a user's code that runs
+        if is_interruption(error) or is_exhausted(error):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
             f"expected a factory package.module:callable, got {name!r}, which raised {reason}; "

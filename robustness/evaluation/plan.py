@@ -25,10 +25,11 @@ from robustness import evaluation
 from robustness.attacks import Attack, audit_version, nearest_version
 from robustness.certificates import CERTIFICATES, proves, settings_of
 from robustness.data import ImageSet
-from robustness.errors import UsageError
+from robustness.errors import UsageError, is_exhausted, is_interruption
 from robustness.evaluation.jobs.audit import NAME as AUDIT
 from robustness.evaluation.jobs.audit import audit_stages, describe
 from robustness.evaluation.jobs.worst_case import WorstCase
+from robustness.evaluation.leash import begin_turn
 from robustness.evaluation.suite import Samples, Suite
 from robustness.identity import fingerprint
 from robustness.nets.classifiers import NeuralODEClassifier
@@ -36,7 +37,7 @@ from robustness.nets.flow import without_flow
 from robustness.registry import release_of
 from robustness.results.leaderboard import WORST_CASE
 from robustness.threat import Norm, ThreatModel
-from robustness.zoo import LoadedModel
+from robustness.zoo import Absent, LoadedModel
 
 SHARD_SIZE = 32
 
@@ -268,8 +269,11 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         UsageError: a model does not take the data set's images or has other classes.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(suite.seed))
-    classes = [_classes(loaded, images) for loaded in models]
-    infos = [ModelInfo.of(loaded, suite.data, images.shape) for loaded in models]
+    infos: list[ModelInfo] = []
+    for index, loaded in enumerate(models):
+        begin_turn(index)
+        _require_logits(loaded, images)
+        infos.append(ModelInfo.of(loaded, suite.data, images.shape))
     jobs: list[Job] = []
     available = len(images)
 
@@ -280,6 +284,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
         jobs.append(Job(kind=kind, model=model, shards=shards, samples=count, **(blank | fields)))
 
     for index, loaded in enumerate(models):
+        begin_turn(index)
         add("clean", index, "all", version=_PREDICTIONS)
         if suite.flow and without_flow(loaded.module) is not None:
             add("flow", index, "all")
@@ -322,7 +327,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
                     name=attack.name,
                     norm=threat.norm,
                     eps=threat.eps,
-                    **_attack_fields(attack, threat, classes[index], models, infos, index),
+                    **_attack_fields(attack, threat, images.classes, models, infos, index),
                 )
     return Plan(suite, images.digest, order.tolist(), infos, jobs)
 
@@ -382,12 +387,16 @@ def _certified_norms(jobs: list[Job], model: int) -> list[Norm]:
     return list(dict.fromkeys(norm for norm in speaking if norm is not None))
 
 
-def _classes(loaded: LoadedModel, images: ImageSet) -> int:
+def _require_logits(loaded: LoadedModel, images: ImageSet) -> None:
+    if isinstance(loaded.module, Absent):  # its samples are errors
+        return
     for count in (1, min(2, len(images))):
         try:
             with torch.no_grad():
                 logits: object = loaded.module(images.images[:count])
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit too: it is a user's code that runs
+            if is_interruption(error) or is_exhausted(error):
+                raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UsageError(
                 f"{loaded.name}: expected a model of images {images.shape}, got {reason}; "
@@ -399,7 +408,6 @@ def _classes(loaded: LoadedModel, images: ImageSet) -> int:
                 f"{loaded.name}: expected a floating-point tensor of logits of shape "
                 f"({count}, {images.classes}) for {images.name}, got {got}; {remedy}"
             )
-    return images.classes
 
 
 def _fault_of(logits: object, count: int, classes: int) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
 """What a run knows of each sample, gathered from the rows of all jobs."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from robustness.certificates import CertifiedRadius, Kind
@@ -9,6 +10,8 @@ from robustness.evaluation.plan import Job, JobKind
 from robustness.evaluation.schedule import Schedule
 from robustness.results.leaderboard import Distances, Samples
 from robustness.threat import Norm
+
+_NOT_FINITE = "a logit that is not finite"
 
 
 @dataclass
@@ -26,6 +29,7 @@ class SampleRecord:
         found_by: per norm, what found that image.
         claims: per norm, what each certificate says, in the order of the suite.
         attacked: per norm, the radii at which an attack ran.
+        reason: why the model or an attack failed, the first time; empty where nothing did.
     """
 
     index: int
@@ -36,6 +40,7 @@ class SampleRecord:
     found_by: dict[Norm, str] = field(default_factory=dict)
     claims: dict[Norm, list[CertifiedRadius]] = field(default_factory=dict)
     attacked: dict[Norm, list[float]] = field(default_factory=dict)
+    reason: str = ""
 
     @property
     def correct(self) -> bool:
@@ -68,9 +73,16 @@ class SampleRecord:
             if found < self.distance.get(norm, math.inf):
                 self.distance[norm], self.found_by[norm] = found, found_by
 
-    def note_failure(self, norm: Norm, eps: float) -> None:
+    def note_failure(self, norm: Norm, eps: float, reason: str = "") -> None:
         """Take account of a failure within a radius."""
         self.failed[norm] = min(self.failed.get(norm, math.inf), eps)
+        self.reason = self.reason or reason or _NOT_FINITE
+
+
+def failures(records: list[SampleRecord]) -> dict[str, int]:
+    """How many samples failed for which reason, the most frequent first."""
+    counts = Counter(record.reason for record in records if record.failed)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,10 @@ class Reader:
         for job in self.jobs(model, "clean"):
             for index, label, prediction, status, _ in self.rows(job):
                 record = SampleRecord(index, label, prediction)
-                if status == "error":
-                    record.failed = dict.fromkeys(Norm, 0.0)
+                failed, _, reason = status.partition(": ")
+                if failed == "error":
+                    for norm in Norm:
+                        record.note_failure(norm, 0.0, reason)
                 if not record.correct:
                     record.note_adversarial(dict.fromkeys(Norm, 0.0), "clean")
                 records[record.index] = record
@@ -123,12 +137,12 @@ class Reader:
     def _note_attack(self, job: Job, records: dict[int, SampleRecord]) -> None:
         assert job.norm is not None
         assert job.eps is not None
-        for index, status, _, linf, l2, _, _, found_by, _ in self.rows(job):
+        for index, status, _, linf, l2, _, detail, found_by, _ in self.rows(job):
             record = records[index]
             if status != SKIPPED:
                 record.attacked.setdefault(job.norm, []).append(job.eps)
             if status == "error":
-                record.note_failure(job.norm, job.eps)
+                record.note_failure(job.norm, job.eps, detail)
             elif status == "adversarial":
                 # Distances count in both norms: what was found in one ball may lie in another.
                 record.note_adversarial({Norm.LINF: linf, Norm.L2: l2}, found_by)

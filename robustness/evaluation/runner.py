@@ -1,4 +1,4 @@
-"""Runs a plan's missing units, here or in worker processes, and stores them as they come.
+"""Plans a suite, runs its missing units, here or in worker processes, and stores them.
 
 First all jobs that depend on nothing but their images, then those that start from certified radii.
 
@@ -6,19 +6,12 @@ Every process computes with one thread: the number of threads changes the order 
 the last bits of a result. Workers never touch the store.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from multiprocessing import resource_tracker
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import torch
@@ -27,21 +20,27 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from robustness.certificates import Certificate
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
-from robustness.errors import OperationalError, UsageError
+from robustness.errors import (
+    DiedError,
+    OperationalError,
+    UsageError,
+    is_exhausted,
+    is_interruption,
+)
 from robustness.evaluation.jobs.work import Bench, ShardResult, failed_unit, run_unit
-from robustness.evaluation.plan import Job, Plan, Unit, attack_of, others
+from robustness.evaluation.leash import Limits, Processes, begin_turn, faulty, unusable
+from robustness.evaluation.plan import Job, Plan, Unit, attack_of, make_plan, others
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
+from robustness.evaluation.suite import Suite
 from robustness.identity import Structure, answers, fingerprint
 from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.results.leaderboard import WORST_CASE
-from robustness.terminal import progress_bar
-from robustness.zoo import LoadedModel, load_model
+from robustness.terminal import progress_bar, remark
+from robustness.zoo import LoadedModel, absent_model, is_factory, load_model
 
 # Jobs whose units take longest.
 _DEAR = ("autoattack", WORST_CASE, "flags", "nearest", "deepfool", "cw", "fab", "square")
-
-_PATIENCE_SECONDS, _PATIENCE = 3600.0, 50.0
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Workbench:
-    """What units are computed with; one per process."""
+    """What units are computed with; one per process.
+
+    Attributes:
+        plan: of all units.
+        images: of its data set.
+        models: of the plan, in its order.
+        leashed: whether this is a process that is replaced when it has no memory left.
+    """
 
     plan: Plan
     images: ImageSet
     models: list[LoadedModel]
+    leashed: bool = False
 
     def run(self, task: Task) -> list[ShardResult]:
         """Compute some units; what certificates of the same images share is computed once."""
@@ -70,10 +77,8 @@ class Workbench:
                     bench, saved = self._bench(job), ledger.saved
                     try:
                         result = run_unit(unit, job, bench, images, labels)
-                    except KeyboardInterrupt:
-                        raise
                     except BaseException as error:  # SystemExit too: it is a user's code that runs
-                        if self.models[job.model].recipe is not None:
+                        if self._is_anothers(error) or self.models[job.model].recipe is not None:
                             raise
                         result = failed_unit(unit, job, error, images, labels)
                     # What a job takes when it is run alone, whichever of them came first.
@@ -82,6 +87,12 @@ class Workbench:
         for index in {job.model for job, _ in task.work}:
             self._require_unchanged(index)
         return results
+
+    def _is_anothers(self, error: BaseException) -> bool:
+        """Whether an error is not the model's, but the keyboard's or a process's to be replaced."""
+        if self.leashed:
+            return is_exhausted(error)
+        return is_interruption(error)
 
     def identities(self) -> list[tuple[Structure, str | None]]:
         """What the models here are made of, and what they compute."""
@@ -117,28 +128,14 @@ class Workbench:
         return Bench(model.module, attack, certificate, others(self.models, model))
 
 
-def run_plan(
-    plan: Plan,
-    store: Store,
-    bench: Workbench,
-    workers: int,
-    batch_size: int,
-    data_dir: Path | None,
-    quiet: bool,
-    unit_timeout: float | None = None,
-) -> int:
-    """Compute every unit of `plan` that `store` lacks, in the plan's two phases.
+def run_plan(crew: "Crew", store: Store, batch_size: int, quiet: bool) -> int:
+    """Compute every unit of the crew's plan that `store` lacks, in the plan's two phases.
 
     Args:
-        plan: what to do.
+        crew: at work: it has planned.
         store: where results are read and kept.
-        bench: models and images of this process, used when `workers` is 1.
-        workers: number of processes.
         batch_size: images per task handed to a worker, in whole units; changes no result.
-        data_dir: folder with the official image files, for the workers to read again.
         quiet: no progress bar.
-        unit_timeout: seconds that a worker may take for one unit; by default an hour, or fifty
-            times the slowest unit so far if that is longer.
 
     Returns:
         The number of units computed.
@@ -146,6 +143,7 @@ def run_plan(
     Raises:
         OperationalError: a worker died twice, or was too slow twice, at work on a zoo model.
     """
+    plan = crew.plan
     schedule, computed = Schedule(plan, store), 0
     columns = (
         TextColumn("{task.description}"),
@@ -154,10 +152,7 @@ def run_plan(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with (
-        progress_bar(columns, quiet) as progress,
-        _Crew(bench, workers, data_dir, unit_timeout) as crew,
-    ):
+    with progress_bar(columns, quiet) as progress:
         for late, what in ((False, "shards"), (True, "shards and audited images")):
             jobs = [job for job in plan.jobs if job.needs_radii is late]
             tasks = _tasks(schedule.missing(jobs), batch_size)
@@ -196,70 +191,140 @@ def _tasks(units: list[tuple[Job, Unit]], batch_size: int) -> list[Task]:
     return sorted(tasks, key=lambda task: task.work[0][0].name not in _DEAR)
 
 
-class _Crew:
-    """Does tasks in this process or in worker processes, which are started once, when needed."""
+class Crew:
+    """Plans a suite and does its tasks, in this process or in worker processes.
 
-    def __init__(
-        self, bench: Workbench, workers: int, data_dir: Path | None, unit_timeout: float | None
-    ) -> None:
-        self.bench, self.workers, self.data_dir = bench, workers, data_dir
-        self.unit_timeout = unit_timeout
-        self._pool: ProcessPoolExecutor | None = None
+    No code of a user's runs in this process, unless that is asked for. Worker processes are started
+    when they are needed, and replaced when they die.
+
+    Args:
+        suite: what is asked for, its models by their own names.
+        workers: number of processes; changes no result.
+        data_dir: folder with the official image files, for the workers to read again.
+        limits: how users' code is held.
+
+    Attributes:
+        plan: of the suite, once the crew is entered.
+        images: of its data set, likewise.
+    """
+
+    plan: Plan
+    images: ImageSet
+
+    def __init__(self, suite: Suite, workers: int, data_dir: Path | None, limits: Limits) -> None:
+        self.suite, self.workers, self.data_dir, self.limits = suite, workers, data_dir, limits
+        users = any(map(is_factory, suite.models))
+        self._leashed = not limits.in_process and (users or limits.asked_for)
+        self._bench: Workbench | None = None
+        self._structures: list[Structure] = []
+        self._absent: dict[str, str] = {}
+        self._died: set[str] = set()
+        self._processes: Processes | None = None
         self._slowest = 0.0
 
-    def __enter__(self) -> "_Crew":
+    def __enter__(self) -> "Crew":
+        """Load the models and plan, before anything is stored.
+
+        Raises:
+            UsageError: a model cannot be loaded, or does not fit the data set.
+            OperationalError: no model's process lived to say what it is.
+        """
+        try:
+            if self._leashed:
+                self.plan, self._structures = self._planned_in_a_process()
+                self.images = load_images(self.suite.data, self.suite.split, self.data_dir)
+            else:
+                self._bench = _planned(self.suite, self.data_dir, {})
+                self.plan, self.images = self._bench.plan, self._bench.images
+                self._structures = [model.structure for model in self._bench.models]
+        except BaseException:
+            self._stop()
+            raise
+        for name, reason in self._absent.items():
+            remark(f"{name} could not be loaded, its samples are errors: {reason}")
         return self
 
     def __exit__(self, *details: object) -> None:
         # On an interruption, units in flight are given up rather than waited for.
         self._stop()
 
+    def _planned_in_a_process(self) -> tuple[Plan, list[Structure]]:
+        while True:
+            processes = self._started(1, load=False)
+            try:
+                text, found = processes.call(
+                    self.limits.loading, _plan_in_worker, self.suite, self.data_dir, self._absent
+                )
+                return Plan.from_json(text), found
+            except DiedError as died:
+                self._go_on_without(self.suite.models[processes.turn], died)
+            except (UsageError, OperationalError):
+                raise
+            except Exception as error:
+                name = self.suite.models[processes.turn]
+                if not is_factory(name):
+                    raise
+                raise faulty(name, error) from error
+
+    def _go_on_without(self, name: str, died: DiedError) -> None:
+        """Take note that a process ended at a model; at the second time its model is left out.
+
+        Raises:
+            OperationalError: it is no user's, or there is no other.
+        """
+        self._stop()
+        if str(died).startswith("its") and name not in self._died:
+            self._died.add(name)
+            return
+        if not is_factory(name) or len(self._absent) + 1 == len(self.suite.models):
+            raise unusable(name, died) from None
+        self._absent[name] = str(died)
+
     def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[ShardResult]]]:
         """Do the tasks and give each back with its results, in the order they are done."""
-        if self._pool is None and (self.workers == 1 or len(tasks) <= 1):
+        few = self.workers == 1 or len(tasks) <= 1
+        if self._bench is not None and self._processes is None and few:
             with reproducible_arithmetic():
                 for task in tasks:
-                    yield task, self.bench.run(task)
+                    yield task, self._bench.run(task)
             return
         waiting = deque(tasks)
         pending: dict[Future[list[ShardResult]], Task] = {}
+        workers = 1 if few else self.workers
         while waiting or pending:
             try:
-                pool = self._started()
+                processes = self._started(workers)
                 # No more than are at work: if a process dies, one of these was its task.
-                while waiting and len(pending) < self.workers:
-                    pending[pool.submit(_run_in_worker, waiting[0])] = waiting[0]
+                while waiting and len(pending) < workers:
+                    pending[processes.submit(_run_in_worker, waiting[0])] = waiting[0]
                     waiting.popleft()
-                for future in self._finished(pending):
-                    results = future.result()
+                for future in self._finished(processes, pending):
+                    results = processes.result(future)
                     self._slowest = max(self._slowest, *(r.seconds for r in results))
                     yield pending.pop(future), results
-            except BrokenProcessPool:
+            except DiedError as died:
+                self._stop()
                 suspects = list(pending.values())
                 pending.clear()
                 if not suspects:
                     raise OperationalError(
-                        "expected the worker processes to live, got one that died without work "
-                        "(out of memory?); run the same command again with fewer --workers"
+                        f"expected worker processes with the models loaded, got: {died}; "
+                        "run the same command again, with fewer --workers"
                     ) from None
                 for task in suspects:
                     yield task, [self._alone(job, unit) for job, unit in task.work]
 
     def _finished(
-        self, pending: dict[Future[list[ShardResult]], Task]
+        self, processes: Processes, pending: Mapping[Future[list[ShardResult]], Task]
     ) -> set[Future[list[ShardResult]]]:
         """Wait for a task; end all processes where none is done within the time limit.
 
         Raises:
-            BrokenProcessPool: none is.
+            DiedError: none is.
         """
-        limit = self.unit_timeout or max(_PATIENCE_SECONDS, _PATIENCE * self._slowest)
+        limit = self.limits.unit(self._slowest)
         units = max(len(task.work) for task in pending.values())
-        finished, _ = wait(pending, timeout=limit * units, return_when=FIRST_COMPLETED)
-        if not finished:
-            self._stop()
-            raise BrokenProcessPool(f"not done within {limit:.0f} s")
-        return finished
+        return processes.first(pending.keys(), limit * units, limit)
 
     def _alone(self, job: Job, unit: Unit) -> ShardResult:
         """Do again, with no other at work, a unit that was at hand when a process died.
@@ -267,122 +332,116 @@ class _Crew:
         Raises:
             OperationalError: it dies once more, and no user's code can be the reason.
         """
-        self._stop()
-        future = self._started(1).submit(_run_in_worker, Task([(job, unit)]))
         try:
-            self._finished({future: Task([(job, unit)])})
-            return future.result()[0]
-        except BrokenProcessPool as error:
-            self._stop()
-            model, images = self.bench.models[job.model], self.bench.images
-            reason = str(error) if str(error).startswith("not done") else "its process died"
-            if model.recipe is not None:
-                raise OperationalError(
-                    f"expected {job} of {model.name} to be computed, got twice: {reason} (out of "
-                    "memory?); run the same command again with fewer --workers"
-                ) from None
-            chosen = torch.tensor(unit.indices)
-            failure = RuntimeError(f"{reason}, twice")
-            return failed_unit(unit, job, failure, images.images[chosen], images.labels[chosen])
-        finally:
-            self._stop()
+            return self._once(job, unit)
+        except DiedError as again:
+            died = DiedError(f"{again}, twice")
+        name = self.suite.models[job.model]
+        users = [model for model in self.suite.models if is_factory(model)]
+        if not is_factory(name) and job.sources and users:
+            # One of these was asked for adversarial images: it has none that can be tried.
+            kept, self._absent = self._absent, dict.fromkeys(users, str(died))
+            try:
+                return self._once(job, unit)
+            except DiedError as without:
+                died = without
+            finally:
+                self._stop()
+                self._absent = kept
+        if not is_factory(name):
+            raise OperationalError(
+                f"expected {job} of {name} to be computed, got: {died}; allow it more memory or "
+                "time, or run the same command again with fewer --workers"
+            ) from None
+        chosen = torch.tensor(unit.indices)
+        return failed_unit(unit, job, died, self.images.images[chosen], self.images.labels[chosen])
 
-    def _started(self, workers: int | None = None) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = self._start(workers or self.workers)
-            self._require_same_models(self._pool, workers or self.workers)
-        return self._pool
+    def _once(self, job: Job, unit: Unit) -> ShardResult:
+        try:
+            processes, task = self._started(1), Task([(job, unit)])
+            future = processes.submit(_run_in_worker, task)
+            self._finished(processes, {future: task})
+            return processes.result(future)[0]
+        except DiedError:
+            self._stop()
+            raise
+
+    def _started(self, workers: int, load: bool = True) -> Processes:
+        """So many processes that live, with the models loaded."""
+        if self._processes is not None and self._processes.count < workers:
+            self._stop()
+        if self._processes is None:
+            self._processes = Processes(workers, self.limits.memory)
+            if load:
+                self._load(self._processes)
+        return self._processes
 
     def _stop(self) -> None:
-        if self._pool is not None:
-            processes = list((self._pool._processes or {}).values())
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
-            self._pool = None
+        if self._processes is not None:
+            self._processes.stop()
+            self._processes = None
 
-    def _start(self, workers: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        _start_resource_tracker()
-        return ProcessPoolExecutor(
-            workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(context.Barrier(workers),),
-        )
-
-    def _require_same_models(self, pool: ProcessPoolExecutor, workers: int) -> None:
-        """Let every worker load the models, and insist that they are those of this process.
+    def _load(self, processes: Processes) -> None:
+        """Let every worker load the models, and insist that they are those that were planned.
 
         Raises:
             UsageError: a model is another function there, or cannot be loaded any more.
+            DiedError: a process died.
         """
-        plan, here = self.bench.plan, [model.structure for model in self.bench.models]
-        names = [model.name for model in self.bench.models]
-        arguments = (plan.to_json(), names, self.data_dir)
-        loading = [pool.submit(_load_in_worker, *arguments) for _ in range(workers)]
-        for found in (future.result() for future in loading):
-            for info, expected, (structure, seen) in zip(plan.models, here, found, strict=True):
+        arguments = (self.plan.to_json(), self.data_dir, self._absent)
+        seconds = self.limits.loading * len(self.suite.models)
+        for found in processes.on_all(seconds, _load_in_worker, *arguments):
+            for info, expected, (structure, seen) in zip(
+                self.plan.models, self._structures, found, strict=True
+            ):
+                if info.name in self._absent:
+                    continue
                 difference = expected.difference(structure)
                 if difference is None and seen != info.fingerprint:
                     difference = "what it computes"
                 if difference is not None:
                     raise UsageError(
-                        f"{info.name}: the model changed between its loading here and in a worker "
-                        f"process ({difference[:80]} differs); nothing was stored: see to it that "
-                        "it stays the same during a run"
+                        f"{info.name}: the model changed between its loading for the plan and in a "
+                        f"worker process ({difference[:80]} differs); nothing was stored: see to "
+                        "it that it stays the same during a run"
                     )
 
 
-def _start_resource_tracker() -> None:
-    """Start multiprocessing's tracker deaf to SIGHUP, as it is to Ctrl-C.
-
-    A closed terminal ends all processes at once, and one whose tracker is gone warns of it.
-    """
-    if hasattr(signal, "pthread_sigmask"):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        resource_tracker.ensure_running()  # which inherits what is blocked
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _bench: Workbench | None = None
-_all_loaded: Barrier | None = None
 
 
-def _start_worker(all_loaded: Barrier) -> None:
-    global _all_loaded
-    # Ctrl-C and a closed terminal are the parent's to handle; a parent that was killed must not
-    # leave workers behind.
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    _all_loaded = all_loaded
+def _planned(suite: Suite, data_dir: Path | None, absent: Mapping[str, str]) -> Workbench:
+    models = _loaded(suite.models, absent)
+    images = load_images(suite.data, suite.split, data_dir)
+    return Workbench(make_plan(suite, images, models), images, models)
+
+
+def _loaded(names: list[str], absent: Mapping[str, str]) -> list[LoadedModel]:
+    models = []
+    for index, name in enumerate(names):
+        begin_turn(index)
+        models.append(absent_model(name, absent[name]) if name in absent else load_model(name))
+    return models
+
+
+def _plan_in_worker(
+    suite: Suite, data_dir: Path | None, absent: Mapping[str, str]
+) -> tuple[str, list[Structure]]:
+    """Plan, keep what units are computed with, and tell what the models are made of."""
+    global _bench
+    _bench = replace(_planned(suite, data_dir, absent), leashed=True)
+    return _bench.plan.to_json(), [model.structure for model in _bench.models]
 
 
 def _load_in_worker(
-    plan: str, names: list[str], data_dir: Path | None
+    plan: str, data_dir: Path | None, absent: Mapping[str, str]
 ) -> list[tuple[Structure, str | None]]:
     """Load what units are computed with, and tell what it is."""
     global _bench
-    assert _all_loaded is not None
-    try:
-        parsed = Plan.from_json(plan)
-        images = load_images(parsed.suite.data, parsed.suite.split, data_dir)
-        _bench = Workbench(parsed, images, [load_model(name) for name in names])
-        return _bench.identities()
-    finally:
-        # No worker gets a second call of this before each has had its own.
-        _all_loaded.wait()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    parsed = Plan.from_json(plan)
+    images = load_images(parsed.suite.data, parsed.suite.split, data_dir)
+    _bench = Workbench(parsed, images, _loaded(parsed.suite.models, absent), leashed=True)
+    return _bench.identities()
 
 
 def _run_in_worker(task: Task) -> list[ShardResult]:

@@ -14,7 +14,7 @@ import numpy as np
 from robustness.certificates import CertifiedRadius, Kind
 from robustness.evaluation.jobs.work import SKIPPED
 from robustness.evaluation.plan import Job, JobKind, Plan, resolve_samples
-from robustness.evaluation.records import Reader, SampleRecord, sample_table
+from robustness.evaluation.records import Reader, SampleRecord, failures, sample_table
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import Store
@@ -177,6 +177,7 @@ def _entry(
         clean=_proportion(record.correct for record in records),
         without_flow=_without_flow(reader, model, known),
         errors=sum(bool(record.failed) for record in records),
+        failures=failures(records),
         brackets=brackets,
         attacks=[_attack_row(reader, job, known) for job in reader.jobs(model, "attack")],
         certificates=[

@@ -5,10 +5,11 @@ was made except the fields under `timings`, `costs` and `created`.
 """
 
 import json
+import operator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import binomtest
 
 from robustness.certificates.base import Kind
@@ -291,6 +292,8 @@ class ModelEntry(Summary):
         without_flow: what is predicted without the flow; None for a model without an ODE, and in
             leaderboards from before it was measured.
         whole: facts of the same weights on the whole test set; None where none are at hand.
+        errors: samples on which it or an attack failed; they count as neither robust nor certified.
+        failures: for which reason how many of these failed first, most frequent first.
         unidentified: what of it cannot be told, such as an attribute of unknown kind: if it changed
             between two runs into one store, the second has taken results of the first.
     """
@@ -305,6 +308,7 @@ class ModelEntry(Summary):
     without_flow: WithoutFlow | None = None
     whole: WholeTestSet | None = None
     errors: int
+    failures: Annotated[dict[str, int], Field(exclude_if=operator.not_)] = {}
     brackets: list[Bracket]
     attacks: list[AttackRow]
     certificates: list[CertificateRow]

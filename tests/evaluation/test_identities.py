@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import robustness.evaluation.runner as runner
+import robustness.evaluation.leash as leash
 from robustness.api import certify, evaluate
 from robustness.errors import UsageError
 from robustness.evaluation.suite import Suite
@@ -45,6 +45,14 @@ class Net(nn.Module):
 """
 
 
+# Whether this is the process in which the run is planned.
+FIRST_PROCESS = """
+import pathlib
+FIRST = not pathlib.Path("planned").exists()
+pathlib.Path("planned").touch()
+"""
+
+
 def suite(model: str, **changes: object) -> Suite:
     content = {
         "name": "users",
@@ -60,7 +68,7 @@ def suite(model: str, **changes: object) -> Suite:
 
 
 def run(asked: Suite, out: Path, workers: int = 1) -> Leaderboard:
-    return evaluate(asked, out=out, workers=workers)
+    return evaluate(asked, out=out, workers=workers, in_process=workers == 1)
 
 
 def stored(out: Path) -> int:
@@ -138,8 +146,7 @@ def test_a_model_that_becomes_another_in_the_middle_ends_the_run_and_stores_noth
 def test_a_model_that_workers_find_to_be_another_ends_the_run_and_stores_nothing(
     user_code: Callable[[str], str], tmp_path: Path
 ) -> None:
-    scale = "(1.0 if multiprocessing.parent_process() is None else 0.5)"
-    source = "import multiprocessing\n" + USERS_MODEL.replace("{scale}", scale)
+    source = FIRST_PROCESS + USERS_MODEL.replace("{scale}", "(1.0 if FIRST else 0.5)")
     name = f"{user_code(source)}:Net"
     with pytest.raises(UsageError, match=r"changed between.*what it computes differs"):
         run(suite(name), tmp_path, workers=2)
@@ -163,13 +170,17 @@ def test_a_checkpoint_rewritten_before_the_workers_load_it_ends_the_run(
     shutil.copy(zoo_folder() / "digits/lyanet-certified/weights.safetensors", weights)
     name = f"{user_code(textwrap.dedent(source))}:entry"
 
-    def rewrite(*arguments: object, **settings: object) -> ProcessPoolExecutor:
-        tensors = load_model("digits/lyanet-certified").module.state_dict()
-        tensors["field.head.bias"] = torch.arange(10.0)
-        weights.write_bytes(safetensors.torch.save(tensors))
-        return ProcessPoolExecutor(*arguments, **settings)  # type: ignore[call-overload]
+    pools: list[ProcessPoolExecutor] = []
 
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", rewrite)
+    def rewrite(*arguments: object, **settings: object) -> ProcessPoolExecutor:
+        if pools:  # the first is for the plan
+            tensors = load_model("digits/lyanet-certified").module.state_dict()
+            tensors["field.head.bias"] = torch.arange(10.0)
+            weights.write_bytes(safetensors.torch.save(tensors))
+        pools.append(ProcessPoolExecutor(*arguments, **settings))  # type: ignore[call-overload]
+        return pools[-1]
+
+    monkeypatch.setattr(leash, "ProcessPoolExecutor", rewrite)
     with pytest.raises(UsageError, match=r"changed between.*\(field.head.bias differs\)"):
         certify(name, "L2", samples=64, data="digits", workers=2)
 
@@ -178,8 +189,7 @@ def test_a_checkpoint_rewritten_before_the_workers_load_it_ends_the_run(
 def test_a_model_that_cannot_be_loaded_again_is_a_line_and_not_a_dead_worker(
     user_code: Callable[[str], str], tmp_path: Path
 ) -> None:
-    gone = "\nimport multiprocessing\nassert multiprocessing.parent_process() is None, 'gone'\n"
-    source = USERS_MODEL.replace("{scale}", "1.0") + gone
+    source = FIRST_PROCESS + "assert FIRST, 'gone'\n" + USERS_MODEL.replace("{scale}", "1.0")
     with pytest.raises(UsageError, match="raised AssertionError: gone"):
         run(suite(f"{user_code(source)}:Net"), tmp_path, workers=2)
     assert stored(tmp_path) == 0

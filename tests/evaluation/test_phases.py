@@ -17,9 +17,9 @@ from robustness.certificates import CertifiedRadius, Kind, Limit, routine
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
 from robustness.errors import UsageError
+from robustness.evaluation.leash import Limits
 from robustness.evaluation.plan import make_plan
 from robustness.evaluation.records import SampleRecord
-from robustness.evaluation.runner import Workbench, run_plan
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
@@ -223,13 +223,11 @@ def test_an_attack_that_comes_twice_runs_with_the_settings_of_its_radius(tmp_pat
 
 
 def test_the_largest_radius_wins_and_the_first_of_equals() -> None:
-    models, images = [load_model(MODEL)], load_images("digits", "test", None)
     names = ["lyapunov", "target-seeking"]
     suite = Suite.model_validate(SUITE | {"certificates": names, "attacks": []})
-    plan = make_plan(suite, images, models)
-    with Store(None) as store:
-        run_plan(plan, store, Workbench(plan, images, models), 1, 64, None, True)
-        board = summarise(plan, store, {})
+    with runner.Crew(suite, 1, None, Limits()) as crew, Store(None) as store:
+        runner.run_plan(crew, store, 64, True)
+        board = summarise(crew.plan, store, {})
     rows = {row.certificate: row for row in board.models[0].certificates}
     positive = sum(radius > 0 for radius in board.models[0].samples.norms[0].radius)
     assert sum(row.won for row in rows.values()) == positive
@@ -245,13 +243,13 @@ def test_audits_are_spread_over_the_workers_and_proofs_share_their_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[list[str]] = []
-    real = runner._Crew.run
+    real = runner.Crew.run
 
     def noted(crew, found):
         tasks.extend([job.kind for job, _ in task.work] for task in found)
         return real(crew, found)
 
-    monkeypatch.setattr(runner._Crew, "run", noted)
+    monkeypatch.setattr(runner.Crew, "run", noted)
     run(tmp_path, audit={"samples": 6, "largest": 4}, attacks=[])
     assert [kinds for kinds in tasks if "audit" in kinds] == [["audit"]] * 3
     assert {"clean", "certificate"} in [set(kinds) for kinds in tasks]

@@ -1,11 +1,13 @@
 """A user's model may do anything: it costs that model its samples, and others nothing."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from robustness import api
-from robustness.errors import UsageError
+from robustness.errors import OperationalError, UsageError
 from robustness.evaluation.suite import Suite
 from robustness.results.leaderboard import ModelEntry
 
@@ -19,6 +21,7 @@ SUITE = {
 CODE = """
 import os
 import sys
+import threading
 import time
 import numpy as np
 import torch
@@ -50,8 +53,37 @@ def then(end):
     return lambda: Model(lambda logits, calls: end() if calls > 20 else logits)
 
 
-killed = then(lambda: os.kill(os.getpid(), 9))
-hangs = then(lambda: time.sleep(1000))
+def thread():
+    threading.Thread(target=lambda: time.sleep(10**6)).start()
+    return Model(lambda logits, calls: logits)
+
+
+def seen():
+    with open("process", "w") as file:
+        file.write(str(os.getpid()))
+    return Model(lambda logits, calls: logits)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def end():
+    os._exit(0)
+
+
+def hang():
+    time.sleep(10**6)
+
+
+kept = []
+grows = then(lambda: kept.append(torch.ones(2**26)))
+ends = then(end)
+hangs = then(hang)
+interrupts = then(interrupt)
+unloadable = lambda: os._exit(1)
+unplanned = lambda: Model(lambda logits, calls: os.kill(os.getpid(), 11))
+endless = lambda: time.sleep(10**6)
 leaves = late(SystemExit(0))
 raises = late(ValueError("no\\nmore \\x1b[31m"))
 strange = late(type("Strange", (BaseException,), {})("odd"))
@@ -86,7 +118,7 @@ def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def entries(tmp_path: Path, *models: str) -> list[ModelEntry]:
     suite = Suite.model_validate(SUITE | {"models": list(models)})
-    return api.evaluate(suite, out=tmp_path / "out", workers=1).models
+    return api.evaluate(suite, out=tmp_path / "out", in_process=True).models
 
 
 @pytest.mark.parametrize("fault", ["leaves", "raises", "strange", "memory", "vast"])
@@ -128,20 +160,71 @@ def test_wrong_outputs_are_found_at_planning_with_the_line_that_mends_them(
 
 
 @pytest.mark.slow
-def test_a_model_that_kills_its_process_or_hangs_costs_its_own_samples_alone(
-    users: str, tmp_path: Path
+def test_a_model_that_ends_or_hangs_its_process_costs_its_own_samples_alone(
+    users: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [f"{users}:killed", f"{users}:hangs", "digits/resnet"]
+    reasons = {
+        f"{users}:ends": "its process ended with exit code 0, twice",
+        f"{users}:hangs": "not done within 2 s, twice",
+        f"{users}:interrupts": "KeyboardInterrupt:",
+        f"{users}:unloadable": "its process ended with exit code 1",
+    }
+    names = [*reasons, f"{users}:thread", "digits/resnet"]
     suite = Suite.model_validate(SUITE | {"models": names, "samples": 16, "attacks": []})
-    board = api.evaluate(suite, out=tmp_path / "out", workers=2, unit_timeout=3.0)
-    killed, hanging, alone = board.models
-    for entry in (killed, hanging):
+    board = api.evaluate(suite, out=tmp_path / "out", workers=1, unit_timeout=2.0)
+    assert "could not be loaded" in capsys.readouterr().err
+    *failing, thread, alone = board.models
+    for entry in failing:
         assert (entry.clean.count, entry.clean.total, entry.errors) == (0, 16, 16)
-    assert alone.errors == 0
+        assert entry.failures == {reasons[entry.name]: 16}
+    assert thread.errors == alone.errors == 0
+    assert thread.failures == {}
     assert alone.clean.count > 12
-    # Found in the store by the next run: nothing is tried again.
-    again = api.evaluate(suite, out=tmp_path / "out", workers=2, unit_timeout=3.0)
-    assert again.comparable() == board.comparable()
+    # The same with more workers, and in a store that has it nothing is tried again.
+    fewer = suite.model_copy(update={"models": [f"{users}:ends", "digits/resnet"]})
+    more = api.evaluate(fewer, out=tmp_path / "more", workers=2, unit_timeout=2.0)
+    again = api.evaluate(fewer, out=tmp_path / "out", workers=2, unit_timeout=2.0)
+    assert more.comparable() == again.comparable()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "error", "reason", "limits"),
+    [
+        ("unplanned", OperationalError, "got: its process was ended by SIGSEGV", {}),
+        ("endless", OperationalError, "got: not done within 2 s", {"unit_timeout": 2.0}),
+        ("grows", OperationalError, "out of memory", {"memory_limit": "1GiB"}),
+        ("leaves", UsageError, "on each of 20 images, most often: SystemExit: 0", {}),
+    ],
+)
+def test_a_command_on_one_model_says_how_it_ended_its_process(
+    fault: str, error: type[Exception], reason: str, limits: dict[str, Any], users: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        api.certify(f"{users}:{fault}", samples=20, data="digits", workers=1, **limits)
+
+
+def test_no_code_of_a_users_runs_in_the_process_of_a_command(users: str) -> None:
+    found = api.inspect(f"{users}:seen", data="digits")
+    assert found.certificates
+    assert Path("process").read_text() != str(os.getpid())
+    api.inspect(f"{users}:seen", data="digits", in_process=True)
+    assert Path("process").read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"in_process": True, "unit_timeout": 3.0},
+        {"in_process": True, "memory_limit": "8GiB"},
+        {"in_process": True, "workers": 2},
+        {"memory_limit": "much"},
+        {"memory_limit": "8"},
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        api.certify("digits/resnet", **limits)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

@@ -22,7 +22,7 @@ from robustness.attacks import (
 from robustness.attacks import audit as check
 from robustness.certificates import Certificate, CertifiedRadius, Kind, Limit
 from robustness.certificates.flows.constants import deployed_logits
-from robustness.errors import one_line
+from robustness.errors import DiedError, is_exhausted, one_line
 from robustness.evaluation.jobs.audit import audit
 from robustness.evaluation.jobs.worst_case import WorstCase
 from robustness.evaluation.plan import Job, Unit
@@ -125,7 +125,7 @@ def failed_unit(
     for place, (index, label) in enumerate(zip(unit.indices, labels.tolist(), strict=True)):
         match job.kind:
             case "clean":
-                rows.append((index, label, None, failed, None))
+                rows.append((index, label, None, f"{failed}: {said}", None))
             case "attack":
                 rows.append((index, failed, None, None, None, 0, said, job.name, 0))
             case "nearest":
@@ -218,6 +218,7 @@ def _certify(
     try:
         radii = certificate.certify(model, images, labels, job.norm)
     except Exception as error:  # a user's model may do anything; nothing is proved of it then
+        _require_memory(error)
         reason = f"the proof failed: {_said(error)}"
         nothing = CertifiedRadius(0.0, job.norm, Kind.CERTIFIED, job.name, reason, Limit.OTHER)
         radii = [nothing for _ in indices]
@@ -234,6 +235,7 @@ def _attack(
     try:
         candidates = attack.propose(model, images, labels, threat, unit.seed)
     except Exception as error:  # a third party's code on a user's model: any failure is data
+        _require_memory(error)
         verdicts = [Verdict(Status.ERROR, detail=_said(error)) for _ in unit.indices]
     else:
         verdicts = judge(model, images, labels, candidates.detach(), threat)
@@ -283,6 +285,7 @@ def _flags(job: Job, bench: Bench, images: Tensor, labels: Tensor, unit: Unit) -
     try:
         flags = check(bench.model, images, labels, _threat(job), unit.seed, bench.sources)
     except Exception as error:  # a user's model may do anything
+        _require_memory(error)
         return [("checks-failed", 1, None, None, _said(error))]
     return [(f.name, int(f.raised), f.value, f.threshold, f.detail) for f in flags]
 
@@ -293,6 +296,7 @@ def _nearest(job: Job, model: nn.Module, images: Tensor, labels: Tensor, unit: U
         view = climbed_view(model)
         verdicts = nearest_adversarial(model, images, labels, job.norm, unit.seed, view=view)
     except Exception as error:  # a user's model may do anything
+        _require_memory(error)
         verdicts = [Verdict(Status.ERROR, detail=_said(error)) for _ in unit.indices]
     return [
         (index, v.status.value, v.prediction, v.linf, v.l2, v.detail)
@@ -306,7 +310,17 @@ def _threat(job: Job) -> ThreatModel:
     return ThreatModel(job.norm, job.eps)
 
 
+def _require_memory(error: Exception) -> None:
+    """Let nothing be stored as a fact of a model that was the machine's lack of memory."""
+    if is_exhausted(error):
+        raise error
+
+
 def _said(error: BaseException) -> str:
+    if isinstance(error, DiedError):
+        return one_line(str(error), 500)
+    if is_exhausted(error):
+        return one_line(f"out of memory: {error or 'none left'}", 500)
     return one_line(f"{type(error).__name__}: {error}", 500)
 
 
