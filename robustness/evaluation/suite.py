@@ -225,6 +225,10 @@ class Suite(Config):
                 raise ValueError(f"expected distinct {what}, got {twice} twice; remove one")
         return self
 
+    def __reduce__(self) -> tuple[Callable[[str], "Suite"], tuple[str]]:
+        # To worker processes as text, since the tables of attacks are classes made when asked for.
+        return Suite.model_validate_json, (self.model_dump_json(),)
+
     def _runs(self) -> list[str]:
         """Every kind of attack with every threat: one may come twice, with other settings."""
         return [

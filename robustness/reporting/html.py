@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustness.errors import printable
-from robustness.reporting import prose, selection, tables, words
+from robustness.reporting import columns, prose, selection, tables, words
 from robustness.reporting.drawing import colours
 from robustness.reporting.pictures import PARTS, path_of, pictures
 from robustness.results.leaderboard import CertificateRow, Leaderboard
@@ -60,6 +60,7 @@ def _environment() -> Environment:
         "plural": words.plural,
         "symbols": words.SYMBOLS,
         "radii": selection.radii,
+        "more_cells": columns.cells,
         "find_bracket": selection.find_bracket,
         "autoattack_row": selection.autoattack_row,
         "autoattack_sizes": selection.autoattack_sizes,
@@ -92,6 +93,7 @@ def _context(leaderboard: Leaderboard, figures: dict[str, bytes]) -> dict[str, A
         "flow": selection.flow_rows(leaderboard),
         "flow_rule": prose.FLOW,
         "flow_heading": prose.FLOW_HEADING,
+        "more_headings": columns.headings(),
         "wholes": any(map(selection.beyond, leaderboard.models)),
         "headline": selection.headline(leaderboard),
         "norms": selection.norms(leaderboard),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from robustness.certificates.base import Kind
 from robustness.errors import printable
-from robustness.reporting import prose, selection, tables, words
+from robustness.reporting import columns, prose, selection, tables, words
 from robustness.reporting.pictures import PARTS, path_of
 from robustness.results.leaderboard import CertificateRow, Flag, Leaderboard, ModelEntry
 from robustness.results.severity import Severity, severity
@@ -76,9 +76,9 @@ def _brackets(leaderboard: Leaderboard) -> Iterator[str]:
     yield _headline(leaderboard)
     samples = words.plural(leaderboard.suite.samples, "sample")
     yield "Every radius:"
-    columns = selection.threats(leaderboard)
+    threats = selection.threats(leaderboard)
     for norm in selection.norms(leaderboard):
-        here = [(n, eps) for n, eps in columns if n is norm]
+        here = [(n, eps) for n, eps in threats if n is norm]
         heading = ["model", f"clean, {samples}"]
         for _, eps in here:
             by = selection.strengths(leaderboard, norm, eps)
@@ -89,24 +89,25 @@ def _brackets(leaderboard: Leaderboard) -> Iterator[str]:
 
 
 def _headline(leaderboard: Leaderboard) -> str:
-    columns = selection.headline(leaderboard)
+    at = selection.headline(leaderboard)
     heading = ["model", f"clean, {words.plural(leaderboard.suite.samples, 'sample')}"]
     beyond = [selection.beyond(entry) for entry in leaderboard.models]
     if any(beyond):
         heading.append("clean, whole test set")
-    for norm, eps in columns:
+    for norm, eps in at:
         by = selection.strengths(leaderboard, norm, eps)
         heading += [f"**width at {words.threat_symbol(norm, eps)}**", f"certified–attacked, {by}"]
         if selection.smoothed(leaderboard):
             heading.append("probabilistic")
         if sizes := selection.autoattack_sizes(leaderboard, norm, eps):
             heading.append(f"AutoAttack, first {words.extent(sizes)}")
+    heading += map(text, columns.headings())
     rows = []
     for entry, whole in zip(leaderboard.models, beyond, strict=True):
         cells = [_named(entry), words.percent(entry.clean.value)]
         if any(beyond):
             cells.append(words.precisely(whole.clean) if whole else words.ABSENT)
-        for norm, eps in columns:
+        for norm, eps in at:
             bracket, width = _bracket_cells(entry, [(norm, eps)])[2:]
             cells += [f"**{width}**", bracket]
             if selection.smoothed(leaderboard):
@@ -114,7 +115,7 @@ def _headline(leaderboard: Leaderboard) -> str:
             if selection.autoattack_sizes(leaderboard, norm, eps):
                 row = selection.autoattack_row(entry, norm, eps)
                 cells.append(words.percent(row.robust.value) if row else words.ABSENT)
-        rows.append(cells)
+        rows.append([*cells, *map(text, columns.cells(entry))])
     return table(heading, rows)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustness.errors import printable
-from robustness.reporting import selection, words
+from robustness.reporting import columns, selection, words
 from robustness.results.leaderboard import (
     Leaderboard,
     ModelEntry,
@@ -142,13 +142,15 @@ def csv_text(leaderboard: Leaderboard) -> str:
     the flow changes; no threat), `certified` and `attacked` (the bracket, with `method` saying
     what attacked), `probabilistic` (the best certificate of that kind), `attack` (one attack
     alone, named by `method`) or `certificate` (one certificate alone; its `kind` says whether it
-    proves anything). Values are proportions and are written so that reading them back gives the
+    proves anything), and `column` (of an installed package, named by `method`; a value alone, which
+    may be words). Other values are proportions and are written so that reading them back gives the
     same floats.
     """
     samples = leaderboard.suite.samples
-    return csv_of(
-        COLUMNS, (row for entry in leaderboard.models for row in _tidy_rows(entry, samples))
-    )
+    rows = [row for entry in leaderboard.models for row in _tidy_rows(entry, samples)]
+    for model, name, value in columns.values(leaderboard):
+        rows.append((model, "", "", "column", name, "", "", "", value, "", ""))
+    return csv_of(COLUMNS, rows)
 
 
 def csv_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

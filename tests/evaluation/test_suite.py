@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,12 @@ def test_the_settings_of_a_certificate_are_part_of_its_key(suite: Suite) -> None
         keys.append((job.version, plan.key(job, [0])))
     assert keys[0] == keys[1]
     assert len({version for version, _ in keys}) == len({key for _, key in keys}) == 3
+
+
+@pytest.mark.parametrize("name", bundled_suites())
+def test_a_suite_reaches_another_process_as_it_was(name: str) -> None:
+    suite = load_suite(name)
+    assert pickle.loads(pickle.dumps(suite)) == suite
 
 
 def test_an_unknown_suite_suggests_a_near_name() -> None:
