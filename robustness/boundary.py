@@ -128,8 +128,8 @@ def _translated(error: BaseException) -> BaseException:
         return os_failure(error, where, "correct the path or its permissions")
     if is_exhausted(error) and not isinstance(error, OperationalError):
         return OperationalError(
-            f"expected enough memory, got: {error or 'none left'}; free some, or ask for fewer "
-            "--workers, and run it again"
+            f"expected enough memory, got: {str(error) or 'none left'}; free some, or ask for "
+            "fewer --workers, and run it again"
         )
     # Python renames a compiled file into place although a full disk took but half of it.
     if isinstance(error, (EOFError, ValueError)) and "marshal data" in str(error):

@@ -226,6 +226,8 @@ def attack(
         str(row.rejected),
     )
     answers.print(table)
+    for reason, count in row.reasons.items():
+        _print_whole(f"{plural(count, 'image')} failed: {reason}")
     _note_foreign(model, data)
     if verbose:
         _print_whole(row.version)

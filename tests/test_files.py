@@ -13,7 +13,11 @@ import pytest
 
 from robustness import cli
 from robustness.errors import OperationalError, UsageError
+from robustness.evaluation.jobs.work import ShardResult
+from robustness.evaluation.plan import Job
+from robustness.evaluation.store import Store
 from robustness.files import write_file
+from robustness.threat import Norm
 from robustness.zoo import find_entry
 
 
@@ -236,6 +240,46 @@ def test_certify_on_a_small_disk_keeps_the_radii_that_are_there(
     assert call(*arguments, str(disk / "radii.csv")) == 3
     assert "No space left on device" in one_line(capsys)
     assert (disk / "radii.csv").read_bytes() == before
+
+
+def rows(count: int) -> tuple[ShardResult, Job]:
+    """A unit of so many samples, each with a reason of 500 letters."""
+    job = Job("attack", 0, "fgsm", Norm.LINF, 0.1, "", 1, count)
+    found = [(i, "error", None, None, None, 0, 500 * "x", "fgsm", 0) for i in range(count)]
+    return ShardResult(f"unit {count}", "attack", found, 0.0), job
+
+
+def test_a_store_on_a_small_disk_is_made_whole_or_not_at_all(
+    small_disk: Callable[[int], Path],
+) -> None:
+    disk = small_disk(16)
+    with pytest.raises(OperationalError, match="full"):
+        Store(disk / "results.sqlite")
+    assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("kilobytes", [192, 320])
+def test_a_store_that_fills_its_disk_keeps_what_it_has_and_goes_on_elsewhere(
+    small_disk: Callable[[int], Path], kilobytes: int, tmp_path: Path
+) -> None:
+    disk, kept = small_disk(kilobytes), []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(OperationalError, match="full"))
+        store = stack.enter_context(Store(disk / "results.sqlite"))
+        for count in range(20, 1000, 20):
+            result, job = rows(count)
+            store.add(result, job, "a model")
+            kept.append(result.key)
+    assert kept
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(disk, elsewhere)  # with what SQLite had no room to move into the file
+    for folder in (disk, elsewhere):
+        with Store(folder / "results.sqlite", must_exist=True) as store:
+            assert store.done() == set(kept)
+            assert len(store.rows("attack", kept)) == sum(20 * (i + 1) for i in range(len(kept)))
+    with Store(elsewhere / "results.sqlite") as store:
+        store.add(*rows(990), "a model")
+        assert len(store.rows("attack", ["unit 990"])) == 990
 
 
 @pytest.mark.slow

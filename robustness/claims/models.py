@@ -7,7 +7,7 @@ from typing import Any
 import tomlkit
 from torch import nn
 
-from robustness.errors import os_failure
+from robustness.errors import UsageError, os_failure
 from robustness.files import replace_file
 from robustness.recipe import RECIPE_FILE, Recipe, read_recipe
 from robustness.training.loop import train
@@ -63,14 +63,15 @@ def trained(name: str, seed: int, work: Path, data_dir: Path | None, quiet: bool
         quiet: no progress bar.
 
     Raises:
-        UsageError: `work` cannot be written to, or the images cannot be read.
+        UsageError: `work` cannot be written to or has another recipe in the model's folder, or the
+            images cannot be read.
     """
     folder = work / f"seed-{seed}" / name
-    text = recipe_text(name, seed)
+    begun = _begun(folder, recipe_of(name, seed))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not _begun(folder, recipe_of(name, seed)):
-            replace_file(folder / RECIPE_FILE, text.encode())
+        if not begun:
+            replace_file(folder / RECIPE_FILE, recipe_text(name, seed).encode())
     except OSError as error:
         raise os_failure(
             error, f"a folder to train in at {folder}", "give another with --out"
@@ -82,7 +83,17 @@ def trained(name: str, seed: int, work: Path, data_dir: Path | None, quiet: bool
 
 
 def _begun(folder: Path, recipe: Recipe) -> bool:
-    """Whether `folder` holds this very training; a changed recipe begins anew."""
-    if not (folder / RECIPE_FILE).is_file():
+    """Whether `folder` holds this very training.
+
+    Raises:
+        UsageError: it holds another, which may be somebody's.
+    """
+    file = folder / RECIPE_FILE
+    if not file.exists():
         return False
-    return read_recipe(folder).training_digest == recipe.training_digest
+    if read_recipe(folder).training_digest != recipe.training_digest:
+        raise UsageError(
+            f"expected the recipe of this training at {file}, got another one; move {folder} away, "
+            "or give another --out"
+        )
+    return True

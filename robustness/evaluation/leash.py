@@ -189,7 +189,7 @@ class Processes:
             raise DiedError(self._how()) from None
         except Exception as error:
             if is_exhausted(error):
-                raise DiedError(f"out of memory: {error or 'none left'}") from error
+                raise DiedError(f"out of memory: {str(error) or 'none left'}") from error
             raise
 
     def stop(self) -> None:

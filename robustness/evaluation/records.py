@@ -11,7 +11,7 @@ from robustness.evaluation.schedule import Schedule
 from robustness.results.leaderboard import Distances, Samples
 from robustness.threat import Norm
 
-_NOT_FINITE = "a logit that is not finite"
+NOT_FINITE = "a logit that is not finite"
 
 
 @dataclass
@@ -76,7 +76,7 @@ class SampleRecord:
     def note_failure(self, norm: Norm, eps: float, reason: str = "") -> None:
         """Take account of a failure within a radius."""
         self.failed[norm] = min(self.failed.get(norm, math.inf), eps)
-        self.reason = self.reason or reason or _NOT_FINITE
+        self.reason = self.reason or reason or NOT_FINITE
 
 
 def failures(records: list[SampleRecord]) -> dict[str, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from robustness.certificates import CertifiedRadius, Kind
 from robustness.evaluation.jobs.work import SKIPPED
 from robustness.evaluation.plan import Job, JobKind, Plan, resolve_samples
-from robustness.evaluation.records import Reader, SampleRecord, failures, sample_table
+from robustness.evaluation.records import NOT_FINITE, Reader, SampleRecord, failures, sample_table
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import Store
@@ -247,6 +247,7 @@ def _attack_row(reader: Reader, job: Job, records: dict[int, SampleRecord]) -> A
         robust=Proportion.of(stands, len(rows)),
         subset=len(rows),
         errors=sum(row[1] == "error" for row in rows),
+        reasons=_most_first(Counter(row[6] or NOT_FINITE for row in rows if row[1] == "error")),
         rejected=sum(row[5] for row in rows),
         skipped=sum(row[1] == SKIPPED for row in rows),
         found_by=_most_first(stages),

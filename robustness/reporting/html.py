@@ -48,6 +48,7 @@ def _environment() -> Environment:
         "extent": words.extent,
         "sentence": prose.sentence,
         "unidentified": prose.unidentified,
+        "failed": prose.failed,
         "duration": words.duration,
         "moment": words.moment,
         "setting": words.setting,

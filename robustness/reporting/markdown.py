@@ -174,8 +174,9 @@ def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
         f"{text(prose.sentence(entry.description))} {entry.parameters:,} parameters, {nfe}; "
         f"{clean}; {errors} failed; {prose.DIGEST} {code(entry.digest[:12])}{weights}."
     )
-    if unidentified := prose.unidentified(entry):
-        yield text(unidentified)
+    for said in (prose.failed(entry), prose.unidentified(entry)):
+        if said:
+            yield text(said)
     if lines := finding_lines(entry):
         yield lines
     headline = dict(selection.headline(leaderboard))

@@ -5,6 +5,9 @@ from robustness.reporting import words
 from robustness.results.leaderboard import Flag, Leaderboard, ModelEntry
 from robustness.results.severity import Severity, severity
 
+# Why samples failed: as many reasons are named.
+_REASONS = 5
+
 CAPTIONS = {
     "brackets": (
         "Robust accuracy against the radius of the perturbation. The true value lies in the "
@@ -218,6 +221,15 @@ def unidentified(entry: ModelEntry) -> str:
         f"Not identifiable: {'; '.join(entry.unidentified)}. Nothing would show that it is another "
         "than it was when a result was stored."
     )
+
+
+def failed(entry: ModelEntry) -> str:
+    """Why samples failed; empty where none did, and in leaderboards from before it was kept."""
+    if not entry.failures:
+        return ""
+    reasons = [f"{count:,} × {reason}" for reason, count in entry.failures.items()]
+    more = f"; and {len(reasons) - _REASONS} other reasons" if len(reasons) > _REASONS else ""
+    return f"Samples failed: {'; '.join(reasons[:_REASONS])}{more}."
 
 
 def sentence(words_given: str) -> str:

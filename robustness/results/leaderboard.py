@@ -108,6 +108,7 @@ class AttackRow(Summary):
         robust: samples that this attack alone leaves standing, of those it was run on.
         subset: number of samples it was run on, the first of the suite's order.
         errors: samples on which the model or the attack failed; they do not count as robust.
+        reasons: for which reason how many of these failed, most frequent first.
         rejected: proposed images that lay outside the ball or the box, or were not finite.
         skipped: samples that it did not attack, being certified at eps; they stand.
         found_by: which of its stages broke how many samples, most first; empty for an attack of
@@ -121,6 +122,7 @@ class AttackRow(Summary):
     robust: Proportion
     subset: int
     errors: int
+    reasons: Annotated[dict[str, int], Field(exclude_if=operator.not_)] = {}
     rejected: int
     skipped: int = 0
     found_by: dict[str, int] = {}

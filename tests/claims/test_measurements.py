@@ -15,7 +15,7 @@ from robustness.claims.horizon import (
     dopri5_evaluations,
     first_kept,
 )
-from robustness.claims.models import MODELS, recipe_of
+from robustness.claims.models import MODELS, recipe_of, recipe_text, trained
 from robustness.claims.results import SeedResults, keep, read_seed, recipes_digest, stored
 from robustness.data import ImageSet
 from robustness.errors import UsageError
@@ -175,6 +175,17 @@ def test_the_compared_pairs_train_as_long_and_another_seed_is_another_recipe() -
         assert recipe_of(ours, 1).training.epochs == recipe_of(rival, 1).training.epochs
     recipes = {recipe_of(name, seed).training_digest for name in MODELS for seed in (1, 2, 3)}
     assert len(recipes) == 15
+
+
+@pytest.mark.parametrize("content", ["of the user", recipe_text("node", 2)])
+def test_a_recipe_of_another_training_is_not_written_over(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "seed-1" / "node" / "recipe.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    with pytest.raises(UsageError):
+        trained("node", 1, tmp_path, None, quiet=True)
+    assert file.read_text() == content
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_results_are_kept_part_by_part_and_dropped_when_the_recipes_change(tmp_path: Path) -> None:

@@ -18,6 +18,13 @@ SUITE = {
     "threats": [{"norm": "Linf", "eps": [0.05]}],
     "attacks": [{"kind": "fgsm"}],
 }
+REASONS = {
+    "leaves": "SystemExit: 0",
+    "raises": "ValueError: no more \\x1b[31m",
+    "strange": "Strange: odd",
+    "memory": "out of memory: none left",
+    "vast": "out of memory: ",
+}
 CODE = """
 import os
 import sys
@@ -128,6 +135,10 @@ def test_what_a_users_model_raises_costs_it_its_samples_and_no_other_model(
     failing, alone = entries(tmp_path, f"{users}:{fault}", "digits/resnet")
     assert (failing.clean.total, failing.attacks[0].subset) == (40, 40)
     assert failing.attacks[0].errors == 40
+    assert sum(failing.attacks[0].reasons.values()) == 40
+    (reason,) = failing.failures
+    assert REASONS[fault] in reason
+    assert alone.attacks[0].reasons == alone.failures == {}
     assert failing.attacks[0].robust.count == 0
     assert failing.brackets[0].attacked.count == failing.brackets[0].certified.count == 0
     assert alone.clean.count > 30

@@ -210,3 +210,18 @@ def test_the_hash_of_the_weights_and_the_digest_of_the_model_have_names_of_their
     assert f'<dt>digest of weights and architecture</dt><dd class="mono" title="{digest}">' in page
     assert f'<dt>weights, SHA-256</dt><dd class="mono" title="{"cd" * 32}">' in page
     assert f"weights `{digest[:12]}`" not in text
+
+
+def test_why_samples_failed_is_said_in_both_reports_and_cannot_write_markup(
+    board: Leaderboard,
+) -> None:
+    known = {f"RuntimeError: <b>{i}</b>": 9 - i for i in range(7)}
+    edited = boards.edit(board, "digits/node", failures=known)
+    page, lines = html_text(edited, {}), markdown_text(edited, [])
+    for text in (page, lines):
+        assert "Samples failed: 9 × RuntimeError: " in text
+        assert "and 2 other reasons." in text
+        assert "<b>0</b>" not in text
+    assert "Samples failed" not in html_text(board, {}) + markdown_text(board, [])
+    assert '"failures"' in edited.to_json()
+    assert '"failures"' not in board.to_json()

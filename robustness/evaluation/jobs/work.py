@@ -320,7 +320,7 @@ def _said(error: BaseException) -> str:
     if isinstance(error, DiedError):
         return one_line(str(error), 500)
     if is_exhausted(error):
-        return one_line(f"out of memory: {error or 'none left'}", 500)
+        return one_line(f"out of memory: {str(error) or 'none left'}", 500)
     return one_line(f"{type(error).__name__}: {error}", 500)
 
 
