@@ -7,6 +7,7 @@ from robustness.errors import OperationalError, SoundnessError, UsageError
 
 if TYPE_CHECKING:
     from robustness.api import attack, certify, evaluate
+    from robustness.registry import load_plugin
     from robustness.zoo import load_model
 
 __all__ = [
@@ -17,10 +18,11 @@ __all__ = [
     "certify",
     "evaluate",
     "load_model",
+    "load_plugin",
 ]
 
 _HOMES = dict.fromkeys(("attack", "certify", "evaluate"), "robustness.api")
-_HOMES["load_model"] = "robustness.zoo"
+_HOMES |= {"load_model": "robustness.zoo", "load_plugin": "robustness.registry"}
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,8 @@ from robustness.certificates import (
 from robustness.data import DATASETS, load_images, require_source
 from robustness.errors import OperationalError, SoundnessError, UsageError, os_failure
 from robustness.evaluation.database import DamagedError
-from robustness.evaluation.leash import Limits, call_alone
+from robustness.evaluation.executors.here import NAME as HERE
+from robustness.evaluation.executors.processes import Limits, call_alone
 from robustness.evaluation.records import Reader, SampleRecord, failures
 from robustness.evaluation.runner import Crew, run_plan
 from robustness.evaluation.schedule import Schedule
@@ -62,6 +63,7 @@ from robustness.zoo import (
     training_data,
     zoo_folder,
     zoo_names,
+    zoo_recipe,
 )
 
 _DEFAULT_BATCH = 64
@@ -88,6 +90,7 @@ def evaluate(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
+    executor: str | None = None,
 ) -> Leaderboard:
     """Evaluate a suite: attack and certify every model, store every sample, write the reports.
 
@@ -110,6 +113,8 @@ def evaluate(
             default ten minutes. Kept by worker processes.
         memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
+        executor: what does the work, by name: `here`, `processes` or another that is registered; by
+            default as `workers` says; changes no result. `here` is `in_process` for all code.
 
     Returns:
         The leaderboard, which is also written to `out`. Its `soundness.violations` are empty
@@ -120,13 +125,14 @@ def evaluate(
     """
     parsed = load_suite(suite) if isinstance(suite, str) else suite
     parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
+    in_process = in_process or executor == HERE
     limits = Limits.of(unit_timeout, memory_limit, in_process)
     workers = _processes(workers, in_process)
     batch_size = inputs.count("a batch size", batch_size)
     folder = inputs.folder_to_write(out or Path("reports") / parsed.name)
     require_report_folder(folder)
     parsed = _ready(parsed, data_dir, data is not None)
-    with Crew(parsed, workers, data_dir, limits) as crew:
+    with Crew(parsed, workers, data_dir, limits, executor) as crew:
         _make(folder)
         with Store(folder / STORE_FILE) as store:
             started = time.perf_counter()
@@ -191,6 +197,7 @@ def attack(
     eps: str | float,
     attack: str = "pgd",
     *,
+    settings: Mapping[str, Any] | None = None,
     samples: int | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
@@ -200,6 +207,7 @@ def attack(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
+    executor: str | None = None,
 ) -> AttackRow:
     """Attack one model at one threat; nothing is stored.
 
@@ -207,8 +215,9 @@ def attack(
         model: zoo name, folder or `package.module:factory`.
         norm: `Linf` or `L2`.
         eps: radius in pixel units, a number or a fraction such as `8/255`.
-        attack: `fgsm`, `mi-fgsm`, `pgd`, `apgd`, `fab`, `cw`, `deepfool`, `square`, `autoattack`
-            or `worst-case`.
+        attack: `fgsm`, `mi-fgsm`, `pgd`, `apgd`, `fab`, `cw`, `deepfool`, `square`, `autoattack`,
+            `worst-case` or another that is registered.
+        settings: of the attack, by name, such as `{"effort": "thorough"}` of the worst case.
         samples: how many images, all by default.
         data: data set, by default the one the model was trained on.
         data_dir: folder with the official image files.
@@ -220,6 +229,8 @@ def attack(
             default ten minutes. Kept by worker processes.
         memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
+        executor: what does the work, by name: `here`, `processes` or another that is registered; by
+            default as `workers` says; changes no result. `here` is `in_process` for all code.
 
     Returns:
         The attack's row: robust accuracy with its interval, errors, rejected proposals.
@@ -231,6 +242,7 @@ def attack(
             image.
     """
     threat = ThreatModel.parse(norm, eps)
+    in_process = in_process or executor == HERE
     limits = Limits.of(unit_timeout, memory_limit, in_process)
     workers = _processes(workers, in_process)
     suite = _single(
@@ -239,10 +251,10 @@ def attack(
         samples,
         seed,
         threats=[{"norm": threat.norm, "eps": [threat.eps]}],
-        attacks=[{"kind": attack}],
+        attacks=[{**(settings or {}), "kind": attack}],
     )
     suite = _ready(suite, data_dir, data is not None)
-    with Crew(suite, workers, data_dir, limits) as crew, Store(None) as store:
+    with Crew(suite, workers, data_dir, limits, executor) as crew, Store(None) as store:
         refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
         if refusals:
             raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
@@ -291,6 +303,7 @@ def certify(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
+    executor: str | None = None,
 ) -> list[CertifiedSample]:
     """Certify one model, by default with all that apply, and keep the best radius per image.
 
@@ -311,6 +324,8 @@ def certify(
             default ten minutes. Kept by worker processes.
         memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
+        executor: what does the work, by name: `here`, `processes` or another that is registered; by
+            default as `workers` says; changes no result. `here` is `in_process` for all code.
 
     Returns:
         One row per image, in the order drawn with `seed`.
@@ -324,6 +339,7 @@ def certify(
     """
     parsed = Norm.parse(norm)
     count = inputs.count("a number of audited images", audit)
+    in_process = in_process or executor == HERE
     limits = Limits.of(unit_timeout, memory_limit, in_process)
     workers = _processes(workers, in_process)
     suite = _single(
@@ -336,7 +352,7 @@ def certify(
         audit=AuditConfig(samples=count, largest=count),
     )
     suite = _ready(suite, data_dir, data is not None)
-    with Crew(suite, workers, data_dir, limits) as crew, Store(None) as store:
+    with Crew(suite, workers, data_dir, limits, executor) as crew, Store(None) as store:
         refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
         if certificate is not None and refusals:
             raise UsageError(
@@ -512,7 +528,7 @@ def _expanded(name: str) -> list[str]:
     if not name.endswith("/*"):
         return [name]
     entries = zoo_names(name.removesuffix("/*"))
-    found = [entry for entry in entries if read_recipe(zoo_folder() / entry).weights is not None]
+    found = [entry for entry in entries if zoo_recipe(entry).weights is not None]
     if not found:
         raise UsageError(
             f"expected zoo entries with weights for {name}, got none; see `robustness models`"

@@ -3,6 +3,7 @@
 What a command raises becomes an exit code and one line in `boundary.run`.
 """
 
+import tomllib
 from collections import Counter
 from pathlib import Path
 from textwrap import shorten
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from robustness import api, inputs
+from robustness import api, doors, inputs
 from robustness.boundary import log_beside
 from robustness.boundary import run as run
 from robustness.certificates import Kind
@@ -23,7 +24,6 @@ from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.suite import load_suite
 from robustness.files import require_own, write_file
-from robustness.recipe import read_recipe
 from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
 from robustness.reporting.tables import csv_of, summary_table
@@ -32,7 +32,7 @@ from robustness.results.leaderboard import Leaderboard, read_leaderboard
 from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
-from robustness.zoo import WEIGHTS_FILE, find_entry, training_data, zoo_folder, zoo_names
+from robustness.zoo import WEIGHTS_FILE, find_entry, training_data, zoo_names, zoo_recipe
 
 _EXIT_CODES = (
     "Exit codes: 0 done; 1 the answer is no (a regression, or a certificate that was broken); "
@@ -43,7 +43,15 @@ _EXIT_CODES = (
 
 
 class _Group(TyperGroup):
-    """All commands: no word of a command line is empty, endless or holds control characters."""
+    """All commands: no word of a command line is empty, endless or holds control characters.
+
+    Plugins that it names are imported first, and all commands know the option that does so.
+    """
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for command in (self, *self.commands.values()):
+            command.params.append(doors.plugin_option())
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse what no option or argument can be, then parse."""
@@ -57,7 +65,17 @@ class _Group(TyperGroup):
                 place = name if option else place
                 raise UsageError(f"{place}: {error}" if place else str(error)) from None
             place = word if option else ""
+        doors.load_named(args)
+        if "--help" in args:
+            self._say_what_there_is()
         return super().parse_args(ctx, args)
+
+    def _say_what_there_is(self) -> None:
+        for name, command in self.commands.items():
+            for option in command.params:
+                if (said := doors.named(name, option.name or "")) is not None:
+                    vars(option)["help"] = said
+            command.epilog = "\n\n".join(doors.listing(name)) or command.epilog
 
 
 app = typer.Typer(
@@ -110,6 +128,10 @@ InProcess = Annotated[
         "end or hang it.",
     ),
 ]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option("--executor", help="What does the work; as --workers says by default."),
+]
 ModelName = Annotated[
     str, typer.Argument(help="Zoo name, recipe folder or package.module:factory.")
 ]
@@ -139,6 +161,7 @@ def evaluate(
     unit_timeout: UnitTimeout = None,
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
+    executor: ExecutorName = None,
 ) -> None:
     """Attack and certify every model of a suite, and write its reports."""
     folder = out or Path("reports") / load_suite(suite).name
@@ -157,6 +180,7 @@ def evaluate(
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
+        executor=executor,
     )
     for entry in leaderboard.models:
         _note_foreign(entry.name, data)
@@ -180,11 +204,20 @@ def attack(
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
     attack: Annotated[
         str,
-        typer.Option(
-            "--attack",
-            help="fgsm, mi-fgsm, pgd, apgd, fab, cw, deepfool, square, autoattack or worst-case.",
-        ),
+        typer.Option("--attack", help="Its name; pgd by default."),
     ] = "pgd",
+    effort: Annotated[
+        str | None,
+        typer.Option("--effort", help="Of the worst case: quick, standard or thorough."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the attack, as a suite would write it; more than once for several.",
+        ),
+    ] = None,
     samples: Samples = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Data set; the model's own by default.")
@@ -198,6 +231,7 @@ def attack(
     unit_timeout: UnitTimeout = None,
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
+    executor: ExecutorName = None,
 ) -> None:
     """Attack one model at one threat and print its robust accuracy."""
     row = api.attack(
@@ -205,6 +239,7 @@ def attack(
         norm,
         eps,
         attack,
+        settings=_settings_of(attack, effort, settings or []),
         samples=samples,
         data=data,
         seed=seed,
@@ -214,6 +249,7 @@ def attack(
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
+        executor=executor,
     )
     table = Table(title=escape(f"{model} under {ThreatModel(row.norm, row.eps)}, {row.attack}"))
     for column in ("robust accuracy", "95% interval", "images", "errors", "rejected"):
@@ -235,6 +271,20 @@ def attack(
             _print_whole(f"{broken} broken by {stage}")
     else:
         _print_whole(shorten(row.version, 76, placeholder=" … (all with --verbose)"))
+
+
+def _settings_of(attack: str, effort: str | None, words: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {} if effort is None else {"effort": effort}
+    for word in words:
+        name, is_given, value = word.partition("=")
+        if not (name and is_given):
+            raise UsageError(f"--set: expected NAME=VALUE, such as steps=50, got {word!r}")
+        try:
+            settings[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[name] = value  # words without quotes
+    doors.require_settings(attack, settings)
+    return settings
 
 
 @app.command()
@@ -269,6 +319,7 @@ def certify(
     unit_timeout: UnitTimeout = None,
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
+    executor: ExecutorName = None,
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
@@ -287,6 +338,7 @@ def certify(
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
+        executor=executor,
     )
     if csv_file is not None:
         write_file(csv_file, _radii(rows).encode())
@@ -390,7 +442,7 @@ def models(
     for column in ("model", "weights", "description"):
         table.add_column(column, overflow="fold")
     for name in names:
-        recipe = read_recipe(zoo_folder() / name)
+        recipe = zoo_recipe(name)
         table.add_row(name, "yes" if recipe.weights else "none yet", escape(recipe.description))
     answers.print(table)
 
@@ -440,7 +492,7 @@ def _cards_asked_for(model: str | None, dataset: str | None, every: bool) -> lis
     if model is not None:
         return [model]
     names = _names_of(dataset)
-    trained = [name for name in names if read_recipe(zoo_folder() / name).weights is not None]
+    trained = [name for name in names if zoo_recipe(name).weights is not None]
     for name in sorted(set(names) - set(trained)):
         answers.print(escape(f"{name}: no weights yet, no card"))
     return trained

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from robustness.errors import UsageError, one_line
 
@@ -37,6 +37,8 @@ Thing = TypeVar("Thing", bound=Named)
 
 # What was imported as a plugin in this process, in that order, and the release of each.
 _loaded: dict[str, str] = {}
+# All registries of this process.
+_registries: "list[Registry[Any]]" = []
 
 
 class Registry(Mapping[str, Thing]):
@@ -51,6 +53,7 @@ class Registry(Mapping[str, Thing]):
         self.noun, self.group = noun, group
         self._things: dict[str, Thing] = {}
         self._open = True
+        _registries.append(self)
 
     def register(self, thing: Thing) -> Thing:
         """Add one.
@@ -129,7 +132,15 @@ def load_plugin(module: str) -> None:
 
 
 def plugins() -> dict[str, str]:
-    """The modules that were imported as plugins, in that order, and the `release_of` each."""
+    """The modules that add to the registries of this process, and the `release_of` each.
+
+    In the order in which they were imported; those of installed packages are imported by this.
+
+    Raises:
+        UsageError: one cannot be imported.
+    """
+    for registry in _registries:
+        len(registry)
     return dict(_loaded)
 
 

@@ -25,6 +25,7 @@ from robustness.errors import (
 from robustness.files import read_file
 from robustness.identity import Structure, describe
 from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, read_recipe
+from robustness.registry import Registry
 
 _PACKAGE = Path(__file__).parent
 
@@ -72,11 +73,50 @@ def zoo_folder() -> Path:
     return _PACKAGE / "_zoo"
 
 
+@dataclass(frozen=True)
+class ZooFolder:
+    """A zoo of an installed package.
+
+    Attributes:
+        name: what it is called in messages.
+        path: of its entries, `<data set>/<name>/recipe.toml` and the weights beside.
+    """
+
+    name: str
+    path: Path
+
+
+ZOOS: Registry[ZooFolder] = Registry("a zoo folder", "robustness.models")
+
+
+def _zoo_folders() -> list[Path]:
+    return [zoo_folder(), *(zoo.path for zoo in ZOOS.values())]
+
+
 def zoo_names(dataset: str | None = None) -> list[str]:
-    """Names of all zoo entries, `<data set>/<name>`, sorted."""
-    root = zoo_folder()
-    names = [path.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/{RECIPE_FILE}")]
+    """Names of all zoo entries, `<data set>/<name>`, sorted; those of installed packages too."""
+    names = {
+        path.parent.relative_to(root).as_posix()
+        for root in _zoo_folders()
+        for path in root.glob(f"*/*/{RECIPE_FILE}")
+    }
     return sorted(name for name in names if dataset is None or name.split("/")[0] == dataset)
+
+
+def zoo_entry(name: str) -> Path | None:
+    """The folder of a zoo name; None where there is none.
+
+    Raises:
+        UsageError: two zoos have one of this name.
+    """
+    if not name or Path(name).is_absolute():
+        return None
+    found = [root / name for root in _zoo_folders() if os.path.isfile(root / name / RECIPE_FILE)]
+    if len(found) > 1:
+        raise UsageError(
+            f"expected one zoo entry called {name}, got {found[0]} and {found[1]}; give its folder"
+        )
+    return found[0] if found else None
 
 
 def find_entry(name: str) -> Path:
@@ -91,8 +131,7 @@ def find_entry(name: str) -> Path:
         return path.parent
     if os.path.isfile(path / RECIPE_FILE):
         return path
-    entry = zoo_folder() / name
-    if name and not path.is_absolute() and os.path.isfile(entry / RECIPE_FILE):
+    if (entry := zoo_entry(name)) is not None:
         return entry
     near = ", ".join(get_close_matches(name, zoo_names(), n=3, cutoff=0.0))
     raise UsageError(
@@ -103,9 +142,20 @@ def find_entry(name: str) -> Path:
 
 def entry_name(folder: Path) -> str:
     """The zoo name of an entry's folder; the path itself for a folder outside the zoo."""
-    root = zoo_folder().resolve()
     path = folder.resolve()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(folder)
+    roots = (root.resolve() for root in _zoo_folders())
+    return next(
+        (path.relative_to(r).as_posix() for r in roots if path.is_relative_to(r)), str(folder)
+    )
+
+
+def zoo_recipe(name: str) -> Recipe:
+    """The recipe of a zoo name; no weights are read.
+
+    Raises:
+        UsageError: there is none, or it does not fit.
+    """
+    return read_recipe(zoo_entry(name) or zoo_folder() / name)
 
 
 def training_data(name: str) -> str | None:

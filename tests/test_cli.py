@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from robustness import api, cli
 from robustness.claims import run as claims
@@ -280,3 +281,43 @@ def test_a_model_of_another_data_set_is_measured_only_if_that_is_said(
     assert "trained on mnist, measured on digits" in report
     assert call("certify", "entry", "--samples", "1", *meant) == 0
     assert noted in capsys.readouterr().out
+
+
+def test_the_settings_of_an_attack_are_checked_and_all_there_are_are_named(
+    capsys: pytest.CaptureFixture[str], nothing_read: None
+) -> None:
+    asked = ("attack", "digits/resnet", "--eps", "0.1", "--attack")
+    line = refused(capsys, *asked, "pgd", "--set", "stpes=3")
+    assert "attack pgd, one of steps, restarts, relative_step, got 'stpes'" in line
+    assert "steps" in refused(capsys, *asked, "pgd", "--set", "steps=0")
+    assert "NAME=VALUE" in refused(capsys, *asked, "pgd", "--set", "steps")
+    assert "of which it has none" in refused(capsys, *asked, "fgsm", "--set", "steps=3")
+    assert "effort" in refused(capsys, *asked, "pgd", "--effort", "thorough")
+    line = refused(capsys, *asked, "worst-case", "--effort", "utmost")
+    assert "'quick', 'standard' or 'thorough'" in line
+    assert "did you mean pgd?" in refused(capsys, *asked, "pgdd")
+
+
+@pytest.mark.parametrize("words", [("--plugin", "gone"), ("--plugin=gone",)])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_plugin_that_cannot_be_imported_ends_every_command(
+    capsys: pytest.CaptureFixture[str], nothing_read: None, words: tuple[str, ...], first: bool
+) -> None:
+    command = ("compare", "a", "b")
+    line = refused(capsys, *(words + command if first else command + words))
+    assert "expected a plugin" in line
+    assert "'gone'" in line
+
+
+def test_every_command_knows_plugin() -> None:
+    group = typer.main.get_command(cli.app)
+    assert len(group.commands) > 8
+    for command in (group, *group.commands.values()):
+        assert [p.name for p in command.params].count("plugin") == 1
+
+
+def test_an_executor_is_one_that_is_registered(
+    capsys: pytest.CaptureFixture[str], nothing_read: None
+) -> None:
+    line = refused(capsys, "attack", "digits/resnet", "--eps", "0.1", "--executor", "hear")
+    assert "expected an executor, one of here, processes" in line

@@ -26,10 +26,10 @@ from robustness.attacks import Attack, audit_version, nearest_version
 from robustness.certificates import CERTIFICATES, proves, settings_of
 from robustness.data import ImageSet
 from robustness.errors import UsageError, is_exhausted, is_interruption
+from robustness.evaluation.executors.processes import begin_turn
 from robustness.evaluation.jobs.audit import NAME as AUDIT
 from robustness.evaluation.jobs.audit import audit_stages, describe
 from robustness.evaluation.jobs.worst_case import WorstCase
-from robustness.evaluation.leash import begin_turn
 from robustness.evaluation.suite import Samples, Suite
 from robustness.identity import fingerprint
 from robustness.nets.classifiers import NeuralODEClassifier

@@ -27,14 +27,22 @@ from robustness.errors import (
     is_exhausted,
     is_interruption,
 )
+from robustness.evaluation.executors import EXECUTORS, Executor
+from robustness.evaluation.executors.here import NAME as HERE
+from robustness.evaluation.executors.processes import NAME as PROCESSES
+from robustness.evaluation.executors.processes import (
+    Limits,
+    Processes,
+    begin_turn,
+    faulty,
+    unusable,
+)
 from robustness.evaluation.jobs.work import Bench, ShardResult, failed_unit, run_unit
-from robustness.evaluation.leash import Limits, Processes, begin_turn, faulty, unusable
 from robustness.evaluation.plan import Job, Plan, Unit, attack_of, make_plan, others
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.identity import Structure, answers, fingerprint
-from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.results.leaderboard import WORST_CASE
 from robustness.terminal import progress_bar, remark
 from robustness.zoo import LoadedModel, absent_model, is_factory, load_model
@@ -202,6 +210,8 @@ class Crew:
         workers: number of processes; changes no result.
         data_dir: folder with the official image files, for the workers to read again.
         limits: how users' code is held.
+        executor: which does the tasks, by name; by default `here` with one worker or one task and
+            no user's model, else `processes`.
 
     Attributes:
         plan: of the suite, once the crew is entered.
@@ -211,15 +221,24 @@ class Crew:
     plan: Plan
     images: ImageSet
 
-    def __init__(self, suite: Suite, workers: int, data_dir: Path | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        workers: int,
+        data_dir: Path | None,
+        limits: Limits,
+        executor: str | None = None,
+    ) -> None:
         self.suite, self.workers, self.data_dir, self.limits = suite, workers, data_dir, limits
+        self.executor = None if executor is None else EXECUTORS.require(executor).name
         users = any(map(is_factory, suite.models))
         self._leashed = not limits.in_process and (users or limits.asked_for)
         self._bench: Workbench | None = None
         self._structures: list[Structure] = []
         self._absent: dict[str, str] = {}
         self._died: set[str] = set()
-        self._processes: Processes | None = None
+        self._started: Executor | None = None
+        self._asked = 0
         self._slowest = 0.0
 
     def __enter__(self) -> "Crew":
@@ -232,6 +251,8 @@ class Crew:
         try:
             if self._leashed:
                 self.plan, self._structures = self._planned_in_a_process()
+                if self.executor not in (None, PROCESSES):
+                    self._stop()
                 self.images = load_images(self.suite.data, self.suite.split, self.data_dir)
             else:
                 self._bench = _planned(self.suite, self.data_dir, {})
@@ -250,7 +271,8 @@ class Crew:
 
     def _planned_in_a_process(self) -> tuple[Plan, list[Structure]]:
         while True:
-            processes = self._started(1, load=False)
+            processes = Processes(1, self.limits.memory)
+            self._started, self._asked = processes, 1
             try:
                 text, found = processes.call(
                     self.limits.loading, _plan_in_worker, self.suite, self.data_dir, self._absent
@@ -283,23 +305,24 @@ class Crew:
     def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[ShardResult]]]:
         """Do the tasks and give each back with its results, in the order they are done."""
         few = self.workers == 1 or len(tasks) <= 1
-        if self._bench is not None and self._processes is None and few:
-            with reproducible_arithmetic():
-                for task in tasks:
-                    yield task, self._bench.run(task)
+        here = self.executor == HERE or (self.executor is None and few and self._started is None)
+        if self._bench is not None and here:
+            executor = EXECUTORS[HERE].start(1, None)
+            for task in tasks:
+                yield task, executor.result(executor.submit(self._bench.run, task))
             return
         waiting = deque(tasks)
         pending: dict[Future[list[ShardResult]], Task] = {}
         workers = 1 if few else self.workers
         while waiting or pending:
             try:
-                processes = self._started(workers)
+                executor = self._start(workers)
                 # No more than are at work: if a process dies, one of these was its task.
-                while waiting and len(pending) < workers:
-                    pending[processes.submit(_run_in_worker, waiting[0])] = waiting[0]
+                while waiting and len(pending) < min(workers, executor.count):
+                    pending[executor.submit(_run_in_worker, waiting[0])] = waiting[0]
                     waiting.popleft()
-                for future in self._finished(processes, pending):
-                    results = processes.result(future)
+                for future in self._finished(executor, pending):
+                    results = executor.result(future)
                     self._slowest = max(self._slowest, *(r.seconds for r in results))
                     yield pending.pop(future), results
             except DiedError as died:
@@ -315,7 +338,7 @@ class Crew:
                     yield task, [self._alone(job, unit) for job, unit in task.work]
 
     def _finished(
-        self, processes: Processes, pending: Mapping[Future[list[ShardResult]], Task]
+        self, executor: Executor, pending: Mapping[Future[list[ShardResult]], Task]
     ) -> set[Future[list[ShardResult]]]:
         """Wait for a task; end all processes where none is done within the time limit.
 
@@ -324,7 +347,7 @@ class Crew:
         """
         limit = self.limits.unit(self._slowest)
         units = max(len(task.work) for task in pending.values())
-        return processes.first(pending.keys(), limit * units, limit)
+        return executor.first(pending.keys(), limit * units, limit)
 
     def _alone(self, job: Job, unit: Unit) -> ShardResult:
         """Do again, with no other at work, a unit that was at hand when a process died.
@@ -358,30 +381,30 @@ class Crew:
 
     def _once(self, job: Job, unit: Unit) -> ShardResult:
         try:
-            processes, task = self._started(1), Task([(job, unit)])
-            future = processes.submit(_run_in_worker, task)
-            self._finished(processes, {future: task})
-            return processes.result(future)[0]
+            executor, task = self._start(1), Task([(job, unit)])
+            future = executor.submit(_run_in_worker, task)
+            self._finished(executor, {future: task})
+            return executor.result(future)[0]
         except DiedError:
             self._stop()
             raise
 
-    def _started(self, workers: int, load: bool = True) -> Processes:
-        """So many processes that live, with the models loaded."""
-        if self._processes is not None and self._processes.count < workers:
+    def _start(self, workers: int) -> Executor:
+        """So many workers that live, with the models loaded."""
+        if self._started is not None and self._asked < workers:
             self._stop()
-        if self._processes is None:
-            self._processes = Processes(workers, self.limits.memory)
-            if load:
-                self._load(self._processes)
-        return self._processes
+        if self._started is None:
+            kind = EXECUTORS[self.executor or PROCESSES]
+            self._started, self._asked = kind.start(workers, self.limits.memory), workers
+            self._load(self._started)
+        return self._started
 
     def _stop(self) -> None:
-        if self._processes is not None:
-            self._processes.stop()
-            self._processes = None
+        if self._started is not None:
+            self._started.stop()
+            self._started = None
 
-    def _load(self, processes: Processes) -> None:
+    def _load(self, executor: Executor) -> None:
         """Let every worker load the models, and insist that they are those that were planned.
 
         Raises:
@@ -390,7 +413,7 @@ class Crew:
         """
         arguments = (self.plan.to_json(), self.data_dir, self._absent)
         seconds = self.limits.loading * len(self.suite.models)
-        for found in processes.on_all(seconds, _load_in_worker, *arguments):
+        for found in executor.on_all(seconds, _load_in_worker, *arguments):
             for info, expected, (structure, seen) in zip(
                 self.plan.models, self._structures, found, strict=True
             ):

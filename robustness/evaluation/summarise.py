@@ -18,6 +18,7 @@ from robustness.evaluation.records import NOT_FINITE, Reader, SampleRecord, fail
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import Store
+from robustness.registry import plugins
 from robustness.results.leaderboard import (
     AttackRow,
     AuditRow,
@@ -52,7 +53,8 @@ _PACKAGES = (
 
 def environment() -> dict[str, str]:
     """Versions of everything that results may depend on."""
-    return {"python": python_version()} | {name: version(name) for name in _PACKAGES}
+    own = {"python": python_version()} | {name: version(name) for name in _PACKAGES}
+    return own | {f"plugin {module}": release for module, release in plugins().items()}
 
 
 def summarise(plan: Plan, store: Store, versions: dict[str, str]) -> Leaderboard:

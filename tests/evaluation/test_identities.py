@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-import robustness.evaluation.leash as leash
 from robustness.api import certify, evaluate
 from robustness.errors import UsageError
+from robustness.evaluation.executors import processes as leash
 from robustness.evaluation.suite import Suite
 from robustness.reporting.html import html_text
 from robustness.reporting.markdown import markdown_text

@@ -17,7 +17,7 @@ from robustness.certificates import CertifiedRadius, Kind, Limit, routine
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
 from robustness.errors import UsageError
-from robustness.evaluation.leash import Limits
+from robustness.evaluation.executors.processes import Limits
 from robustness.evaluation.plan import make_plan
 from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.schedule import Schedule

@@ -24,8 +24,12 @@ import torch
 
 from robustness import inputs
 from robustness.errors import DiedError, OperationalError, UsageError, is_exhausted
+from robustness.evaluation.executors.base import EXECUTORS, ExecutorKind
+from robustness.registry import load_plugin, plugins
 
 T = TypeVar("T")
+
+NAME = "processes"
 
 # Longer ones overflow what a lock can wait for.
 _LONGEST_SECONDS = 10**6
@@ -108,7 +112,7 @@ class Processes:
             count,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(context.Barrier(count), self._turn, memory),
+            initargs=(context.Barrier(count), self._turn, memory, list(plugins())),
         )
 
     @property
@@ -216,6 +220,9 @@ class Processes:
         return "its process died"
 
 
+EXECUTORS.register(ExecutorKind(NAME, Processes))
+
+
 def call_alone(model: str, limits: Limits, function: Callable[..., T], *args: Any) -> T:
     """Call a function that runs a user's model in a process of its own.
 
@@ -287,7 +294,7 @@ def _together(function: Callable[..., T], *args: Any) -> T:
         _all.wait()
 
 
-def _start_worker(all_workers: Barrier, turns: Any, memory: int | None) -> None:
+def _start_worker(all_workers: Barrier, turns: Any, memory: int | None, modules: list[str]) -> None:
     global _all, _turns
     # Ctrl-C and a closed terminal are the parent's to handle; a parent that was killed must not
     # leave workers behind.
@@ -298,6 +305,8 @@ def _start_worker(all_workers: Barrier, turns: Any, memory: int | None) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     _all, _turns = all_workers, turns
+    for module in modules:  # what units and plans may name
+        load_plugin(module)
     if memory is not None:
         import resource  # not on Windows
 
