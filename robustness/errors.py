@@ -86,8 +86,18 @@ def is_exhausted(error: BaseException) -> bool:
     """Whether what was raised says that there was no memory left."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    told = isinstance(error, (RuntimeError, ImportError))
-    return told and any(words in str(error) for words in _EXHAUSTED)
+    if not isinstance(error, (RuntimeError, ImportError)):
+        return False
+    said = in_words(error)
+    return any(words in said for words in _EXHAUSTED)
+
+
+def in_words(error: BaseException) -> str:
+    """An error's kind and message; its kind alone where a user's own kind cannot say more."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -113,6 +113,8 @@ def describe_validation(error: ValidationError) -> str:
 
 def is_marked(file: Path, mark: str) -> bool:
     """Whether a file begins, within a kilobyte, with what this package writes into such files."""
+    if not file.is_file():  # a pipe would be waited for
+        return False
     try:
         with file.open("rb") as stream:
             return mark.encode() in stream.read(1024)

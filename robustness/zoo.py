@@ -18,6 +18,7 @@ from torch import nn
 from robustness.errors import (
     DiedError,
     UsageError,
+    in_words,
     is_exhausted,
     is_interruption,
     os_failure,
@@ -303,7 +304,7 @@ def _made(name: str) -> nn.Module:
     except BaseException as error:  # SystemExit too: it is a user's code that runs
         if is_interruption(error) or is_exhausted(error):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(in_words(error).split())
         raise UsageError(
             f"expected a factory package.module:callable, got {name!r}, which raised {reason}; "
             "check the name and that it can be called without arguments"

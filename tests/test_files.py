@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and a full disk is the machine's failure."""
 
 import contextlib
+import os
 import resource
 import shutil
 import subprocess
@@ -158,6 +159,14 @@ def test_a_report_is_not_written_over_files_of_another_origin(
         assert call(*arguments, str(tmp_path)) == 2
         assert "a folder of its own for the report" in one_line(capsys)
     assert tree(tmp_path) == {name: b"of the user"}
+
+
+def test_a_pipe_in_the_place_of_a_store_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "results.sqlite")
+    assert call("evaluate", "digits-quick", "--out", str(tmp_path)) == 2
+    assert "something that is no file" in one_line(capsys)
 
 
 def test_claims_are_not_written_over_a_page_of_another_origin(

@@ -18,6 +18,7 @@ from robustness.attacks.base import Attack, Guided, modes_kept
 from robustness.attacks.judge import Status, Verdict, judge_within
 from robustness.attacks.lanes import Meter, Metered
 from robustness.attacks.views import View
+from robustness.errors import in_words, is_exhausted
 from robustness.threat import Norm, ThreatModel
 
 CLEAN = "clean"
@@ -219,7 +220,9 @@ class _Queue:
                 self.model, images, labels, self.norm, radii, self.seed, meter
             )
         except Exception as error:  # a third party's code on a user's model: any failure is data
-            return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            if is_exhausted(error):  # but for the machine's
+                raise
+            return " ".join(in_words(error).split())[:300]
         finally:
             for i in samples:
                 self.known[i] = replace(
@@ -235,11 +238,13 @@ class _Queue:
             images, labels, radii = (v[samples] for v in (self.images, self.labels, self.radii))
             verdicts = judge_within(self.model, images, labels, candidates, self.norm, radii)
         except Exception as error:  # the deployed model raises: by itself, where it can be told
+            if is_exhausted(error):
+                raise
             if len(samples) > 1:
                 for row, i in enumerate(samples):
                     self._judge([i], candidates[:, row : row + 1], attack, view)
                 return
-            detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            detail = " ".join(in_words(error).split())[:300]
             verdicts = [Verdict(Status.ERROR, detail=detail)]
         for i, verdict in zip(samples, verdicts, strict=True):
             self._take(i, verdict, attack, view)

@@ -25,7 +25,7 @@ from robustness import evaluation
 from robustness.attacks import Attack, audit_version, nearest_version
 from robustness.certificates import CERTIFICATES, proves, settings_of
 from robustness.data import ImageSet
-from robustness.errors import UsageError, is_exhausted, is_interruption
+from robustness.errors import UsageError, in_words, is_exhausted, is_interruption
 from robustness.evaluation.executors.processes import begin_turn
 from robustness.evaluation.jobs.audit import NAME as AUDIT
 from robustness.evaluation.jobs.audit import audit_stages, describe
@@ -397,7 +397,7 @@ def _require_logits(loaded: LoadedModel, images: ImageSet) -> None:
         except BaseException as error:  # SystemExit too: it is a user's code that runs
             if is_interruption(error) or is_exhausted(error):
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = " ".join(in_words(error).split())
             raise UsageError(
                 f"{loaded.name}: expected a model of images {images.shape}, got {reason}; "
                 f"check that it fits the data set {images.name}"

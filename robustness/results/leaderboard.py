@@ -9,7 +9,7 @@ import operator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import binomtest
 
 from robustness.certificates.base import Kind
@@ -34,10 +34,16 @@ class Summary(BaseModel):
 class Proportion(Summary):
     """A count out of a total with its exact 95% interval (Clopper and Pearson, 1934)."""
 
-    count: int
-    total: int
+    count: Annotated[int, Field(ge=0)]
+    total: Annotated[int, Field(ge=1)]
     low: float
     high: float
+
+    @model_validator(mode="after")
+    def _within(self) -> "Proportion":
+        if self.count > self.total:
+            raise ValueError(f"a count up to {self.total}, got {self.count}")
+        return self
 
     @classmethod
     def of(cls, count: int, total: int) -> "Proportion":

@@ -241,6 +241,28 @@ def test_a_model_that_raises_inside_the_attack_costs_only_the_samples_at_fault()
     assert "underflow in dt nan" in outcomes[3].errors[0]
 
 
+class Vast(nn.Module):
+    """Has memory for one image at a time, or for none."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most:
+            raise MemoryError
+        return images.flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_lack_of_memory_is_the_machines_and_no_fact_of_a_model(most: int) -> None:
+    stages = [Stage(Ascent("ce", 3), deployed(Vast(most)))]
+    with pytest.raises(MemoryError):
+        worst_case(
+            Vast(most), grey_images(3), torch.zeros(3).long(), ThreatModel(Norm.LINF, 0.1), stages
+        )
+
+
 class Pulls(nn.Module):
     """Every wrong logit grows with brightness: whatever the label, an ascent brightens."""
 

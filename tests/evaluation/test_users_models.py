@@ -24,6 +24,7 @@ REASONS = {
     "strange": "Strange: odd",
     "memory": "out of memory: none left",
     "vast": "out of memory: ",
+    "mute": "Speechless",
 }
 CODE = """
 import os
@@ -95,6 +96,14 @@ leaves = late(SystemExit(0))
 raises = late(ValueError("no\\nmore \\x1b[31m"))
 strange = late(type("Strange", (BaseException,), {})("odd"))
 memory = late(MemoryError())
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+mute = late(Speechless())
 vast = lambda: Model(lambda logits, calls: logits if calls < 40 else torch.empty(10**14))
 tuples = lambda: Model(lambda logits, calls: (logits, 1))
 arrays = lambda: Model(lambda logits, calls: logits.numpy())
@@ -128,7 +137,7 @@ def entries(tmp_path: Path, *models: str) -> list[ModelEntry]:
     return api.evaluate(suite, out=tmp_path / "out", in_process=True).models
 
 
-@pytest.mark.parametrize("fault", ["leaves", "raises", "strange", "memory", "vast"])
+@pytest.mark.parametrize("fault", ["leaves", "raises", "strange", "memory", "vast", "mute"])
 def test_what_a_users_model_raises_costs_it_its_samples_and_no_other_model(
     fault: str, users: str, tmp_path: Path
 ) -> None:

@@ -1,11 +1,14 @@
 import io
+import json
+from pathlib import Path
 
 import boards
 import pytest
 from rich.console import Console
 
+from robustness.errors import UsageError
 from robustness.reporting.compare import Change, compare, render
-from robustness.results.leaderboard import Proportion
+from robustness.results.leaderboard import Proportion, read_leaderboard
 
 
 def printed(comparison, **names):
@@ -75,6 +78,17 @@ def test_other_models_and_another_name_do_not_make_runs_incomparable(board):
 def test_a_missing_setting_differs_from_one_that_is_null(board):
     other = boards.leaderboard(settings=board.suite.settings | {"views": None})
     assert compare(board, other).obstacles == ["other settings (views)"]
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 0), (3, 2), (-1, 2)])
+def test_a_leaderboard_with_a_proportion_that_is_none_is_refused(
+    board, count: int, total: int, tmp_path: Path
+) -> None:
+    content = json.loads(board.to_json())
+    content["models"][0]["clean"] |= {"count": count, "total": total}
+    (tmp_path / "leaderboard.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="a leaderboard of schema version"):
+        read_leaderboard(tmp_path)
 
 
 def test_the_comparison_survives_a_plain_pipe(board):

@@ -29,6 +29,7 @@ from robustness.attacks.checks.model_audits import (
     solver_failures,
 )
 from robustness.attacks.lanes import scores
+from robustness.errors import in_words, is_exhausted
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.threat import ThreatModel
@@ -104,8 +105,10 @@ def _audit_gradients(
 def _guarded(name: str, run: Callable[[], Flag | list[Flag]]) -> Iterator[Flag]:
     try:
         found = run()
-    except Exception as error:  # a user's model: any failure is data
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    except Exception as error:  # a user's model: any failure is data, but for the machine's
+        if is_exhausted(error):
+            raise
+        reason = " ".join(in_words(error).split())[:300]
         yield Flag(name, True, None, 0.0, f"could not be run: {reason}")
         return
     yield from [found] if isinstance(found, Flag) else found

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 
 from robustness import inputs
-from robustness.errors import DiedError, OperationalError, UsageError, is_exhausted
+from robustness.errors import DiedError, OperationalError, UsageError, in_words, is_exhausted
 from robustness.evaluation.executors.base import EXECUTORS, ExecutorKind
 from robustness.registry import load_plugin, plugins
 
@@ -282,7 +282,7 @@ def _call(function: Callable[..., T], *args: Any) -> T:
         kind = type(error)
         if isinstance(error, Exception) and kind.__module__.split(".")[0] in _OWN:
             raise
-        raise RuntimeError(f"{kind.__name__}: {error}") from error
+        raise RuntimeError(in_words(error)) from error
 
 
 def _together(function: Callable[..., T], *args: Any) -> T:

@@ -22,7 +22,7 @@ from robustness.attacks import (
 from robustness.attacks import audit as check
 from robustness.certificates import Certificate, CertifiedRadius, Kind, Limit
 from robustness.certificates.flows.constants import deployed_logits
-from robustness.errors import DiedError, is_exhausted, one_line
+from robustness.errors import DiedError, in_words, is_exhausted, one_line
 from robustness.evaluation.jobs.audit import audit
 from robustness.evaluation.jobs.worst_case import WorstCase
 from robustness.evaluation.plan import Job, Unit
@@ -321,7 +321,7 @@ def _said(error: BaseException) -> str:
         return one_line(str(error), 500)
     if is_exhausted(error):
         return one_line(f"out of memory: {str(error) or 'none left'}", 500)
-    return one_line(f"{type(error).__name__}: {error}", 500)
+    return one_line(in_words(error), 500)
 
 
 def _bytes(image: Tensor) -> bytes:
