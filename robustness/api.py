@@ -552,7 +552,7 @@ def _require_answers(model: str, failures: dict[str, int], samples: int) -> None
         OperationalError: it did, by ending its process, or by taking too long or too much memory.
     """
     reason = next(iter(failures), NOT_FINITE)
-    if sum(failures.values()) < samples or reason == NOT_FINITE:  # logits that are data
+    if sum(failures.values()) < samples or NOT_FINITE in reason:  # logits that are data
         return
     died = reason.startswith(("its process", "not done within", "out of memory"))
     raise (OperationalError if died else UsageError)(

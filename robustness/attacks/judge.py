@@ -18,6 +18,9 @@ from robustness.threat import Norm, ThreatModel
 # overshoots by more is rejected, since an attack that cannot measure is not to be helped.
 _OVERSHOOT = 1e-4
 
+# Of an error, in its detail.
+NOT_FINITE = "non-finite logits inside the ball"
+
 
 class Status(StrEnum):
     """Outcome of one sample."""
@@ -121,7 +124,7 @@ def judge_within(
         l2 = Norm.L2.distance(held[again], images[again])
         for row, i in enumerate(again.tolist()):
             if not sane[row]:
-                found = Verdict(Status.ERROR, detail="non-finite logits inside the ball")
+                found = Verdict(Status.ERROR, detail=NOT_FINITE)
             elif predictions[row] == labels[i]:
                 continue
             else:

@@ -11,7 +11,8 @@ from robustness.evaluation.schedule import Schedule
 from robustness.results.leaderboard import Distances, Samples
 from robustness.threat import Norm
 
-NOT_FINITE = "a logit that is not finite"
+# Where no other is known.
+NOT_FINITE = "non-finite logits"
 
 
 @dataclass

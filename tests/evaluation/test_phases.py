@@ -16,14 +16,16 @@ from robustness.attacks import Flag
 from robustness.certificates import CertifiedRadius, Kind, Limit, routine
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
-from robustness.errors import UsageError
+from robustness.errors import DiedError, OperationalError, UsageError
 from robustness.evaluation.executors.processes import Limits
-from robustness.evaluation.plan import make_plan
+from robustness.evaluation.jobs.work import ShardResult
+from robustness.evaluation.plan import Job, Unit, make_plan
 from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.evaluation.summarise import summarise
+from robustness.results.leaderboard import WORST_CASE
 from robustness.threat import Norm
 from robustness.zoo import load_model
 
@@ -292,3 +294,28 @@ def test_a_sample_that_failed_within_a_radius_is_not_certified_there() -> None:
     for eps in (0.2, 0.3):
         assert not record.certified(Norm.L2, eps)
         assert not record.stands(Norm.L2, eps)
+
+
+def test_a_model_that_ends_the_process_is_left_out_of_attacks_on_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As what adversarial images are tried of; the unit is the other model's."""
+    user = "torch.nn:Identity"
+    left_out: list[list[str]] = []
+
+    def once(crew: runner.Crew, job: Job, unit: Unit) -> ShardResult:
+        left_out.append(list(crew._absent))
+        if not crew._absent:
+            raise DiedError("its process ended with exit code 0")
+        return ShardResult(unit.key, job.kind, [], 0.0)
+
+    monkeypatch.setattr(runner.Crew, "_once", once)
+    suite = Suite.model_validate(SUITE | {"models": [MODEL, user]})
+    crew = runner.Crew(suite, 1, None, Limits())
+    alone = Job("attack", 0, WORST_CASE, Norm.LINF, 0.1, "", 1, 32)
+    shared, unit = replace(alone, sources="digest of others"), Unit("key", [0], 0)
+    assert crew._alone(shared, unit).key == "key"
+    assert left_out == [[], [user]]
+    assert crew._absent == {}
+    with pytest.raises(OperationalError, match=r"worst-case.* of digits/.*exit code 0, twice"):
+        crew._alone(alone, unit)

@@ -105,6 +105,7 @@ class Speechless(Exception):
 
 mute = late(Speechless())
 vast = lambda: Model(lambda logits, calls: logits if calls < 40 else torch.empty(10**14))
+nans = lambda: Model(lambda logits, calls: logits * float("nan"))
 tuples = lambda: Model(lambda logits, calls: (logits, 1))
 arrays = lambda: Model(lambda logits, calls: logits.numpy())
 nothing = lambda: Model(lambda logits, calls: None)
@@ -152,6 +153,17 @@ def test_what_a_users_model_raises_costs_it_its_samples_and_no_other_model(
     assert failing.brackets[0].attacked.count == failing.brackets[0].certified.count == 0
     assert alone.clean.count > 30
     assert alone.errors == 0
+
+
+def test_logits_that_are_not_finite_are_data_and_no_failure_of_a_command(users: str) -> None:
+    row = api.attack(
+        f"{users}:nans", "Linf", 0.1, "fgsm", samples=3, data="digits", in_process=True
+    )
+    assert (row.errors, row.robust.count, row.reasons) == (
+        3,
+        0,
+        {"non-finite logits inside the ball": 3},
+    )
 
 
 @pytest.mark.parametrize(
