@@ -1,8 +1,9 @@
 """Names stand for what registers itself, in this package and in installed ones."""
 
+import hashlib
 import sys
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,19 @@ import pytest
 from robustness import registry
 from robustness.data import DATASETS, DataSet, ImageSet, load_images
 from robustness.errors import UsageError
-from robustness.registry import Registry, load_plugin
+from robustness.registry import Registry, load_plugin, plugins, release_of
 
 
 @dataclass(frozen=True)
 class Tool:
     name: str
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes of later tests would import the plugins of these."""
+    monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.setattr(registry, "_registries", [])
 
 
 def tools(*names: str) -> Registry[Tool]:
@@ -73,6 +81,38 @@ def test_a_plugin_that_cannot_be_imported_is_told_in_one_line(
     with pytest.raises(UsageError, match=r"expected a plugin, .* got 'broken_plugin'") as refused:
         load_plugin("broken_plugin")
     assert "\n" not in str(refused.value)
+
+
+def test_an_entry_point_that_fails_is_named_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = tools("saw")
+    point = EntryPoint("drill", "shed_that_is_not_there:drill", "robustness.tests.tools")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group else [])
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"entry point 'drill' of robustness\.tests\.tools"):
+            some.require("saw")
+
+
+def test_the_release_of_a_module_is_that_of_its_distribution_or_a_digest_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert release_of("robustness.attacks.views") == ""
+    assert release_of("numpy.linalg") == f"numpy {version('numpy')}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("own_tools.py").write_text("a = 1\n", encoding="utf-8")
+    load_plugin("own_tools")
+    digest = hashlib.sha256(b"a = 1\n").hexdigest()[:12]
+    assert plugins()["own_tools"] == f"own_tools of SHA-256 {digest}"
+
+
+def test_a_thing_takes_anothers_place_for_a_while() -> None:
+    some, other = tools("saw", "axe"), Tool("saw")
+    before = some["saw"]
+    with some.having(other), some.having(Tool("file")):
+        assert some["saw"] is other
+        assert list(some) == ["saw", "axe", "file"]
+    assert some["saw"] is before
+    assert list(some) == ["saw", "axe"]
 
 
 def test_a_data_set_of_ones_own_is_read_by_its_name() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ import torch
 from robustness import zoo
 from robustness.errors import UsageError
 from robustness.recipe import MeasuredConfig, read_recipe, record_training
-from robustness.zoo import load_model, zoo_names
+from robustness.zoo import (
+    ZOOS,
+    ZooFolder,
+    entry_name,
+    find_entry,
+    load_model,
+    training_data,
+    zoo_names,
+    zoo_recipe,
+)
 
 MEASURED = MeasuredConfig(
     validation_score=0.0, validation_accuracy=0.0, epoch=1, seconds=0.0, torch=torch.__version__
@@ -260,3 +270,27 @@ def test_a_factory_that_cannot_be_found_or_called_is_a_usage_error(name: str):
 
 def test_the_checkouts_models_are_the_zoo():
     assert zoo.zoo_folder().joinpath("digits").is_dir()
+
+
+def test_the_zoo_folder_of_another_package_is_looked_into(entry: Path, tmp_path: Path) -> None:
+    shutil.copytree(entry, tmp_path / "zoo/digits/borrowed")
+    with ZOOS.having(ZooFolder("borrowed", tmp_path / "zoo")):
+        assert "digits/borrowed" in zoo_names("digits")
+        assert load_model("digits/borrowed").digest == load_model(str(entry)).digest
+        assert entry_name(find_entry("digits/borrowed")) == "digits/borrowed"
+        assert zoo_recipe("digits/borrowed").data.name == "digits"
+        shutil.copytree(entry, tmp_path / "zoo/digits/resnet")
+        with pytest.raises(UsageError, match="expected one zoo entry called digits/resnet"):
+            find_entry("digits/resnet")
+    assert "digits/borrowed" not in zoo_names("digits")
+
+
+def test_reading_a_recipe_reads_no_weights(
+    tmp_path: Path, entry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(entry, tmp_path / "zoo/digits/bare")
+    (tmp_path / "zoo/digits/bare/weights.safetensors").unlink()
+    monkeypatch.setattr("safetensors.torch.load", None)
+    with ZOOS.having(ZooFolder("bare", tmp_path / "zoo")):
+        assert zoo_recipe("digits/bare").weights is not None
+        assert training_data("digits/bare") == "digits"

@@ -90,11 +90,13 @@ class BaseCertificate(ABC):
         name: in suites, tables and the store.
         routine: whether it is cheap enough to be run with all others that are: `"all"` in a suite.
         proves: whether its radii are proofs, which every run attacks.
+        strict: whether `certify` raises where `refusal` has a reason.
     """
 
     name: ClassVar[str]
     routine: ClassVar[bool] = False
     proves: ClassVar[bool] = True
+    strict: ClassVar[bool] = True
 
     @abstractmethod
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
@@ -118,10 +120,16 @@ class BaseCertificate(ABC):
         labels: Int[Tensor, " n"],
         norm: Norm,
     ) -> list[CertifiedRadius]:
-        """The radius of each image; see `Certificate.certify` and `radii`."""
+        """The radius of each image; see `Certificate.certify` and `radii`.
+
+        Raises:
+            ValueError: it is strict and refuses the model, or the images are of another precision.
+        """
         if len(images) == 0:
             return []
         try:
+            if self.strict:
+                require_proof(self, model, images, norm)
             return self.radii(model, images, labels, norm)
         except NotImplementedError as error:
             nothing = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, str(error), Limit.OTHER)

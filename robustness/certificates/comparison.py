@@ -84,6 +84,7 @@ class ComparisonCertificate(BaseCertificate):
     """Equation (3): `certified` for target-seeking flows, an `estimate` for other neural ODEs."""
 
     name: ClassVar[str] = "lyapunov-sharp"
+    strict: ClassVar[bool] = False
     routine: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:

@@ -102,6 +102,7 @@ class LyapunovCertificate(BaseCertificate):
     """Equation (2): `certified` for target-seeking flows, an `estimate` for other neural ODEs."""
 
     name: ClassVar[str] = "lyapunov"
+    strict: ClassVar[bool] = False
     routine: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:

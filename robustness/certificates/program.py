@@ -54,6 +54,7 @@ class ProgramCertificate(BaseCertificate):
     """Lines through the recorded program (CROWN, arXiv 1811.00866, on general graphs)."""
 
     name: ClassVar[str] = "program"
+    strict: ClassVar[bool] = False
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why rounding is not bounded; what recording refuses is said of each image."""

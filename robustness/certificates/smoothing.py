@@ -75,6 +75,7 @@ class SmoothingCertificate(BaseCertificate):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     seed: int = 0
     name: ClassVar[str] = "smoothing"
+    strict: ClassVar[bool] = False
     proves: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -8,14 +8,18 @@ from torch import Tensor, nn
 from toys import Linear, Perceptron, grey_images
 
 from robustness.attacks import (
+    Ascent,
+    Stage,
     Status,
     View,
+    audit_version,
     default_stages,
     register_view,
     views_of,
     worst_case,
 )
 from robustness.attacks.views import Rescaled, Smooth, graded, unregister_view, with_solver
+from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import Normalise
@@ -186,6 +190,35 @@ def test_a_view_of_ones_own_is_registered_in_three_lines() -> None:
     finally:
         unregister_view(negated)
     assert "as-is" not in by_name(Perceptron())
+
+
+def test_whose_a_view_is_enters_the_keys_of_what_climbs_it() -> None:
+    own = audit_version()
+
+    @register_view(Perceptron)
+    def negated(model: Perceptron) -> Iterator[View]:
+        yield View("as-is", model, faithful=True)
+
+    try:
+        view = by_name(Perceptron())["as-is"]
+        assert view.release.startswith(f"{__name__} of SHA-256 ")
+        assert Stage(Ascent(), view).version.endswith(f"through as-is of {view.release}")
+        assert audit_version() == f"{own}; views of negated, {view.release}"
+    finally:
+        unregister_view(negated)
+    assert all(view.release == "" for view in views_of(Perceptron()))
+
+
+def test_two_views_of_one_name_are_refused() -> None:
+    @register_view(Perceptron)
+    def another(model: Perceptron) -> Iterator[View]:
+        yield View("smooth", model)
+
+    try:
+        with pytest.raises(UsageError, match=r"'smooth' a second time by another of .*test_views"):
+            views_of(Perceptron())
+    finally:
+        unregister_view(another)
 
 
 class Rounded(nn.Module):

@@ -1,8 +1,12 @@
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, get_args
 
 import pytest
+from pydantic import Field
 
+from robustness.attacks import ATTACKS, AttackKind, Effort
 from robustness.certificates import CERTIFICATES, SmoothingCertificate, routine
 from robustness.data import load_images
 from robustness.errors import UsageError
@@ -141,3 +145,52 @@ def test_all_in_a_list_stands_for_every_certificate_without_settings(suite_file:
     assert list(suite.build_certificates("digits/resnet")) == routine()
     for model in ("digits/node", "mnist/lyanet"):
         assert list(suite.build_certificates(model)) == [*routine(), "smoothing"]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """An attack of one's own, with a setting that is bounded and one that is not set in tables."""
+
+    tries: Annotated[int, Field(ge=1)] = 2
+    lucky: bool = False
+    name: ClassVar[str] = "guess"
+
+    @property
+    def version(self) -> str:
+        return f"{self.tries} tries"
+
+    def refusal(self, threat: ThreatModel, classes: int) -> str | None:
+        return None
+
+    def propose(self, model, images, labels, threat, seed):
+        return images.unsqueeze(0)
+
+
+def test_the_fields_of_an_attack_are_the_keys_of_its_table(suite_file: Path) -> None:
+    content = suite_file.read_text().split("[[attacks]]")[0]
+    table = '[[attacks]]\nkind = "guess"\nsamples = 3\n'
+    with ATTACKS.having(AttackKind("guess", Guess)):
+        suite_file.write_text(f"{content}{table}tries = 5\n")
+        suite = load_suite(str(suite_file))
+        ((attack, _, samples),) = build_attacks(suite)
+        assert (attack, samples) == (Guess(tries=5), 3)
+        dumped = {"samples": 3, "threats": None, "kind": "guess", "tries": 5, "lucky": False}
+        assert suite.model_dump(mode="json")["attacks"] == [dumped]
+        assert "attacks.0.tries" in message_of(suite_file, f"{content}{table}tries = 0\n")
+        assert "attacks.0.trise" in message_of(suite_file, f"{content}{table}trise = 5\n")
+        plan = make_plan(suite, load_images("digits"), [load_model("digits/resnet")])
+        versions = {job.version for job in plan.jobs if job.name == "guess"}
+        (version,) = versions
+        assert version.startswith(f"5 tries, {__name__} of SHA-256 ")
+
+
+def test_thorough_can_be_asked_for(suite_file: Path) -> None:
+    content = suite_file.read_text().split("[[attacks]]")[0]
+    stages = {}
+    for effort in get_args(Effort):
+        suite_file.write_text(f'{content}[[attacks]]\nkind = "worst-case"\neffort = "{effort}"\n')
+        ((attack, (threat, *_), _),) = build_attacks(load_suite(str(suite_file)))
+        module = load_model("digits/resnet").module
+        stages[effort] = [stage.name for stage in attack.stages(module, threat, {})]
+    assert stages["thorough"][: len(stages["standard"])] == stages["standard"]
+    assert {"fab@deployed", "square@deployed"} <= set(stages["thorough"]) - set(stages["quick"])
