@@ -31,7 +31,7 @@ from robustness.errors import (
     one_line,
     os_failure,
 )
-from robustness.terminal import answers, discard, remarks
+from robustness.terminal import discard, remarks
 
 _AGAIN = "`evaluate` and `claims` continue with the same command, `train` with --resume"
 
@@ -93,9 +93,8 @@ def _said(error: BaseException) -> ExitCode:
     match _translated(error):
         case TyperException() as usage:
             message = usage.format_message()
-            if "\n" in message:  # the help text, where no command was named
-                answers.print(escape(message))
-                return ExitCode.USAGE
+            if not message:  # the help text is printed, where no command was named
+                message = "expected a command, got none"
             context = getattr(usage, "ctx", None)
             hint = f"; see `{context.command_path} --help`" if context else ""
             return _say(ExitCode.USAGE, f"error: {one_line(message)}{hint}")

@@ -53,9 +53,9 @@ def load_named(words: Sequence[str]) -> None:
         UsageError: one cannot be imported.
     """
     before_dashes = list(words[: words.index("--")] if "--" in words else words)
-    for word, following in zip(before_dashes, [*before_dashes[1:], ""], strict=True):
+    for place, word in enumerate(before_dashes):
         name, is_given, value = word.partition("=")
-        module = value if is_given else following
+        module = value if is_given else "".join(before_dashes[place + 1 : place + 2])
         if name == _OPTION and module:
             load_plugin(module)
 

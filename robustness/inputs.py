@@ -12,7 +12,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from robustness.errors import UsageError, os_failure, quoted
 
@@ -48,21 +48,30 @@ def text(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(text)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}; write one")
+    return value
+
+
+_Whole = Annotated[int, BeforeValidator(_no_truth)]
+Seed = Annotated[_Whole, Field(ge=0, lt=2**63)]
 # Of images, samples, queries and sampled states.
-Count = Annotated[int, Field(ge=1, le=10**9)]
+Count = Annotated[_Whole, Field(ge=1, le=10**9)]
 # Of an attack, a solver or a training.
-Iterations = Annotated[int, Field(ge=1, le=10**5)]
+Iterations = Annotated[_Whole, Field(ge=1, le=10**5)]
 # Of layers, which are objects.
 MOST_LAYERS = 1000
-Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+Depth = Annotated[_Whole, Field(ge=1, le=MOST_LAYERS)]
 # Of layers and images, along one axis; of batches.
-Width = Annotated[int, Field(ge=1, le=2**20)]
-Kernel = Annotated[int, Field(ge=1, le=255)]
+Width = Annotated[_Whole, Field(ge=1, le=2**20)]
+Kernel = Annotated[_Whole, Field(ge=1, le=255)]
 # Within what single precision can hold and square.
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 NonNegative = Annotated[float, Field(ge=0, le=1e12)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
+Threads = Annotated[_Whole, Field(ge=1, le=1024)]
 
 
 def count(what: str, value: int) -> int:

@@ -72,6 +72,15 @@ def test_an_unknown_model_is_named_and_a_near_one_suggested(
     assert not (tmp_path / "o").exists()
 
 
+def test_without_a_command_the_help_is_printed_and_the_exit_code_is_of_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.run(lambda: cli.app([], standalone_mode=False)) == 2
+    said = capsys.readouterr()
+    assert "Exit codes" in said.out
+    assert said.err.startswith("error: expected a command, got none; see")
+
+
 @pytest.mark.parametrize("eps", ["0", "-1", "abc", "nan", "1/0"])
 def test_a_radius_that_makes_no_sense_is_refused(
     capsys: pytest.CaptureFixture[str], eps: str

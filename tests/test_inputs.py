@@ -86,6 +86,7 @@ def test_settings_of_training_have_bounds(recipe_folder: Path, line: str) -> Non
     [
         ("steps = 20", "steps = 1000000000"),
         ("samples = 32", f"samples = {10**30}"),
+        ("samples = 32", "samples = true"),
         ('name = "tiny"', 'name = "."'),
         ('name = "tiny"', 'name = ".."'),
         ('name = "tiny"', 'name = ".tiny"'),
