@@ -47,9 +47,9 @@ for command in sys.argv[1:]:
 """
 
 
-def said(folder: Path, path: list[Path], *arguments: str) -> str:
-    """Standard output of Python in a folder, with packages of a path besides this one."""
-    found = subprocess.run(
+def ran(folder: Path, path: list[Path], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a folder, with packages of a path besides this one."""
+    return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
         env=os.environ
@@ -63,6 +63,11 @@ def said(folder: Path, path: list[Path], *arguments: str) -> str:
         text=True,
         check=False,
     )
+
+
+def said(folder: Path, path: list[Path], *arguments: str) -> str:
+    """What it writes to standard output, without the frames of tables."""
+    found = ran(folder, path, *arguments)
     assert found.returncode == 0, found.stderr
     return " ".join(found.stdout.replace("│", " ").split())
 
@@ -134,3 +139,7 @@ def test_what_is_not_installed_is_named_by_plugin(tmp_path: Path) -> None:
     assert release.startswith("robustness_example of SHA-256 ")
     version = board.models[0].attacks[0].version
     assert version.startswith("fading in 2 shades, robustness_example.attack of SHA-256 ")
+    again = ran(tmp_path, [EXAMPLE], "-m", "robustness", "report", "out", "--out", "again")
+    assert again.returncode == 2
+    expected = "expected the plugins that the run was planned with, got no robustness_example;"
+    assert expected in again.stderr

@@ -26,6 +26,7 @@ from robustness.evaluation.database import (
 )
 from robustness.evaluation.jobs.work import Row, ShardResult
 from robustness.evaluation.plan import Job, JobKind, Plan
+from robustness.registry import plugins
 from robustness.terminal import remark
 
 # Other columns need another version; a new table does not.
@@ -213,6 +214,12 @@ class Store:
         try:
             return Plan.from_json(plan), json.loads(environment), started, wall
         except (KeyError, TypeError, ValueError):
+            lacking = _lacking_plugins(environment)
+            if lacking:
+                raise UsageError(
+                    f"{self.path}: expected the plugins that the run was planned with, got no "
+                    f"{', '.join(lacking)}; install them, or name each with --plugin"
+                ) from None
             raise UsageError(
                 f"{self.path}: expected a run that this version planned, got one of another; run "
                 "`robustness evaluate` again"
@@ -220,6 +227,15 @@ class Store:
 
     def _runs(self) -> list[_RunRow]:
         return [(*row[:5],) for row in self._db.query("SELECT * FROM runs ORDER BY id")]
+
+
+def _lacking_plugins(environment: str) -> list[str]:
+    """The plugins of a run's environment that this process has not."""
+    with suppress(ValueError):
+        names = json.loads(environment)
+        found = {n.removeprefix("plugin ") for n in names if n.startswith("plugin ")}
+        return sorted(found - set(plugins()))
+    return []
 
 
 def _digest(*parts: object) -> str:

@@ -11,6 +11,7 @@ from robustness.api import evaluate
 from robustness.errors import DiedError, UsageError
 from robustness.evaluation.executors import EXECUTORS, Executor, ExecutorKind
 from robustness.evaluation.executors.here import Here
+from robustness.evaluation.executors.processes import Processes
 from robustness.evaluation.suite import Suite
 
 SUITE = Suite.model_validate(
@@ -76,6 +77,20 @@ def test_here_is_an_executor_whose_errors_are_those_of_the_call() -> None:
         here.result(failed)
     with pytest.raises(KeyboardInterrupt):
         here.submit(_interrupt)
+
+
+@pytest.mark.slow
+def test_a_plugin_that_workers_cannot_import_is_said_by_every_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("robustness.registry._loaded", {"gone": "gone 1.0"})
+    processes = Processes(2, None)
+    try:
+        for call in (lambda: processes.on_all(9.0, int), lambda: processes.call(9.0, int)):
+            with pytest.raises(UsageError, match=r"in a worker process: expected a plugin.*'gone'"):
+                call()
+    finally:
+        processes.stop()
 
 
 def _interrupt() -> None:

@@ -263,6 +263,15 @@ _all: Barrier | None = None
 _turns: Any = None
 
 
+# Why a plugin could not be imported, to be said by the first call: here nobody would hear it.
+_refused: UsageError | None = None
+
+
+def _require_plugins() -> None:
+    if _refused is not None:
+        raise UsageError(f"in a worker process: {_refused}")
+
+
 def begin_turn(number: int) -> None:
     """Say whose code is run next, for which the clock of `Processes.call` starts anew.
 
@@ -277,6 +286,8 @@ def _call(function: Callable[..., T], *args: Any) -> T:
     """Let through only what another process can take and rightly understand."""
     begin_turn(0)
     try:
+        if function is not _together:
+            _require_plugins()
         return function(*args)
     except BaseException as error:
         kind = type(error)
@@ -288,6 +299,7 @@ def _call(function: Callable[..., T], *args: Any) -> T:
 def _together(function: Callable[..., T], *args: Any) -> T:
     assert _all is not None
     try:
+        _require_plugins()
         return function(*args)
     finally:
         # No worker gets a second call before each has had its own.
@@ -295,7 +307,7 @@ def _together(function: Callable[..., T], *args: Any) -> T:
 
 
 def _start_worker(all_workers: Barrier, turns: Any, memory: int | None, modules: list[str]) -> None:
-    global _all, _turns
+    global _all, _turns, _refused
     # Ctrl-C and a closed terminal are the parent's to handle; a parent that was killed must not
     # leave workers behind.
     for name in ("SIGINT", "SIGHUP"):
@@ -305,8 +317,11 @@ def _start_worker(all_workers: Barrier, turns: Any, memory: int | None, modules:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     _all, _turns = all_workers, turns
-    for module in modules:  # what units and plans may name
-        load_plugin(module)
+    try:
+        for module in modules:  # what units and plans may name
+            load_plugin(module)
+    except UsageError as error:
+        _refused = error
     if memory is not None:
         import resource  # not on Windows
 
