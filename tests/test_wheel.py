@@ -38,19 +38,11 @@ def test_the_installed_wheel_evaluates_outside_the_checkout(wheel: Path, tmp_pat
     zipfile.ZipFile(wheel).extractall(site)
     (tmp_path / "work").mkdir()
     environment = os.environ | {"PYTHONPATH": str(site)}
-    where = "import robustness; print(robustness.__file__)"
-    found = subprocess.run(
-        [sys.executable, "-c", where],
-        cwd=tmp_path / "work",
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.startswith(str(site))
     command = ["evaluate", "digits-quick", "--models", "digits/resnet", "--workers", "1"]
+    where = "import robustness, runpy; print(robustness.__file__, flush=True)"
+    start = f"{where}; runpy.run_module('robustness', run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "-m", "robustness", *command],
+        [sys.executable, "-c", start, *command],
         cwd=tmp_path / "work",
         env=environment,
         capture_output=True,
@@ -58,4 +50,5 @@ def test_the_installed_wheel_evaluates_outside_the_checkout(wheel: Path, tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site))
     assert (tmp_path / "work" / "reports" / "digits-quick" / "index.html").is_file()

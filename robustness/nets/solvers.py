@@ -4,6 +4,7 @@ A solve receives the features it runs on and hands back a `Solution`; nothing is
 remembered between two solves, so interleaved solves cannot disturb each other.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -206,6 +207,10 @@ def _require_positive(name: str, value: float | int) -> None:
         raise UsageError(f"solver: expected a finite {name} above 0, got {value!r}; correct it")
 
 
+def _conditioned(field: nn.Module, features: Tensor, t: Tensor, state: Tensor) -> Tensor:
+    return field(t, state, features)
+
+
 def _odeint(
     gradient: Gradient,
     field: nn.Module,
@@ -214,9 +219,7 @@ def _odeint(
     times: Tensor,
     **settings: object,
 ) -> Tensor:
-    def conditioned(t: Tensor, y: Tensor) -> Tensor:
-        return field(t, y, features)
-
+    conditioned = functools.partial(_conditioned, field, features)
     if gradient == "adjoint":
         # The adjoint reaches only the state, the times and what is listed here: features left
         # out would silently get no gradient.

@@ -74,7 +74,8 @@ def test_the_worst_case_breaks_what_a_plain_attack_calls_robust(saturated, probl
 
 
 def test_the_masked_gradients_flag_is_up(saturated, problem) -> None:
-    flag = masked_gradients(saturated, *problem, THREAT)
+    images, labels = problem
+    flag = masked_gradients(saturated, images[:32], labels[:32], THREAT)
     assert flag.raised
     assert flag.value is not None
     assert flag.value < 0.01

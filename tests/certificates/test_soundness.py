@@ -112,7 +112,7 @@ def assert_nothing_inside_changes_a_prediction(
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=20)
 @example(plan=Blueprint(share=0.9998, steps=1, gain=1e4, coupling=5.0), tie=1e-4)
 @example(plan=Blueprint(share=2e-4, steps=1, coupling=5.0), tie=None)
 @example(plan=Blueprint(method="heun2", share=0.9998, scale=30.0, offsets=1e3), tie=1e-2)
@@ -175,7 +175,7 @@ def test_for_a_linear_model_the_l2_radius_is_the_distance_to_the_boundary(depth,
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(blueprints(wild=False))
 def test_each_certificate_is_at_least_as_good_as_the_one_before(plan):
     model, images = plan.build(), random_images(5, plan.seed)

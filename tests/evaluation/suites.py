@@ -3,7 +3,7 @@
 SUITE = """
 name = "small"
 data = "digits"
-samples = 80
+samples = 24
 models = ["digits/resnet", "digits/lyanet-certified"]
 certificates = ["lyapunov", "target-seeking"]
 audit = { samples = 1, largest = 1 }
@@ -18,5 +18,5 @@ kind = "fgsm"
 [[attacks]]
 kind = "pgd"
 steps = 4
-samples = 40
+samples = 12
 """

@@ -43,7 +43,7 @@ def test_a_weakened_model_fails_the_gate_and_an_unchanged_one_passes(
     shutil.copytree(find_entry("digits/lyanet-certified"), entry)
 
     def leaderboard(name: str, seed: int = 0) -> Path:
-        evaluate(suite, models=[str(entry)], out=tmp_path / name, workers=1, seed=seed)
+        evaluate(suite, models=[str(entry)], samples=80, out=tmp_path / name, workers=1, seed=seed)
         return tmp_path / name / "leaderboard.json"
 
     baseline, unchanged = leaderboard("baseline"), leaderboard("unchanged")

@@ -24,12 +24,12 @@ pytestmark = pytest.mark.slow
 SUITE = {
     "name": "nearest",
     "data": "digits",
-    "samples": 40,
+    "samples": 16,
     "models": ["digits/resnet", "digits/lyanet-certified"],
     "certificates": ["target-seeking", "lipschitz-margin"],
     "decay": False,
     "audit": {"samples": 1, "largest": 1},
-    "nearest": {"samples": 12},
+    "nearest": {"samples": 6},
     "threats": [{"norm": "L2", "eps": [0.05, 0.5, 2.0]}, {"norm": "Linf", "eps": [0.1]}],
 }
 
@@ -47,8 +47,8 @@ def test_an_image_is_found_for_each_of_the_first_samples_and_no_nearer_than_is_p
         assert entry.samples is not None
         for row, known in zip(entry.nearest, entry.samples.norms, strict=True):
             assert row.norm is known.norm
-            assert (row.samples, row.found, row.errors) == (12, 12, 0)
-            for radius, distance in zip(known.radius[:12], known.distance, strict=False):
+            assert (row.samples, row.found, row.errors) == (6, 6, 0)
+            for radius, distance in zip(known.radius[:6], known.distance, strict=False):
                 assert distance is not None
                 assert distance == 0 or distance >= radius
             assert 0 <= row.median_certified < row.median
@@ -68,14 +68,14 @@ def test_what_was_found_bounds_the_bracket_at_every_radius(board: Leaderboard) -
                 ]
                 assert bracket.attacked.count == sum(stands)
         # No attack ran, and yet most of those that were searched fall within the largest radius.
-        assert entry.brackets[2].attacked.count < entry.clean.count - 6
+        assert entry.brackets[2].attacked.count < entry.clean.count - 3
 
 
 def test_the_report_has_a_table_of_them(board: Leaderboard) -> None:
     text = markdown_text(board, [])
     assert "## Nearest adversarial images" in text
     row = board.models[0].nearest[0]
-    assert f"| `digits/resnet` | ℓ2 | 12 | 12 | 0 | {row.median:.3g} |" in text
+    assert f"| `digits/resnet` | ℓ2 | 6 | 6 | 0 | {row.median:.3g} |" in text
 
 
 def test_a_model_that_fails_is_an_error_and_not_robust_for_ever(
@@ -88,7 +88,7 @@ def test_a_model_that_fails_is_an_error_and_not_robust_for_ever(
     changes = {"models": ["digits/resnet"], "certificates": [], "samples": 8}
     entry = evaluate(Suite.model_validate(SUITE | changes), out=tmp_path, workers=1).models[0]
     for row in entry.nearest:
-        assert (row.samples, row.found, row.errors, row.median) == (8, 0, 8, None)
+        assert (row.samples, row.found, row.errors, row.median) == (6, 0, 6, None)
 
 
 def test_the_wall_time_of_all_starts_counts_those_that_were_killed() -> None:

@@ -75,8 +75,8 @@ def rows(folder: Path) -> dict[str, list[tuple[object, ...]]]:
 def test_asking_for_fewer_samples_gives_the_same_rows(
     suite: Suite, reference: Leaderboard, tmp_path: Path
 ) -> None:
-    few = run(suite, tmp_path / "few", samples=33)
-    assert few.models[0].clean.total == 33
+    few = run(suite, tmp_path / "few", samples=9)
+    assert few.models[0].clean.total == 9
     everything, part = rows(tmp_path / "reference"), rows(tmp_path / "few")
     for table, content in part.items():
         assert content, table
@@ -228,14 +228,14 @@ def test_the_bracket_never_closes_the_wrong_way_and_attacks_fall_with_eps(
 
 
 def test_the_subset_of_an_attack_is_named(reference: Leaderboard) -> None:
-    assert len(reference.suite.subsets["pgd"]) == 40
-    assert all(a.subset == (40 if a.attack == "pgd" else 80) for a in reference.models[0].attacks)
+    assert len(reference.suite.subsets["pgd"]) == 12
+    assert all(a.subset == (12 if a.attack == "pgd" else 24) for a in reference.models[0].attacks)
 
 
 def test_attack_and_certify_agree_with_the_suite(suite: Suite, reference: Leaderboard) -> None:
-    row = attack("digits/resnet", "Linf", "0.05", "fgsm", samples=80, workers=1)
+    row = attack("digits/resnet", "Linf", "0.05", "fgsm", samples=24, workers=1)
     stored = next(a for a in reference.models[0].attacks if a.attack == "fgsm" and a.eps == 0.05)
     assert row == stored
-    radii = certify("digits/lyanet-certified", "L2", samples=80, workers=1, audit=1)
+    radii = certify("digits/lyanet-certified", "L2", samples=24, workers=1, audit=1)
     certified = next(b for b in reference.models[1].brackets if (b.norm, b.eps) == ("L2", 0.25))
     assert sum(r.radius > 0.25 for r in radii) == certified.certified.count

@@ -5,7 +5,6 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
-from robustness.reporting.figures import figures
 from robustness.reporting.html import html_text, reasons
 from robustness.results.leaderboard import Proportion, WithoutFlow
 
@@ -43,9 +42,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def source():
-    board = boards.leaderboard()
-    return html_text(board, figures(board))
+def source(drawn):
+    return html_text(boards.leaderboard(), drawn.figures)
 
 
 def test_what_the_flow_decides_stands_on_the_page(board):

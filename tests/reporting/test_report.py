@@ -2,23 +2,31 @@ import boards
 import pytest
 
 from robustness.errors import UsageError
+from robustness.reporting import report
 from robustness.reporting.report import write_report
 from robustness.results.leaderboard import read_leaderboard
 
 pytestmark = pytest.mark.slow
 
+DRAWN = ["brackets", "certificates", "distances", "decay", "horizon"]
 FILES = {
     "leaderboard.json",
     "leaderboard.csv",
     "leaderboard.md",
     "index.html",
     "samples.csv",
-    "figures/brackets.svg",
-    "figures/certificates.svg",
-    "figures/distances.svg",
-    "figures/decay.svg",
-    "figures/horizon.svg",
+    *(f"figures/{name}.svg" for name in DRAWN),
 }
+
+
+@pytest.fixture(autouse=True)
+def drawn_once(drawn, monkeypatch):
+    """Of a board with all models, the figures that were drawn for it."""
+
+    def figures(board):
+        return {name: drawn.figures[name] for name in (DRAWN if board.models[1:] else DRAWN[:1])}
+
+    monkeypatch.setattr(report, "figures", figures)
 
 
 def contents(folder):
