@@ -122,12 +122,18 @@ class Registry(Mapping[str, Thing]):
         return self._things
 
 
-def load_plugin(module: str) -> None:
-    """Import a module that registers things; the working folder is searched too.
+def load_plugin(module: str, here: bool = True) -> None:
+    """Import a module that registers things.
+
+    Args:
+        module: its name.
+        here: whether the working folder is searched too, and first.
 
     Raises:
         UsageError: it cannot be imported.
     """
+    if here and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     _load(module, repr(module))
 
 
@@ -177,8 +183,6 @@ def _called(point: EntryPoint) -> str:
 
 
 def _load(module: str, called: str) -> None:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         importlib.import_module(module)
     except UsageError as error:

@@ -51,8 +51,9 @@ def test_a_misspelt_name_is_met_with_the_nearest_one_and_all_there_are() -> None
 
 
 def test_installed_packages_are_imported_when_the_first_name_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     some, imported = tools("saw"), []
     point = EntryPoint("drill", "shed:drill", "robustness.tests.tools")
 
@@ -66,8 +67,10 @@ def test_installed_packages_are_imported_when_the_first_name_is_asked_for(
 
     monkeypatch.setattr(registry, "entry_points", installed)
     monkeypatch.setattr(registry.importlib, "import_module", plugin)
+    path = list(sys.path)
     assert list(some) == ["saw", "drill"]
     assert list(some) == ["saw", "drill"]
+    assert sys.path == path  # what lies in the working folder is not taken for what is installed
     assert imported == ["shed"]
 
 

@@ -319,7 +319,7 @@ def _start_worker(all_workers: Barrier, turns: Any, memory: int | None, modules:
     _all, _turns = all_workers, turns
     try:
         for module in modules:  # what units and plans may name
-            load_plugin(module)
+            load_plugin(module, here=False)  # a worker has the path of its parent
     except UsageError as error:
         _refused = error
     if memory is not None:
