@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustness.attacks.base import Pursuit
 from robustness.attacks.climb import Hunt, Rows
-from robustness.attacks.lanes import metered_with, sample_generator, scores
+from robustness.attacks.lanes import lane_of, metered_with, sample_generator, scores
 from robustness.attacks.losses import likely_targets, nearness, toward
 from robustness.attacks.views import View
 from robustness.threat import Norm
@@ -18,8 +18,12 @@ from robustness.threat import Norm
 _KEPT, _BESIDE, _AT_IMAGE = 4, 0.8, 0.1
 # Share of starts with no target, and likely targets after which the weight of one is halved.
 _FREE, _HALVED_AFTER = 0.3, 3
-# Sizes of a first step, in units of eps.
+# Sizes of a first step, in units of eps, and share of starts that polish a best point: from as
+# near as such a step, with a first step from the least size up to there.
 _LEAST, _MOST = 0.15, 0.75
+_POLISHED, _FINEST = 0.2, 0.01
+# Lanes of the first rounds and of later ones, where few samples are left, in units of `lane_of`.
+_WIDE_LANES, _SHORT_LANES = 2.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,14 @@ class IteratedAscent(Pursuit):
     What is kept from one climb to the next is what came nearest to another class on the deployed
     model, by whatever view it was found. Where a climb is rugged that helps more than new random
     starts, each of which has the whole way to go. A first round starts half at the image itself,
-    half at random; later ones mostly beside the best points so far.
+    half at random; later ones mostly beside the best points so far. Most samples that break at
+    all have come near to another class after a few rounds, so only such are climbed further.
 
     Attributes:
         views: climbed one after the other in every round.
-        rounds: turns through all views.
+        rounds: turns through all views for every sample.
+        further: turns for samples whose best point has a `nearness` of at least `hope`.
+        hope: a margin in standard deviations of the logits; below 0 while the label wins.
         starts: climbs of each sample through each view in each round. An even number keeps a
             sample's rows at places of a lane that give the same last digits in any company.
         steps: gradient steps per start.
@@ -41,7 +48,9 @@ class IteratedAscent(Pursuit):
     """
 
     views: tuple[View, ...]
-    rounds: int = 5
+    rounds: int = 3
+    further: int = 40
+    hope: float = -0.3
     starts: int = 6
     steps: int = 20
     lane: int | None = None
@@ -49,7 +58,7 @@ class IteratedAscent(Pursuit):
     @property
     def name(self) -> str:
         """Rounds and number of steps."""
-        return f"iterated-ascent-{self.rounds}x{self.steps}"
+        return f"iterated-ascent-{self.rounds + self.further}x{self.steps}"
 
     @property
     def version(self) -> str:
@@ -57,8 +66,9 @@ class IteratedAscent(Pursuit):
         views = ", ".join(view.name for view in self.views)
         lane = f", lanes of {self.lane}" if self.lane else ""
         return (
-            f"robustness iterated ascent, {self.rounds} rounds of {self.starts} starts of "
-            f"{self.steps} steps in turn through {views}{lane}"
+            f"robustness iterated ascent, {self.rounds} rounds and {self.further} where the margin "
+            f"is at least {self.hope} deviations, of {self.starts} starts of {self.steps} steps "
+            f"in turn through {views}{lane}"
         )
 
     def pursue(
@@ -78,12 +88,19 @@ class IteratedAscent(Pursuit):
             it had no finite logits; failing that the one that came nearest to another class.
         """
         del view
-        hunt = Hunt(deployed, images, labels, norm, radii, self.lane)
+        usual = lane_of(images)
+        hunt = Hunt(deployed, images, labels, norm, radii, self.lane or round(usual * _WIDE_LANES))
         search = _Search(hunt, self.starts, seed)
-        for number in range(self.rounds):
-            for climbed in self.views:
-                twin = View(climbed.name, metered_with(deployed, climbed.module), climbed.faithful)
-                rows = search.starts(first=number == 0)
+        twins = [
+            View(climbed.name, metered_with(deployed, climbed.module), climbed.faithful)
+            for climbed in self.views
+        ]
+        for number in range(self.rounds + self.further):
+            if number == self.rounds:
+                hunt.lane = self.lane or round(usual * _SHORT_LANES)
+            for twin in twins:
+                near = search.near[:, 0] >= (self.hope if number >= self.rounds else -torch.inf)
+                rows = search.starts(near & ~hunt.found, first=number == 0)
                 if len(rows.sample):
                     search.keep_best(hunt.anneal(twin, rows, toward, self.steps))
         return search.candidates().unsqueeze(0)
@@ -107,9 +124,9 @@ class _Search:
         self.near = torch.full((len(hunt.images), _KEPT), -torch.inf)
         self.near[:, 0] = nearness(clean, hunt.labels).float()
 
-    def starts(self, first: bool) -> Rows:
-        """Where the samples that still stand are climbed from next, and towards what."""
-        standing = torch.nonzero(~self.hunt.found).squeeze(1)
+    def starts(self, climbed: Bool[Tensor, " n"], first: bool) -> Rows:
+        """Where some samples are climbed from next, and towards what."""
+        standing = torch.nonzero(climbed).squeeze(1)
         sample = standing.repeat_interleave(self.each)
         drawn = [self._draw(i, first) for i in standing.tolist()]
         if not drawn:
@@ -122,15 +139,18 @@ class _Search:
         count, generator, image = self.each, self.draws[i], self.hunt.images[i]
         eps = float(self.hunt.eps[i])
         noise = eps * self.hunt.noise(image, count, generator)
-        chance, reach, free, size = torch.rand(4, count, generator=generator)
+        chance, reach, free, size, fine = torch.rand(5, count, generator=generator)
         kept = self.kept[i][torch.randint(_KEPT, (count,), generator=generator)]
         likely = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         at_image = torch.arange(count) % 2 == 0 if first else chance < _AT_IMAGE
         beside = ~at_image & (not first) & (chance < _AT_IMAGE + _BESIDE)
-        points = torch.where(_wide(beside), kept + noise * _wide(reach**2), image + noise)
+        polished = beside & (fine < _POLISHED)
+        reach = torch.where(polished, _LEAST * reach**2, reach**2)
+        points = torch.where(_wide(beside), kept + noise * _wide(reach), image + noise)
         points = torch.where(_wide(at_image), image, points)
         targets = torch.where(free < _FREE, self.hunt.labels[i], self.targets[i][likely])
-        return points, targets, eps * _LEAST * (_MOST / _LEAST) ** size
+        steps = _between(_LEAST, _MOST, size)
+        return points, targets, eps * torch.where(polished, _between(_FINEST, _LEAST, size), steps)
 
     def keep_best(self, rows: Rows) -> None:
         """Let what the climbs came nearest by replace worse points; rows of a sample adjoin."""
@@ -147,6 +167,11 @@ class _Search:
         """What to propose for each image, shape (n, c, h, w)."""
         settled = self.hunt.found | self.hunt.failed
         return torch.where(_wide(settled), self.hunt.proposals, self.kept[:, 0])
+
+
+def _between(least: float, most: float, share: Tensor) -> Tensor:
+    """From the least to the most, evenly in the logarithm."""
+    return least * (most / least) ** share
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
 
 
-def of(model: torch.nn.Module, **settings: int) -> IteratedAscent:
+def of(model: torch.nn.Module, **settings: float) -> IteratedAscent:
     return IteratedAscent((View("deployed", model, faithful=True),), **settings)
 
 
@@ -43,7 +43,7 @@ def test_an_iterated_ascent_breaks_a_linear_model_beyond_its_distance_and_not_be
 
 def test_what_an_iterated_ascent_finds_does_not_depend_on_company_bit_for_bit() -> None:
     stage, images, labels = on_lyanet()
-    attack = replace(stage.attack, rounds=2, steps=3, lane=16)
+    attack = replace(stage.attack, rounds=2, further=1, hope=-1.5, steps=3, lane=16)
     model, threat = load_model("digits/lyanet").module, ThreatModel(Norm.LINF, 0.1)
     rows = torch.arange(9)
     together = attack.propose(model, images[rows], labels[rows], threat, seed=3)[0]
@@ -72,11 +72,29 @@ def test_later_rounds_start_beside_what_came_nearest_to_another_class() -> None:
 def test_the_view_of_an_iterated_ascent_is_paid_for() -> None:
     model, images = Linear(CLASSES), grey_images(2)
     labels, meter = model(images).argmax(dim=1), Meter()
-    attack = IteratedAscent((View("twin", Linear(CLASSES)),), rounds=1, starts=2, steps=4, lane=4)
+    attack = IteratedAscent(
+        (View("twin", Linear(CLASSES)),), rounds=1, further=0, starts=2, steps=4, lane=4
+    )
     threat = ThreatModel(Norm.L2, 1e-6)
     attack.propose(Metered(model, meter), images, labels, threat, seed=0)
     assert meter.gradients == 5 * 4  # a look before each of 4 steps and one after, a lane each
     assert meter.queries == 4 + 5 * 4
+
+
+def test_only_what_has_come_near_to_another_class_is_climbed_further() -> None:
+    model, images = Linear(CLASSES), grey_images(2)
+    labels, threat = model(images).argmax(dim=1), ThreatModel(Norm.L2, 1e-6)
+    near = nearness(model(images), labels)
+    between, costs = float(near.mean()), []
+    assert float(near.min()) < between - 1e-3
+    for further, hope in ((0, between), (1, between), (1, -torch.inf)):
+        meter = Meter()
+        attack = of(model, rounds=1, further=further, hope=hope, starts=2, steps=4, lane=2)
+        attack.propose(Metered(model, meter), images, labels, threat, seed=0)
+        costs.append(meter.gradients)
+    one, two, three = costs
+    assert two - one == 5 * 2  # a lane for one sample's two starts, before, between and after
+    assert three - one == 2 * 5 * 2
 
 
 def test_a_climb_that_passes_a_thin_wrong_region_stops_there() -> None:
