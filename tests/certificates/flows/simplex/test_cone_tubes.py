@@ -76,7 +76,7 @@ def test_every_state_that_a_cell_allows_steps_into_what_is_said(halvings, slack,
 @pytest.mark.parametrize("method", ["euler", "heun2"])
 def test_the_cone_holds_tubes_that_zonotopes_lose(method):
     more = 0
-    for seed in range(8):
+    for seed in range(4):
         model = simplex_model(method, seed, gain=2.0, steps=12)
         images = random_images(6, seed)
         labels = model(images).argmax(dim=1)
@@ -93,7 +93,7 @@ def test_the_cone_holds_tubes_that_zonotopes_lose(method):
             # Narrower units change the lines that bound them: not every bound is better.
             assert bool((held > 0)[lost > 0.02].all())
             more += int(((held > 0).all(dim=1) & ~(lost > 0).all(dim=1)).sum())
-    assert more > 5
+    assert more > 2
 
 
 @pytest.mark.slow
