@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from robustness.threat import Norm
+from robustness.threat import Norm, ThreatModel
 
 # Square in l2 needs images of at least 5 pixels a side.
 CLASSES, SIDE = 5, 6
@@ -48,6 +48,37 @@ class Raises(nn.Module):
         return self.linear(images)
 
 
+class Wraps(nn.Module):
+    """A linear model behind some change of its input or output."""
+
+    def __init__(self, before: object = None, after: object = None) -> None:
+        super().__init__()
+        self.linear, self.before, self.after = Linear(), before, after
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(self.before(images) if self.before else images)
+        return self.after(logits) if self.after else logits
+
+
+class Noisy(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return Linear()(images) + 1e-3 * torch.randn(len(images), 5)
+
+
+class BrighterThanItsBatch(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.flatten(1).mean(dim=1)
+        return torch.stack([torch.full_like(mean, 1e-4), mean - mean.mean()], dim=1)
+
+
+class Broken(nn.Module):
+    """No finite logits for images brighter than one half."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.flatten(1).mean(dim=1, keepdim=True) > 0.5
+        return torch.where(bright, torch.nan, Linear()(images))
+
+
 def make_problem(classes: int, count: int = 12) -> tuple[Linear, Tensor, Tensor]:
     """A model and images near mid-grey, so that the box never binds."""
     model, images = Linear(classes), grey_images(count)
@@ -67,3 +98,9 @@ def minimal_distance(model: Linear, images: Tensor, labels: Tensor, norm: Norm) 
     margins = scores.gather(1, labels.unsqueeze(1)) - scores
     distance = margins / dual.clamp_min(1e-12)
     return distance.scatter(1, labels.unsqueeze(1), torch.inf).amin(dim=1)
+
+
+# What the checks are tried on, and within reach of an attack on about half of it.
+IMAGES = grey_images(24)
+LABELS = Linear()(IMAGES).argmax(dim=1)
+NEAR = ThreatModel(Norm.LINF, float(minimal_distance(Linear(), IMAGES, LABELS, Norm.LINF).median()))

@@ -1,9 +1,18 @@
 """Each flag goes up where its fault is built in, and stays down on an honest model."""
 
 import pytest
-import torch
-from torch import Tensor, nn
-from toys import Linear, Raises, grey_images, make_problem, minimal_distance
+from toys import (
+    IMAGES,
+    LABELS,
+    NEAR,
+    Broken,
+    Linear,
+    Noisy,
+    Raises,
+    Wraps,
+    make_problem,
+    minimal_distance,
+)
 
 from robustness.attacks import Flag, audit, nearest_adversarial
 from robustness.attacks.checks.gradient_audits import (
@@ -24,42 +33,6 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
-
-
-class Wraps(nn.Module):
-    """A linear model behind some change of its input or output."""
-
-    def __init__(self, before: object = None, after: object = None) -> None:
-        super().__init__()
-        self.linear, self.before, self.after = Linear(), before, after
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.linear(self.before(images) if self.before else images)
-        return self.after(logits) if self.after else logits
-
-
-class Noisy(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return Linear()(images) + 1e-3 * torch.randn(len(images), 5)
-
-
-class BrighterThanItsBatch(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        mean = images.flatten(1).mean(dim=1)
-        return torch.stack([torch.full_like(mean, 1e-4), mean - mean.mean()], dim=1)
-
-
-class Broken(nn.Module):
-    """No finite logits for images brighter than one half."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        bright = images.flatten(1).mean(dim=1, keepdim=True) > 0.5
-        return torch.where(bright, torch.nan, Linear()(images))
-
-
-IMAGES = grey_images(24)
-LABELS = Linear()(IMAGES).argmax(dim=1)
-NEAR = ThreatModel(Norm.LINF, float(minimal_distance(Linear(), IMAGES, LABELS, Norm.LINF).median()))
 
 
 @pytest.mark.slow
