@@ -32,7 +32,9 @@ from robustness.errors import OperationalError, SoundnessError, UsageError, os_f
 from robustness.evaluation.database import DamagedError
 from robustness.evaluation.executors.here import NAME as HERE
 from robustness.evaluation.executors.processes import Limits, call_alone
-from robustness.evaluation.records import NOT_FINITE, Reader, SampleRecord, failures
+from robustness.evaluation.kept import InMemory
+from robustness.evaluation.reader import Reader
+from robustness.evaluation.records import NOT_FINITE, SampleRecord, failures
 from robustness.evaluation.runner import Crew, run_plan
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.soundness import confront
@@ -174,21 +176,21 @@ def render(results: Path, out: Path) -> Leaderboard:
 def _summarised(file: Path) -> Leaderboard:
     with Store(file, must_exist=True) as store:
         plan, versions, _, wall = store.last_run()
-        _require_whole(Schedule(plan, store))
+        _require_whole(Schedule(plan, store), file)
         return _with_wall_time(summarise(plan, store, versions), wall, store)
 
 
-def _require_whole(schedule: Schedule) -> None:
+def _require_whole(schedule: Schedule, file: Path) -> None:
     """Insist that every unit of a plan is stored.
 
     Raises:
         DamagedError: one is not.
     """
     for late in (False, True):  # what the second phase is follows from a whole first one
-        jobs = [job for job in schedule.plan.jobs if job.needs_radii is late]
+        jobs = [job for job in schedule.plan.jobs if job.late is late]
         if missing := schedule.missing(jobs):
             what = f"{len(missing)} units of the last complete run are missing"
-            raise DamagedError(f"{schedule.store.path}, of which {what}")
+            raise DamagedError(f"{file}, of which {what}")
 
 
 def attack(
@@ -254,12 +256,13 @@ def attack(
         attacks=[{**(settings or {}), "kind": attack}],
     )
     suite = _ready(suite, data_dir, data is not None)
-    with Crew(suite, workers, data_dir, limits, executor) as crew, Store(None) as store:
+    with Crew(suite, workers, data_dir, limits, executor) as crew:
+        kept = InMemory()
         refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
         if refusals:
             raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
-        run_plan(crew, store, _DEFAULT_BATCH, quiet)
-        entry = summarise(crew.plan, store, environment()).models[0]
+        run_plan(crew, kept, _DEFAULT_BATCH, quiet)
+        entry = summarise(crew.plan, kept, environment()).models[0]
     _require_answers(model, entry.failures, entry.clean.total)
     return entry.attacks[0]
 
@@ -352,15 +355,16 @@ def certify(
         audit=AuditConfig(samples=count, largest=count),
     )
     suite = _ready(suite, data_dir, data is not None)
-    with Crew(suite, workers, data_dir, limits, executor) as crew, Store(None) as store:
+    with Crew(suite, workers, data_dir, limits, executor) as crew:
+        kept = InMemory()
         refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
         if certificate is not None and refusals:
             raise UsageError(
                 f"expected a certificate for {model}, got {certificate}: {refusals[0]}; choose "
                 "another"
             )
-        run_plan(crew, store, _DEFAULT_BATCH, quiet)
-        reader = Reader(Schedule(crew.plan, store))
+        run_plan(crew, kept, _DEFAULT_BATCH, quiet)
+        reader = Reader(Schedule(crew.plan, kept))
         records = reader.records(0)
         violations = confront(reader, [records]).violations
     _require_answers(model, failures(records), len(records))

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from robustness import cli
+from robustness.attacks import Status
 from robustness.errors import OperationalError, UsageError
-from robustness.evaluation.jobs.work import ShardResult
+from robustness.evaluation.jobs import Result
+from robustness.evaluation.jobs.attack import Row
 from robustness.evaluation.plan import Job
 from robustness.evaluation.store import Store
 from robustness.files import write_file
@@ -251,11 +253,11 @@ def test_certify_on_a_small_disk_keeps_the_radii_that_are_there(
     assert (disk / "radii.csv").read_bytes() == before
 
 
-def rows(count: int) -> tuple[ShardResult, Job]:
+def rows(count: int) -> tuple[Result, Job]:
     """A unit of so many samples, each with a reason of 500 letters."""
-    job = Job("attack", 0, "fgsm", Norm.LINF, 0.1, "", 1, count)
-    found = [(i, "error", None, None, None, 0, 500 * "x", "fgsm", 0) for i in range(count)]
-    return ShardResult(f"unit {count}", "attack", found, 0.0), job
+    job = Job("attack", 1, 0, 1, count, "fgsm", Norm.LINF, 0.1)
+    found = [Row(i, Status.ERROR, None, None, None, 0, 500 * "x") for i in range(count)]
+    return Result(f"unit {count}", "attack", found, 0.0), job
 
 
 def test_a_store_on_a_small_disk_is_made_whole_or_not_at_all(
@@ -285,10 +287,10 @@ def test_a_store_that_fills_its_disk_keeps_what_it_has_and_goes_on_elsewhere(
     for folder in (disk, elsewhere):
         with Store(folder / "results.sqlite", must_exist=True) as store:
             assert store.done() == set(kept)
-            assert len(store.rows("attack", kept)) == sum(20 * (i + 1) for i in range(len(kept)))
+            assert len(store.rows(job, kept)) == sum(20 * (i + 1) for i in range(len(kept)))
     with Store(elsewhere / "results.sqlite") as store:
         store.add(*rows(990), "a model")
-        assert len(store.rows("attack", ["unit 990"])) == 990
+        assert len(store.rows(job, ["unit 990"])) == 990
 
 
 @pytest.mark.slow

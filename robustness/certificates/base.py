@@ -18,6 +18,9 @@ from robustness.threat import Norm
 # Radii are computed in float64 and cut by this share, far above float64's rounding.
 SHRINK = 1 - 1e-9
 
+# A reason that several certificates give, for `with_rival`.
+WITHIN_ROUNDING = "margin over {} is within rounding"
+
 
 class Kind(StrEnum):
     """How much a radius claims. Only `certified` is summed as certified accuracy."""
@@ -39,6 +42,8 @@ class CertifiedRadius:
         certificate: name of the certificate.
         reason: the assumption or step that limits the radius, in words.
         limit: the same as one word of a table.
+        general: the reason without what is this image's alone, such as the nearest class, by which
+            like ones are counted; the reason itself where nothing is.
     """
 
     radius: float
@@ -47,6 +52,21 @@ class CertifiedRadius:
     certificate: str
     reason: str
     limit: Limit
+    general: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.general:
+            object.__setattr__(self, "general", self.reason)
+
+
+def with_rival(words: str, rival: int) -> tuple[str, str]:
+    """A reason about the nearest class, and the same in general.
+
+    Args:
+        words: the reason, with `{}` where it names the class.
+        rival: the class.
+    """
+    return words.format(f"class {rival}"), words.format("another class")
 
 
 @runtime_checkable

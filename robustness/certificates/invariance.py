@@ -278,7 +278,15 @@ class InvarianceCertificate(BaseCertificate):
             shrunk = torch.tensor([claim.radius * SHRINK], dtype=torch.float64)
             proved = float(to_norm(shrunk, images[0].numel(), norm)[0])
             results.append(
-                CertifiedRadius(proved, norm, Kind.CERTIFIED, self.name, claim.reason, claim.limit)
+                CertifiedRadius(
+                    proved,
+                    norm,
+                    Kind.CERTIFIED,
+                    self.name,
+                    claim.reason,
+                    claim.limit,
+                    claim.general,
+                )
             )
         return results
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from robustness.certificates.base import (
     SHRINK,
+    WITHIN_ROUNDING,
     BaseCertificate,
     CertifiedRadius,
     Kind,
     register_certificate,
     require_pixels,
+    with_rival,
 )
 from robustness.certificates.layers import bounds
 from robustness.certificates.limits import Limit
@@ -144,11 +146,12 @@ class ProgramCertificate(BaseCertificate):
 
     def _claim(self, norm: Norm, radius: float, share: float, rival: int) -> CertifiedRadius:
         if radius <= 0 and not share < 1:
-            reason, limit = f"margin over class {rival} is within rounding", Limit.ROUNDING
+            words, limit = WITHIN_ROUNDING, Limit.ROUNDING
         else:
-            reason = f"lines through the program bound the margin over class {rival}"
+            words = "lines through the program bound the margin over {}"
             limit = Limit.ENCODER
             if share > _MUCH_ROUNDING:
-                reason += f", of which rounding takes {share:.0%}"
+                words += f", of which rounding takes {share:.0%}"
                 limit = Limit.ROUNDING
-        return CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason, limit)
+        reason, general = with_rival(words, rival)
+        return CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason, limit, general)

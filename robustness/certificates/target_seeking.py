@@ -30,6 +30,7 @@ from robustness.certificates.base import (
     BaseCertificate,
     CertifiedRadius,
     register_certificate,
+    with_rival,
 )
 from robustness.certificates.flows.constants import (
     pixel_slope,
@@ -104,9 +105,10 @@ def _by_box(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> list[
             found.append(Claim.within_rounding(rival))
             continue
         bound = "linear" if linear else "interval"
-        reason, limit = f"{bound} bound of the margin over class {rival}", Limit.ENCODER
+        words, limit = f"{bound} bound of the margin over {{}}", Limit.ENCODER
         if share > _MUCH_ROUNDING:
-            reason += f", of which rounding takes {share:.0%}"
+            words += f", of which rounding takes {share:.0%}"
             limit = Limit.ROUNDING
-        found.append(Claim(radius, reason, limit))
+        reason, general = with_rival(words, rival)
+        found.append(Claim(radius, reason, limit, general))
     return found

@@ -210,12 +210,13 @@ def require_database(path: Path) -> None:
         raise DamagedError(f"{path}, which is {'no database' if start else 'empty'}")
 
 
-def create(path: Path, fill: Callable[[Database], None]) -> Path | None:
+def create(path: Path, fill: Callable[[Database], None], was: str = "damaged") -> Path | None:
     """Make a database in one step: under a name of its own first, and whole on the disk.
 
     Args:
         path: where it will be.
         fill: makes its tables, and puts in what it begins with.
+        was: in the new name of a database that was there, what it was.
 
     Returns:
         What a database that was there is called now; None where there was none.
@@ -229,7 +230,7 @@ def create(path: Path, fill: Callable[[Database], None]) -> Path | None:
             fill(database)
         _settle(making)
         if path.exists():
-            kept = _move_aside(path)
+            kept = _move_aside(path, was)
         making.rename(path)
         _settle(path.parent)
     except OSError as error:
@@ -251,9 +252,9 @@ def _settle(path: Path) -> None:
         os.close(number)
 
 
-def _move_aside(path: Path) -> Path:
+def _move_aside(path: Path, was: str) -> Path:
     """Rename a database, with what SQLite keeps beside it, to a name that is free."""
-    names = (path.with_stem(f"{path.stem}-damaged-{number}") for number in count(1))
+    names = (path.with_stem(f"{path.stem}-{was}-{number}") for number in count(1))
     kept = next(name for name in names if not name.exists())
     for suffix in _COMPANIONS:
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""From a suite to the shards of work whose results answer it.
+"""What there is to do, as data: jobs, the units of work that answer them, and a suite's plan.
 
 A job is one thing done to one model (predict it, attack it at one threat, certify it in one
 norm); it is done shard by shard. A shard is a fixed run of `SHARD_SIZE` images in the suite's
@@ -7,47 +7,22 @@ does not depend on how many samples were asked for, on the batch size, on the nu
 or on interruptions: only on what the key of (job, images) names.
 
 Jobs come in two phases. Those of the second start from what the certificates of the first gave,
-which is then part of their keys; `schedule.py` says how they are cut into units of work.
+which is then part of their keys.
 """
 
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from robustness import evaluation
-from robustness.attacks import Attack, audit_version, nearest_version
-from robustness.certificates import CERTIFICATES, proves, settings_of
-from robustness.data import ImageSet
-from robustness.errors import UsageError, in_words, is_exhausted, is_interruption
-from robustness.evaluation.executors.processes import begin_turn
-from robustness.evaluation.jobs.audit import NAME as AUDIT
-from robustness.evaluation.jobs.audit import audit_stages, describe
-from robustness.evaluation.jobs.worst_case import WorstCase
 from robustness.evaluation.suite import Samples, Suite
 from robustness.identity import fingerprint
-from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.flow import without_flow
-from robustness.registry import release_of
-from robustness.results.leaderboard import WORST_CASE
 from robustness.threat import Norm, ThreatModel
-from robustness.zoo import Absent, LoadedModel
+from robustness.zoo import LoadedModel
 
 SHARD_SIZE = 32
-
-JobKind = Literal["clean", "attack", "certificate", "decay", "audit", "flags", "nearest", "flow"]
-
-# What the rows of predictions say: the evaluations of every kind of ODE.
-_PREDICTIONS = "evaluations of all blocks"
-
-# Kinds of jobs that draw at random.
-_SEEDED: tuple[JobKind, ...] = ("attack", "audit", "flags", "nearest")
 
 
 @dataclass(frozen=True)
@@ -93,29 +68,35 @@ class Job:
     """One thing done to one model.
 
     Attributes:
-        kind: which of these things.
+        kind: which of these things: the name of a kind of job.
+        code: version of that kind.
         model: index into the plan's models.
+        shards: how many of the plan's shards it runs on, from the first.
+        samples: how many samples of these shards count.
         name: of the attack or certificate; empty otherwise.
         norm: of the threat or the radii; None otherwise.
         eps: of the threat; None otherwise.
         version: library, release and settings of an attack, or of the attacks that are checked;
             settings of a certificate.
-        shards: how many of the plan's shards it runs on, from the first.
-        samples: how many samples of these shards count.
         refusal: why it is not run at all; None where it is.
         sources: digest of the other models that the result depends on; empty without any.
+        seeded: whether it draws at random.
+        late: whether it starts from certified radii, and so waits for the certificates.
     """
 
-    kind: JobKind
+    kind: str
+    code: int
     model: int
-    name: str
-    norm: Norm | None
-    eps: float | None
-    version: str
     shards: int
     samples: int
+    name: str = ""
+    norm: Norm | None = None
+    eps: float | None = None
+    version: str = ""
     refusal: str | None = None
     sources: str = ""
+    seeded: bool = False
+    late: bool = False
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Job":
@@ -127,9 +108,11 @@ class Job:
         return " ".join(str(word) for word in words if word)
 
     @property
-    def needs_radii(self) -> bool:
-        """Whether the job starts from certified radii, and so waits for the certificates."""
-        return self.kind == "audit" or self.name == WORST_CASE
+    def threat(self) -> ThreatModel:
+        """Of a job that has one."""
+        assert self.norm is not None
+        assert self.eps is not None
+        return ThreatModel(self.norm, self.eps)
 
 
 @dataclass(frozen=True)
@@ -173,6 +156,21 @@ class Plan:
         """Number of samples the suite reports."""
         return resolve_samples(self.suite.samples, len(self.order))
 
+    def unit(
+        self,
+        job: Job,
+        images: list[int],
+        given: object = None,
+        radii: tuple[float, ...] = (),
+    ) -> Unit:
+        """Some images of a job, under their key and seed; see `key`."""
+        return Unit(self.key(job, images, given), images, self.seed(images), radii)
+
+    def shards(self, job: Job) -> list[list[int]]:
+        """The images of each shard that a job runs on."""
+        starts = range(0, len(self.order), SHARD_SIZE)
+        return [self.order[start : start + SHARD_SIZE] for start in starts][: job.shards]
+
     def key(self, job: Job, images: Sequence[int], given: object = None) -> str:
         """The identity of a result: everything it depends on, hashed.
 
@@ -183,8 +181,8 @@ class Plan:
         """
         model = self.models[job.model]
         identity: dict[str, object] = {
-            "results": evaluation.RESULTS_VERSION,
             "kind": job.kind,
+            "code": job.code,
             "model": model.identity or model.digest,
             "data": self.data_digest,
             "images": _digest(images),
@@ -192,7 +190,7 @@ class Plan:
             "version": job.version,
             "norm": job.norm,
             "eps": job.eps,
-            "seed": self.suite.seed if job.kind in _SEEDED else None,
+            "seed": self.suite.seed if job.seeded else None,
         }
         if given is not None:
             identity["given"] = given
@@ -238,190 +236,3 @@ def _digest(images: Sequence[int]) -> str:
 def resolve_samples(samples: Samples, available: int) -> int:
     """A number of samples, at most as many as there are."""
     return available if samples == "all" else min(samples, available)
-
-
-def build_attacks(
-    suite: Suite,
-) -> list[tuple[Attack | WorstCase, list[ThreatModel], Samples]]:
-    """The suite's attacks, each with the threats and the samples it is run on."""
-    return [
-        (
-            config.build(),
-            [threat for group in config.threats or suite.threats for threat in group.threats],
-            config.samples,
-        )
-        for config in suite.attacks
-    ]
-
-
-def attack_of(suite: Suite, job: Job) -> Attack | WorstCase:
-    """The attack of an attack job: of its kind, the one that is run at its threat."""
-    for attack, threats, _ in build_attacks(suite):
-        if attack.name == job.name and any((t.norm, t.eps) == (job.norm, job.eps) for t in threats):
-            return attack
-    raise LookupError(f"no attack {job.name} at {job.norm} {job.eps} in suite {suite.name}")
-
-
-def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan:
-    """Plan every job of `suite`.
-
-    Raises:
-        UsageError: a model does not take the data set's images or has other classes.
-    """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(suite.seed))
-    infos: list[ModelInfo] = []
-    for index, loaded in enumerate(models):
-        begin_turn(index)
-        _require_logits(loaded, images)
-        infos.append(ModelInfo.of(loaded, suite.data, images.shape))
-    jobs: list[Job] = []
-    available = len(images)
-
-    def add(kind: JobKind, model: int, samples: Samples, **fields: Any) -> None:
-        count = min(resolve_samples(samples, available), resolve_samples(suite.samples, available))
-        blank = {"name": "", "norm": None, "eps": None, "version": ""}
-        shards = -(-count // SHARD_SIZE)
-        jobs.append(Job(kind=kind, model=model, shards=shards, samples=count, **(blank | fields)))
-
-    for index, loaded in enumerate(models):
-        begin_turn(index)
-        add("clean", index, "all", version=_PREDICTIONS)
-        if suite.flow and without_flow(loaded.module) is not None:
-            add("flow", index, "all")
-        if suite.decay and isinstance(loaded.module, NeuralODEClassifier):
-            add("decay", index, "all")
-        for name, certificate in suite.build_certificates(loaded.name).items():
-            for group in suite.threats:
-                add(
-                    "certificate",
-                    index,
-                    "all",
-                    name=name,
-                    version=settings_of(certificate),
-                    norm=group.norm,
-                    refusal=certificate.refusal(loaded.module, group.norm),
-                )
-        for norm in _certified_norms(jobs, index):
-            version = describe(audit_stages(loaded.module, ThreatModel(norm, 1.0)))
-            add("audit", index, "all", name=AUDIT, version=version, norm=norm)
-        if suite.nearest is not None:
-            version = nearest_version(loaded.module)
-            for group in suite.threats:
-                samples = suite.nearest.samples
-                add("nearest", index, samples, name="nearest", version=version, norm=group.norm)
-        if suite.flags is not None:
-            threat = _checked_threat(suite)
-            at = {
-                "version": audit_version(),
-                "norm": threat.norm,
-                "eps": threat.eps,
-                "sources": _digest_of_others(infos, index),
-            }
-            add("flags", index, suite.flags.samples, name="flags", **at)
-        for attack, threats, samples in build_attacks(suite):
-            for threat in threats:
-                add(
-                    "attack",
-                    index,
-                    samples,
-                    name=attack.name,
-                    norm=threat.norm,
-                    eps=threat.eps,
-                    **_attack_fields(attack, threat, images.classes, models, infos, index),
-                )
-    return Plan(suite, images.digest, order.tolist(), infos, jobs)
-
-
-def _checked_threat(suite: Suite) -> ThreatModel:
-    """Where the checks are made: the first threat of the worst case, whose word they concern.
-
-    Without a worst case, the middle radius of the first norm.
-    """
-    for attack, threats, _ in build_attacks(suite):
-        if isinstance(attack, WorstCase):
-            return threats[0]
-    radii = suite.threats[0].threats
-    return radii[(len(radii) - 1) // 2]
-
-
-def others(models: Sequence[LoadedModel], model: LoadedModel) -> dict[str, nn.Module]:
-    """The suite's other models by name, whose adversarial images may be tried on `model`."""
-    return {other.name: other.module for other in models if other is not model}
-
-
-def _digest_of_others(infos: Sequence[ModelInfo], model: int) -> str:
-    digests = [[other.name, other.identity] for i, other in enumerate(infos) if i != model]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-
-
-def _attack_fields(
-    attack: Attack | WorstCase,
-    threat: ThreatModel,
-    classes: int,
-    models: Sequence[LoadedModel],
-    infos: Sequence[ModelInfo],
-    model: int,
-) -> dict[str, Any]:
-    """What an attack's job says of its version, its sources, and why it is not run."""
-    if isinstance(attack, WorstCase):
-        loaded = models[model]
-        version = attack.version(loaded.module, threat, others(models, loaded))
-        sources = _digest_of_others(infos, model) if attack.transfer else ""
-        return {"version": version, "sources": sources}
-    # Settings alone do not tell the code of one release of an installed package from another's.
-    release = release_of(type(attack).__module__)
-    version = f"{attack.version}, {release}" if release else attack.version
-    return {"version": version, "refusal": attack.refusal(threat, classes)}
-
-
-def _certified_norms(jobs: list[Job], model: int) -> list[Norm]:
-    """Norms in which something may be proved of a model."""
-    speaking = (
-        job.norm
-        for job in jobs
-        if job.kind == "certificate"
-        and job.model == model
-        and proves(CERTIFICATES[job.name])
-        and job.refusal is None
-    )
-    return list(dict.fromkeys(norm for norm in speaking if norm is not None))
-
-
-def _require_logits(loaded: LoadedModel, images: ImageSet) -> None:
-    if isinstance(loaded.module, Absent):  # its samples are errors
-        return
-    for count in (1, min(2, len(images))):
-        try:
-            with torch.no_grad():
-                logits: object = loaded.module(images.images[:count])
-        except BaseException as error:  # SystemExit too: it is a user's code that runs
-            if is_interruption(error) or is_exhausted(error):
-                raise
-            reason = " ".join(in_words(error).split())
-            raise UsageError(
-                f"{loaded.name}: expected a model of images {images.shape}, got {reason}; "
-                f"check that it fits the data set {images.name}"
-            ) from error
-        if fault := _fault_of(logits, count, images.classes):
-            got, remedy = fault
-            raise UsageError(
-                f"{loaded.name}: expected a floating-point tensor of logits of shape "
-                f"({count}, {images.classes}) for {images.name}, got {got}; {remedy}"
-            )
-
-
-def _fault_of(logits: object, count: int, classes: int) -> tuple[str, str] | None:
-    """What is wrong with a model's output, and the line that mends it; None for logits."""
-    kind = type(logits).__name__
-    if isinstance(logits, tuple | list | Mapping):
-        return f"a {kind}", "return its logits alone, such as `return outputs[0]`"
-    if isinstance(logits, np.ndarray):
-        return "a numpy array", "compute in torch: no gradient passes through numpy"
-    if not isinstance(logits, Tensor):
-        return f"a {kind}", "end forward with `return logits`"
-    if not logits.is_floating_point():
-        return f"a tensor of {logits.dtype}", "return logits, not classes; or `logits.float()`"
-    if logits.shape != (count, classes):
-        shape = tuple(logits.shape)
-        return f"{shape}", "check its number of classes, and that it returns a row for each image"
-    return None

@@ -5,9 +5,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from robustness.certificates import CertifiedRadius, Kind
-from robustness.evaluation.jobs.work import SKIPPED, Row
-from robustness.evaluation.plan import Job, JobKind
-from robustness.evaluation.schedule import Schedule
 from robustness.results.leaderboard import Distances, Samples
 from robustness.threat import Norm
 
@@ -84,81 +81,6 @@ def failures(records: list[SampleRecord]) -> dict[str, int]:
     """How many samples failed for which reason, the most frequent first."""
     counts = Counter(record.reason for record in records if record.failed)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-@dataclass(frozen=True)
-class Reader:
-    """The rows of a plan's jobs, for the samples that count.
-
-    Attributes:
-        schedule: of the plan, over the store that holds the rows.
-    """
-
-    schedule: Schedule
-
-    def jobs(self, model: int, kind: JobKind) -> list[Job]:
-        """The jobs of one kind on one model that were not refused."""
-        return [
-            job
-            for job in self.schedule.plan.jobs
-            if job.model == model and job.kind == kind and job.refusal is None
-        ]
-
-    def rows(self, job: Job) -> list[Row]:
-        """The job's rows, in no particular order."""
-        counted = set(self.schedule.plan.order[: job.samples])
-        return [row for row in self.schedule.rows(job) if row[0] in counted]
-
-    def records(self, model: int) -> list[SampleRecord]:
-        """What is known of each sample under one model, in the suite's order."""
-        plan = self.schedule.plan
-        records: dict[int, SampleRecord] = {}
-        for job in self.jobs(model, "clean"):
-            for index, label, prediction, status, _ in self.rows(job):
-                record = SampleRecord(index, label, prediction)
-                failed, _, reason = status.partition(": ")
-                if failed == "error":
-                    for norm in Norm:
-                        record.note_failure(norm, 0.0, reason)
-                if not record.correct:
-                    record.note_adversarial(dict.fromkeys(Norm, 0.0), "clean")
-                records[record.index] = record
-        for job in self.jobs(model, "attack"):
-            self._note_attack(job, records)
-        for job in self.jobs(model, "audit"):
-            self._note_audit(job, records)
-        for job in self.jobs(model, "nearest"):
-            self._note_nearest(job, records)
-        for norm in Norm:
-            for _, claims in self.schedule.claims(model, norm):
-                for index, claim in claims.items():
-                    records[index].claims.setdefault(norm, []).append(claim)
-        return [records[index] for index in plan.order[: plan.samples]]
-
-    def _note_attack(self, job: Job, records: dict[int, SampleRecord]) -> None:
-        assert job.norm is not None
-        assert job.eps is not None
-        for index, status, _, linf, l2, _, detail, found_by, _ in self.rows(job):
-            record = records[index]
-            if status != SKIPPED:
-                record.attacked.setdefault(job.norm, []).append(job.eps)
-            if status == "error":
-                record.note_failure(job.norm, job.eps, detail)
-            elif status == "adversarial":
-                # Distances count in both norms: what was found in one ball may lie in another.
-                record.note_adversarial({Norm.LINF: linf, Norm.L2: l2}, found_by)
-
-    def _note_audit(self, job: Job, records: dict[int, SampleRecord]) -> None:
-        for row in self.rows(job):
-            index, status, linf, l2, found_by = row[0], row[2], row[4], row[5], row[7]
-            if status == "adversarial":
-                distances = {Norm.LINF: linf, Norm.L2: l2}
-                records[index].note_adversarial(distances, f"{job.name}: {found_by}")
-
-    def _note_nearest(self, job: Job, records: dict[int, SampleRecord]) -> None:
-        for index, status, _, linf, l2, _ in self.rows(job):
-            if status == "adversarial":
-                records[index].note_adversarial({Norm.LINF: linf, Norm.L2: l2}, job.name)
 
 
 def sample_table(records: list[SampleRecord], norms: list[Norm]) -> Samples:

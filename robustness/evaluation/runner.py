@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
 from robustness.certificates import Certificate
 from robustness.certificates.sharing import shared_work
@@ -37,18 +38,16 @@ from robustness.evaluation.executors.processes import (
     faulty,
     unusable,
 )
-from robustness.evaluation.jobs.work import Bench, ShardResult, failed_unit, run_unit
-from robustness.evaluation.plan import Job, Plan, Unit, attack_of, make_plan, others
+from robustness.evaluation.jobs import KINDS, Result, Work
+from robustness.evaluation.jobs.base import failed_unit, others, run_unit
+from robustness.evaluation.kept import Kept
+from robustness.evaluation.plan import Job, Plan, Unit
+from robustness.evaluation.planning import make_plan
 from robustness.evaluation.schedule import Schedule
-from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.identity import Structure, answers, fingerprint
-from robustness.results.leaderboard import WORST_CASE
 from robustness.terminal import progress_bar, remark
 from robustness.zoo import LoadedModel, absent_model, is_factory, load_model
-
-# Jobs whose units take longest.
-_DEAR = ("autoattack", WORST_CASE, "flags", "nearest", "deepfool", "cw", "fab", "square")
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,21 @@ class Workbench:
     models: list[LoadedModel]
     leashed: bool = False
 
-    def run(self, task: Task) -> list[ShardResult]:
+    def run(self, task: Task) -> list[Result]:
         """Compute some units; what certificates of the same images share is computed once."""
-        results: list[ShardResult] = []
+        results: list[Result] = []
         for indices, work in groupby(task.work, key=lambda pair: pair[1].indices):
             chosen = torch.tensor(indices)
             images, labels = self.images.images[chosen], self.images.labels[chosen]
             with shared_work() as ledger:
                 for job, unit in work:
-                    bench, saved = self._bench(job), ledger.saved
+                    todo, saved = self._work(job, unit, images, labels), ledger.saved
                     try:
-                        result = run_unit(unit, job, bench, images, labels)
+                        result = run_unit(todo)
                     except BaseException as error:  # SystemExit too: it is a user's code that runs
                         if self._is_anothers(error) or self.models[job.model].recipe is not None:
                             raise
-                        result = failed_unit(unit, job, error, images, labels)
+                        result = failed_unit(todo, error)
                     # What a job takes when it is run alone, whichever of them came first.
                     alone = result.seconds + ledger.saved - saved
                     results.append(replace(result, seconds=alone))
@@ -127,21 +126,25 @@ class Workbench:
         """By name for each model: the same objects for all jobs, whose work they may share."""
         return [self.plan.suite.build_certificates(model.name) for model in self.models]
 
-    def _bench(self, job: Job) -> Bench:
-        model = self.models[job.model]
-        attack = attack_of(self.plan.suite, job) if job.kind == "attack" else None
-        certificate = None
-        if job.kind == "certificate":
-            certificate = self._certificates[job.model][job.name]
-        return Bench(model.module, attack, certificate, others(self.models, model))
+    def _work(self, job: Job, unit: Unit, images: Tensor, labels: Tensor) -> Work:
+        return Work(
+            job,
+            unit,
+            self.plan.suite,
+            self.models[job.model].module,
+            images,
+            labels,
+            self._certificates[job.model],
+            others(self.models, job.model),
+        )
 
 
-def run_plan(crew: "Crew", store: Store, batch_size: int, quiet: bool) -> int:
-    """Compute every unit of the crew's plan that `store` lacks, in the plan's two phases.
+def run_plan(crew: "Crew", kept: Kept, batch_size: int, quiet: bool) -> int:
+    """Compute every unit of the crew's plan that `kept` lacks, in the plan's two phases.
 
     Args:
         crew: at work: it has planned.
-        store: where results are read and kept.
+        kept: where results are read and put.
         batch_size: images per task handed to a worker, in whole units; changes no result.
         quiet: no progress bar.
 
@@ -152,7 +155,7 @@ def run_plan(crew: "Crew", store: Store, batch_size: int, quiet: bool) -> int:
         OperationalError: a worker died twice, or was too slow twice, at work on a zoo model.
     """
     plan = crew.plan
-    schedule, computed = Schedule(plan, store), 0
+    schedule, computed = Schedule(plan, kept), 0
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -162,7 +165,7 @@ def run_plan(crew: "Crew", store: Store, batch_size: int, quiet: bool) -> int:
     )
     with progress_bar(columns, quiet) as progress:
         for late, what in ((False, "shards"), (True, "shards and audited images")):
-            jobs = [job for job in plan.jobs if job.needs_radii is late]
+            jobs = [job for job in plan.jobs if job.late is late]
             tasks = _tasks(schedule.missing(jobs), batch_size)
             if not tasks:
                 continue
@@ -170,7 +173,7 @@ def run_plan(crew: "Crew", store: Store, batch_size: int, quiet: bool) -> int:
             bar = progress.add_task(f"{plan.suite.name}: {what}", total=total)
             for task, results in crew.run(tasks):
                 for (job, _), result in zip(task.work, results, strict=True):
-                    store.add(result, job, plan.models[job.model].name)
+                    kept.add(result, job, plan.models[job.model].name)
                 progress.advance(bar, len(results))
             computed += total
     return computed
@@ -184,19 +187,22 @@ def _tasks(units: list[tuple[Job, Unit]], batch_size: int) -> list[Task]:
     """
     blocks: dict[tuple[object, tuple[int, ...]], list[tuple[Job, Unit]]] = {}
     for job, unit in units:
-        shared = job.kind in ("clean", "certificate")
-        group = ("certificates", job.model) if shared else job
+        group = job.model if KINDS[job.kind].shared else job
         blocks.setdefault((group, tuple(unit.indices)), []).append((job, unit))
     tasks = []
     for _, members in groupby(blocks.items(), key=lambda item: item[0][0]):
         same = list(members)
-        audits = same[0][1][0][0].kind == "audit"
-        width = 1 if audits else max(1, batch_size // len(same[0][0][1]))
+        alone = KINDS[same[0][1][0][0].kind].alone
+        width = 1 if alone else max(1, batch_size // len(same[0][0][1]))
         for first in range(0, len(same), width):
             chunk = [pair for _, block in same[first : first + width] for pair in block]
             tasks.append(Task(chunk))
     # No worker shall be left alone with the dearest work at the end.
-    return sorted(tasks, key=lambda task: task.work[0][0].name not in _DEAR)
+    return sorted(tasks, key=lambda task: not _is_dear(task.work[0][0]))
+
+
+def _is_dear(job: Job) -> bool:
+    return KINDS[job.kind].is_dear(job)
 
 
 class Crew:
@@ -302,7 +308,7 @@ class Crew:
             raise unusable(name, died) from None
         self._absent[name] = str(died)
 
-    def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[ShardResult]]]:
+    def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[Result]]]:
         """Do the tasks and give each back with its results, in the order they are done."""
         few = self.workers == 1 or len(tasks) <= 1
         here = self.executor == HERE or (self.executor is None and few and self._started is None)
@@ -312,7 +318,7 @@ class Crew:
                 yield task, executor.result(executor.submit(self._bench.run, task))
             return
         waiting = deque(tasks)
-        pending: dict[Future[list[ShardResult]], Task] = {}
+        pending: dict[Future[list[Result]], Task] = {}
         workers = 1 if few else self.workers
         while waiting or pending:
             try:
@@ -338,8 +344,8 @@ class Crew:
                     yield task, [self._alone(job, unit) for job, unit in task.work]
 
     def _finished(
-        self, executor: Executor, pending: Mapping[Future[list[ShardResult]], Task]
-    ) -> set[Future[list[ShardResult]]]:
+        self, executor: Executor, pending: Mapping[Future[list[Result]], Task]
+    ) -> set[Future[list[Result]]]:
         """Wait for a task; end all processes where none is done within the time limit.
 
         Raises:
@@ -349,7 +355,7 @@ class Crew:
         units = max(len(task.work) for task in pending.values())
         return executor.first(pending.keys(), limit * units, limit)
 
-    def _alone(self, job: Job, unit: Unit) -> ShardResult:
+    def _alone(self, job: Job, unit: Unit) -> Result:
         """Do again, with no other at work, a unit that was at hand when a process died.
 
         Raises:
@@ -377,9 +383,10 @@ class Crew:
                 "time, or run the same command again with fewer --workers"
             ) from None
         chosen = torch.tensor(unit.indices)
-        return failed_unit(unit, job, died, self.images.images[chosen], self.images.labels[chosen])
+        images, labels = self.images.images[chosen], self.images.labels[chosen]
+        return failed_unit(Work(job, unit, self.suite, nn.Module(), images, labels), died)
 
-    def _once(self, job: Job, unit: Unit) -> ShardResult:
+    def _once(self, job: Job, unit: Unit) -> Result:
         try:
             executor, task = self._start(1), Task([(job, unit)])
             future = executor.submit(_run_in_worker, task)
@@ -467,6 +474,6 @@ def _load_in_worker(
     return _bench.identities()
 
 
-def _run_in_worker(task: Task) -> list[ShardResult]:
+def _run_in_worker(task: Task) -> list[Result]:
     assert _bench is not None
     return _bench.run(task)

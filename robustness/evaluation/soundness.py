@@ -1,13 +1,12 @@
 """Certified radii confronted with every adversarial image that a run found."""
 
-import json
 import math
 
-import numpy as np
-
-from robustness.evaluation.jobs.work import Row
-from robustness.evaluation.records import Reader, SampleRecord
-from robustness.results.leaderboard import Picture, Soundness, Violation
+from robustness.evaluation.jobs.audit import NAME as AUDIT
+from robustness.evaluation.jobs.audit import Row
+from robustness.evaluation.reader import Reader
+from robustness.evaluation.records import SampleRecord
+from robustness.results.leaderboard import Soundness, Violation
 from robustness.threat import Norm
 
 # Counter-examples of which a report shows the images; the store keeps those of all.
@@ -25,10 +24,10 @@ def confront(reader: Reader, records: list[list[SampleRecord]]) -> Soundness:
     violations: list[Violation] = []
     for model, known in enumerate(records):
         audits: dict[tuple[Norm, int], Row] = {}
-        for job in reader.jobs(model, "audit"):
+        for job in reader.jobs(model, AUDIT):
             assert job.norm is not None
             rows = reader.rows(job)
-            audits |= {(job.norm, row[0]): row for row in rows}
+            audits |= {(job.norm, row.sample): row for row in rows}
             audited += len(rows)
         for record in known:
             for norm in Norm:
@@ -67,23 +66,13 @@ def _violation(
         attack=record.found_by[norm],
         seed=plan.suite.seed,
     )
-    if found is None or found[2] != "adversarial":
+    if found is None or not found.broken:
         return violation
-    prediction, linf, l2, _, by, seed, shape, original, adversarial = found[3:]
     audited = {
-        "prediction": prediction,
-        "distance": linf if norm is Norm.LINF else l2,
-        "attack": f"the audit, {by}",
-        "seed": seed,
-        "picture": Picture(
-            shape=json.loads(shape),
-            original=_pixels(original),
-            adversarial=_pixels(adversarial),
-        ),
+        "prediction": found.prediction,
+        "distance": found.distance(norm),
+        "attack": f"the audit, {found.found_by}",
+        "seed": found.seed,
+        "picture": found.picture,
     }
     return violation.model_copy(update=audited)
-
-
-def _pixels(stored: bytes) -> list[float]:
-    """Stored float32 pixels in the shortest decimals that read back as the same float32."""
-    return [float(str(value)) for value in np.frombuffer(stored, dtype="<f4")]

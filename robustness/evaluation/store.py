@@ -9,67 +9,48 @@ which anything is damaged is kept under another name, and a new one begun with a
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import get_args
+from typing import Any
 
 from robustness.errors import UsageError
 from robustness.evaluation.database import (
     DamagedError,
     Database,
+    Values,
     alone_in,
     create,
     require_database,
 )
-from robustness.evaluation.jobs.work import Row, ShardResult
-from robustness.evaluation.plan import Job, JobKind, Plan
+from robustness.evaluation.jobs import KINDS, Result
+from robustness.evaluation.jobs.rows import create_statement, row_of, statement_of, values_of
+from robustness.evaluation.plan import Job, Plan
 from robustness.registry import plugins
 from robustness.terminal import remark
 
-# Other columns need another version; a new table does not.
-_SCHEMA_VERSION = 3
-# "LyaR" in ASCII, by which a store is told from other people's databases.
+# Other columns of these two tables need another version; the tables of rows follow from the kinds
+# of jobs, one for each version of a kind.
+_SCHEMA_VERSION = 4
+_OLDER = (2, 3)
+# "LyaR" in ASCII, by which a store is told from other people's databases, but for the first ones.
+_UNMARKED = 2
 _APPLICATION = 0x4C796152
 _SCHEMA = """
 CREATE TABLE shards (
-    key TEXT PRIMARY KEY, kind TEXT NOT NULL, job TEXT NOT NULL, model TEXT NOT NULL,
-    seconds REAL NOT NULL, finished REAL NOT NULL, rows INTEGER NOT NULL, digest TEXT NOT NULL)
-    WITHOUT ROWID;
-CREATE TABLE clean (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, label INTEGER NOT NULL, prediction INTEGER,
-    status TEXT NOT NULL, nfe INTEGER, PRIMARY KEY (key, sample)) WITHOUT ROWID;
-CREATE TABLE attack (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, status TEXT NOT NULL, prediction INTEGER,
-    linf REAL, l2 REAL, rejected INTEGER NOT NULL, detail TEXT NOT NULL, found_by TEXT NOT NULL,
-    queries INTEGER NOT NULL, PRIMARY KEY (key, sample)) WITHOUT ROWID;
-CREATE TABLE certificate (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, radius REAL NOT NULL, kind TEXT NOT NULL,
-    reason TEXT NOT NULL, limited_by TEXT NOT NULL, PRIMARY KEY (key, sample)) WITHOUT ROWID;
-CREATE TABLE audit (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, radius REAL NOT NULL, status TEXT NOT NULL,
-    prediction INTEGER, linf REAL, l2 REAL, detail TEXT NOT NULL, found_by TEXT NOT NULL,
-    seed INTEGER NOT NULL, shape TEXT NOT NULL, original BLOB, adversarial BLOB,
-    PRIMARY KEY (key, sample)) WITHOUT ROWID;
-CREATE TABLE flags (
-    key TEXT NOT NULL, name TEXT NOT NULL, raised INTEGER NOT NULL, value REAL,
-    threshold REAL, detail TEXT NOT NULL, PRIMARY KEY (key, name)) WITHOUT ROWID;
-CREATE TABLE nearest (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, status TEXT NOT NULL, prediction INTEGER,
-    linf REAL, l2 REAL, detail TEXT NOT NULL, PRIMARY KEY (key, sample)) WITHOUT ROWID;
-CREATE TABLE decay (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, step INTEGER NOT NULL, time REAL NOT NULL,
-    potential REAL, right INTEGER NOT NULL, PRIMARY KEY (key, sample, step)) WITHOUT ROWID;
-CREATE TABLE flow (
-    key TEXT NOT NULL, sample INTEGER NOT NULL, prediction INTEGER, PRIMARY KEY (key, sample))
-    WITHOUT ROWID;
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, code INTEGER NOT NULL, job TEXT NOT NULL,
+    model TEXT NOT NULL, seconds REAL NOT NULL, finished REAL NOT NULL, rows INTEGER NOT NULL,
+    digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, plan TEXT NOT NULL, environment TEXT NOT NULL, started REAL NOT NULL,
     wall_seconds REAL, digest TEXT NOT NULL);
 """
-_KINDS = get_args(JobKind)
+
+# Names of the tables of rows.
+_TABLE = re.compile(r"[a-z]+(_[a-z]+)*_[1-9][0-9]*")
 
 _RunRow = tuple[int, str, str, float, float | None]
 
@@ -81,23 +62,20 @@ class Store:
     that is whole; this is said in one line.
 
     Args:
-        path: the SQLite file, created where absent; None keeps everything in memory.
+        path: the SQLite file, created where absent. A store of an earlier version is renamed, and
+            a new one begun.
         must_exist: neither create nor change it.
 
     Raises:
-        UsageError: there is no file, it is somebody else's database, or a store of another
-            version.
+        UsageError: there is no file, it is somebody else's database, or a store of a later
+            version; of an earlier one where it must exist.
         DamagedError: it is damaged and may not be changed.
         OperationalError: the disk failed, or another process holds the file.
     """
 
-    def __init__(self, path: Path | None, must_exist: bool = False) -> None:
+    def __init__(self, path: Path, must_exist: bool = False) -> None:
         self.path = path
         self._whole: set[str] = set()
-        if path is None:
-            self._db = Database(None)
-            self._db.script(_SCHEMA)
-            return
         if must_exist and not path.exists():
             raise UsageError(
                 f"expected results at {path}, got no such file; run `robustness evaluate` first"
@@ -106,6 +84,11 @@ class Store:
             if not path.exists():
                 create(path, _new)
             try:
+                self._db = _checked(path, must_exist)
+            except _OlderError as older:
+                if must_exist:
+                    raise UsageError(str(older)) from None
+                _set_aside(path, older)
                 self._db = _checked(path, must_exist)
             except DamagedError as damage:
                 if must_exist:
@@ -128,16 +111,18 @@ class Store:
         """Close the file."""
         self._db.close()
 
-    def add(self, result: ShardResult, job: Job, model: str) -> None:
+    def add(self, result: Result, job: Job, model: str) -> None:
         """Store one unit in one transaction."""
+        table, rows = _table(job.kind, job.code), [values_of(row) for row in result.rows]
         with self._db.transaction():
-            self._db.query(f"DELETE FROM {result.kind} WHERE key = ?", (result.key,))
-            self._db.insert(result.kind, [(result.key, *row) for row in result.rows])
-            note = (result.kind, json.dumps(vars(job)), model, result.seconds, time.time())
-            # SQLite knows no NaN.
-            rows = [tuple(None if v != v else v for v in row) for row in result.rows]
-            stored = _rows(self._db, result.kind, result.key)
-            if sorted(stored) != sorted(rows):
+            if table not in self._db.schema():
+                self._db.query(statement_of(table, KINDS[job.kind].row))
+            self._db.query(f"DELETE FROM {table} WHERE key = ?", (result.key,))
+            self._db.insert(table, [(result.key, *row) for row in rows])
+            about = (job.kind, job.code, json.dumps(vars(job)), model)
+            note = (*about, result.seconds, time.time())
+            stored = _rows(self._db, table, result.key)
+            if _sorted(stored) != _sorted(rows):
                 raise DamagedError(f"{self.path}, which gives back other rows than it was given")
             digest = _digest(result.key, *note, stored)
             self._db.insert("shards", [(result.key, *note, len(stored), digest)])
@@ -146,18 +131,18 @@ class Store:
         """Keys of all units that are stored."""
         return {key for (key,) in self._db.query("SELECT key FROM shards")}
 
-    def rows(self, kind: str, keys: Iterable[str]) -> list[Row]:
-        """All rows of some units, without the key column, in the order of the keys.
+    def rows(self, job: Job, keys: Iterable[str]) -> list[Any]:
+        """All rows of some units of a job, in the order of the keys.
 
         Raises:
             DamagedError: a unit is missing, or not as it was when it was added.
         """
-        found: list[Row] = []
+        table, row, found = _table(job.kind, job.code), KINDS[job.kind].row, []
         for key in keys:
             if key not in self._whole and not _is_whole(self._db, key):
-                raise DamagedError(f"{self.path}, of which a unit of kind {kind} is gone")
+                raise DamagedError(f"{self.path}, of which a unit of kind {job.kind} is gone")
             self._whole.add(key)
-            found += _rows(self._db, kind, key)
+            found += [row_of(row, values) for values in _rows(self._db, table, key)]
         return found
 
     def seconds(self, keys: Iterable[str]) -> float:
@@ -212,7 +197,9 @@ class Store:
         _, plan, environment, started, wall = complete[-1]
         assert wall is not None
         try:
-            return Plan.from_json(plan), json.loads(environment), started, wall
+            parsed = Plan.from_json(plan)
+            if any(KINDS[job.kind].version != job.code for job in parsed.jobs):
+                raise ValueError("of another code")
         except (KeyError, TypeError, ValueError):
             lacking = _lacking_plugins(environment)
             if lacking:
@@ -224,6 +211,7 @@ class Store:
                 f"{self.path}: expected a run that this version planned, got one of another; run "
                 "`robustness evaluate` again"
             ) from None
+        return parsed, json.loads(environment), started, wall
 
     def _runs(self) -> list[_RunRow]:
         return [(*row[:5],) for row in self._db.query("SELECT * FROM runs ORDER BY id")]
@@ -236,6 +224,15 @@ def _lacking_plugins(environment: str) -> list[str]:
         found = {n.removeprefix("plugin ") for n in names if n.startswith("plugin ")}
         return sorted(found - set(plugins()))
     return []
+
+
+def _table(kind: str, code: int) -> str:
+    """The table of the rows of one version of a kind of job."""
+    return f"{kind.replace('-', '_')}_{code}"
+
+
+def _sorted(rows: list[Values]) -> list[Values]:
+    return sorted(rows, key=repr)
 
 
 def _digest(*parts: object) -> str:
@@ -262,12 +259,27 @@ def _checked(path: Path, read_only: bool) -> Database:
     return database
 
 
+class _OlderError(Exception):
+    """A store is of an earlier version of this package."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        self.version = version
+        super().__init__(
+            f"{path}: expected a store of version {_SCHEMA_VERSION}, got {version}; run "
+            "`robustness evaluate` again, which keeps it under another name"
+        )
+
+
 def _require_store(database: Database) -> None:
-    path, expected = database.path, _tables()
+    path = database.path
+    assert path is not None
     application, version = (
         database.query(f"PRAGMA {name}")[0][0] for name in ("application_id", "user_version")
     )
-    found = database.schema()
+    found, expected = database.schema(), _tables()
+    ours = application == (_APPLICATION if version > _UNMARKED else 0)
+    if version in _OLDER and ours and found.keys() >= {"shards", "runs", "clean"}:
+        raise _OlderError(path, version)
     if application != _APPLICATION and (strange := sorted(found.keys() - expected.keys())):
         raise UsageError(
             f"expected a store at {path}, got another database, with the tables "
@@ -278,9 +290,12 @@ def _require_store(database: Database) -> None:
             f"{path}: expected a store of version {_SCHEMA_VERSION}, got {version}; choose another "
             "--out, or move the file away to compute again"
         )
-    different = sorted(
-        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
-    )
+    different = [name for name in ("runs", "shards") if found.get(name) != expected[name]]
+    different += [
+        name
+        for name in sorted(found.keys() - {"runs", "shards"})
+        if found[name] != (expected.get(name) or _as_made_here(database, name))
+    ]
     if different:
         raise DamagedError(f"{path}, of which tables differ: {', '.join(different)}")
     wrong = [row[0] for row in database.query("PRAGMA integrity_check(1)") if row[0] != "ok"]
@@ -291,9 +306,32 @@ def _require_store(database: Database) -> None:
 
 
 def _tables() -> dict[str, str]:
+    """The statements of all tables that this process may make."""
     with closing(Database(None)) as database:
         database.script(_SCHEMA)
-        return database.schema()
+        tables = database.schema()
+    for kind in KINDS.values():
+        table = _table(kind.name, kind.version)
+        tables[table] = statement_of(table, kind.row)
+    return tables
+
+
+def _as_made_here(database: Database, name: str) -> str | None:
+    """The statement by which this package would have made a table with its columns.
+
+    So that rows of a kind that is not known here, or of an earlier version of one, are told from
+    whatever else there may be in a database. None for what is no table of rows.
+    """
+    if not _TABLE.fullmatch(name):
+        return None
+    about = database.query('SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (name,))
+    declarations = [
+        f"{column} {kind} NOT NULL" if required else f"{column} {kind}"
+        for column, kind, required, _ in about
+        if column != "key"
+    ]
+    identity = [column for column, *_, place in about if place and column != "key"]
+    return create_statement(name, declarations, identity)
 
 
 def _require_units(database: Database) -> None:
@@ -339,6 +377,16 @@ def _begin_again(path: Path, damage: DamagedError) -> None:
     )
 
 
+def _set_aside(path: Path, older: _OlderError) -> None:
+    """Put a new store in the place of one of an earlier version, which is kept."""
+    kept = create(path, _new, f"version-{older.version}")
+    name = kept.name if kept else "nothing"
+    remark(
+        f"{path} is of an earlier version, {older.version}, whose units this one computes again; "
+        f"kept as {name}"
+    )
+
+
 def _save(old: Database, new: Database) -> tuple[int, int]:
     """Copy what is whole: how many units that is, and how many there were."""
     keys = [key for (key,) in old.query_readable("SELECT key FROM shards")]
@@ -346,9 +394,12 @@ def _save(old: Database, new: Database) -> tuple[int, int]:
     with new.transaction():
         for key in whole:
             note = old.query("SELECT * FROM shards WHERE key = ?", (key,))
+            table = _table(*note[0][1:3])
+            made = _as_made_here(old, table)
+            if made is not None and table not in new.schema():
+                new.query(made)
             new.insert("shards", note)
-            kind = note[0][1]
-            new.insert(kind, [(key, *row) for row in _rows(old, kind, key)])
+            new.insert(table, [(key, *row) for row in _rows(old, table, key)])
         runs = old.query_readable("SELECT * FROM runs")
         new.insert("runs", [run for run in runs if _run_is_whole(run)])
     return len(whole), len(keys)
@@ -358,16 +409,16 @@ def _is_whole(database: Database, key: str) -> bool:
     """Whether a unit is stored, and as it was when it was added."""
     try:
         ((_, *note, count, digest),) = database.query("SELECT * FROM shards WHERE key = ?", (key,))
-        kind = note[0]
-        rows = _rows(database, kind, key) if kind in _KINDS else []
-    except (DamagedError, ValueError):
+        table = _table(*note[:2])
+        rows = _rows(database, table, key) if _TABLE.fullmatch(table) else []
+    except (AttributeError, DamagedError, ValueError):
         return False
     return bool((count, digest) == (len(rows), _digest(key, *note, rows)))
 
 
-def _run_is_whole(run: Row) -> bool:
+def _run_is_whole(run: Values) -> bool:
     return bool(run[-1] == _digest(*run[:-1]))
 
 
-def _rows(database: Database, kind: str, key: str) -> list[Row]:
-    return [row[1:] for row in database.query(f"SELECT * FROM {kind} WHERE key = ?", (key,))]
+def _rows(database: Database, table: str, key: str) -> list[Values]:
+    return [row[1:] for row in database.query(f"SELECT * FROM {table} WHERE key = ?", (key,))]

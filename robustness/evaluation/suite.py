@@ -22,7 +22,7 @@ from robustness.certificates import CERTIFICATES, SEED, Certificate, routine, se
 from robustness.config import Config, table_of
 from robustness.data import require_known
 from robustness.errors import UsageError
-from robustness.evaluation.jobs.worst_case import WorstCase
+from robustness.evaluation.worst_case import WorstCase
 from robustness.files import read_toml
 from robustness.inputs import Count, Name, Seed
 from robustness.threat import Norm, ThreatModel, parse_eps
@@ -170,6 +170,7 @@ class Suite(Config):
         audit: how many certified images are attacked inside their radii.
         flags: checks of whether the attacks on a model can be believed; None runs none.
         nearest: bounds on the robust radius from above, in every norm; None looks for none.
+        jobs: kinds of jobs of other packages that are done too.
     """
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
@@ -190,6 +191,7 @@ class Suite(Config):
     audit: AuditConfig = Field(default_factory=AuditConfig)
     flags: FlagsConfig | None = None
     nearest: NearestConfig | None = None
+    jobs: list[Name] = Field(default_factory=list)
 
     @field_validator("certificates", mode="before")
     @classmethod

@@ -304,6 +304,7 @@ class ModelEntry(Summary):
         failures: for which reason how many of these failed first, most frequent first.
         unidentified: what of it cannot be told, such as an attribute of unknown kind: if it changed
             between two runs into one store, the second has taken results of the first.
+        further: what kinds of jobs of other packages found, by their names.
     """
 
     name: str
@@ -326,6 +327,7 @@ class ModelEntry(Summary):
     flags: list[Flag] = []
     nearest: list[NearestRow] = []
     samples: Samples | None = None
+    further: Annotated[dict[str, Any], Field(exclude_if=operator.not_)] = {}
 
 
 class SuiteSummary(Summary):

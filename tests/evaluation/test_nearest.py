@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import robustness.evaluation.jobs.work as work
 from robustness.api import evaluate
 from robustness.attacks import nearest_adversarial
 from robustness.data import load_images
-from robustness.evaluation.jobs.work import ShardResult
-from robustness.evaluation.plan import make_plan
+from robustness.evaluation.jobs import Result, clean, nearest
+from robustness.evaluation.planning import make_plan
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.reporting.markdown import markdown_text
@@ -84,23 +83,23 @@ def test_a_model_that_fails_is_an_error_and_not_robust_for_ever(
     def fails(*arguments, **keywords):
         raise RuntimeError("no\nluck")
 
-    monkeypatch.setattr(work, "nearest_adversarial", fails)
+    monkeypatch.setattr(nearest, "nearest_adversarial", fails)
     changes = {"models": ["digits/resnet"], "certificates": [], "samples": 8}
     entry = evaluate(Suite.model_validate(SUITE | changes), out=tmp_path, workers=1).models[0]
     for row in entry.nearest:
         assert (row.samples, row.found, row.errors, row.median) == (6, 0, 6, None)
 
 
-def test_the_wall_time_of_all_starts_counts_those_that_were_killed() -> None:
+def test_the_wall_time_of_all_starts_counts_those_that_were_killed(tmp_path: Path) -> None:
     changes = {"models": ["digits/resnet"], "certificates": [], "samples": 8}
     suite = Suite.model_validate(SUITE | changes)
     plan = make_plan(suite, load_images("digits", "test", None), [load_model("digits/resnet")])
-    (clean, *_) = plan.jobs
-    with Store(None) as store:
+    rows = [clean.Row(1, 2, 2, False, "", None)]
+    with Store(tmp_path / "results.sqlite") as store:
         before = time.time()
         store.begin_run(plan, {})
         time.sleep(0.05)
-        store.add(ShardResult("key", "clean", [(1, 2, 2, "ok", None)], 0.01), clean, "m")
+        store.add(Result("key", "clean", rows, 0.01), plan.jobs[0], "m")
         after = time.time()
         time.sleep(0.05)
         store.begin_run(plan, {})

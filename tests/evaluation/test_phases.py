@@ -9,24 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
-import robustness.evaluation.jobs.work as work
 import robustness.evaluation.runner as runner
 from robustness.api import evaluate
-from robustness.attacks import Flag
+from robustness.attacks import Flag, worst_case
 from robustness.certificates import CertifiedRadius, Kind, Limit, routine
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
 from robustness.errors import DiedError, OperationalError, UsageError
 from robustness.evaluation.executors.processes import Limits
-from robustness.evaluation.jobs.work import ShardResult
-from robustness.evaluation.plan import Job, Unit, make_plan
+from robustness.evaluation.jobs import Result, Work, audit, flags
+from robustness.evaluation.jobs import worst_case as worst
+from robustness.evaluation.jobs.base import run_unit
+from robustness.evaluation.kept import InMemory
+from robustness.evaluation.plan import Job, Unit
+from robustness.evaluation.planning import make_plan
 from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.schedule import Schedule
-from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.evaluation.summarise import summarise
 from robustness.results.leaderboard import WORST_CASE
-from robustness.threat import Norm
+from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
 
 MODEL = "digits/lyanet-certified"
@@ -52,25 +54,25 @@ def no_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit is tested elsewhere; here it takes no time."""
 
     def nothing(model, images, labels, *rest):
-        return work.worst_case(model, images, labels, THREAT, [])
+        return worst_case(model, images, labels, THREAT, [])
 
-    monkeypatch.setattr(work, "audit", nothing)
+    monkeypatch.setattr(audit, "audit", nothing)
 
 
-THREAT = work.ThreatModel(Norm.L2, 0.1)
+THREAT = ThreatModel(Norm.L2, 0.1)
 
 
 def test_the_worst_case_leaves_out_exactly_what_is_certified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attacked, real = [], work.worst_case
+    attacked, real = [], worst.worst_case
 
     def note(model, images, labels, threat, stages, certified=None, seed=0):
         if certified is not None:
             attacked.append(int((certified <= threat.eps).sum()))
         return real(model, images, labels, threat, stages, certified, seed)
 
-    monkeypatch.setattr(work, "worst_case", note)
+    monkeypatch.setattr(worst, "worst_case", note)
     entry = run(tmp_path).models[0]
     (row,), radii = entry.attacks, entry.samples.norms[0].radius
     certified = sum(radius > 0.5 for radius in radii)
@@ -89,20 +91,25 @@ def test_what_is_skipped_is_part_of_the_key_and_other_radii_are_not() -> None:
     jobs = {job.kind: job for job in plan.jobs}
     keys = []
     for scale in (1.0, 1.0 + 1e-9, 1.5):
-        with Store(None) as store:
-            schedule = Schedule(plan, store)
-            certificate = jobs["certificate"]
-            for unit in schedule.units(certificate):
-                chosen = torch.tensor(unit.indices)
-                method = plan.suite.build_certificates("any")[certificate.name]
-                bench = work.Bench(models[0].module, None, method, {})
-                result = work.run_unit(
-                    unit, certificate, bench, images.images[chosen], images.labels[chosen]
-                )
-                rows = [(i, scale * radius, *rest) for i, radius, *rest in result.rows]
-                store.add(replace(result, rows=rows), certificate, MODEL)
-            worst, audits = schedule.units(jobs["attack"]), schedule.units(jobs["audit"])
-        keys.append((worst[0].key, {unit.key for unit in audits}))
+        kept = InMemory()
+        schedule = Schedule(plan, kept)
+        certificate = jobs["certificate"]
+        for unit in schedule.units(certificate):
+            chosen = torch.tensor(unit.indices)
+            work = Work(
+                certificate,
+                unit,
+                plan.suite,
+                models[0].module,
+                images.images[chosen],
+                images.labels[chosen],
+                plan.suite.build_certificates("any"),
+            )
+            result = run_unit(work)
+            rows = [replace(row, radius=scale * row.radius) for row in result.rows]
+            kept.add(replace(result, rows=rows), certificate, MODEL)
+        units, audits = schedule.units(jobs["worst-case"]), schedule.units(jobs["audit"])
+        keys.append((units[0].key, {unit.key for unit in audits}))
     assert keys[0][0] == keys[1][0] != keys[2][0]
     assert keys[0][1].isdisjoint(keys[1][1])  # an audit attacks at the radius itself
 
@@ -116,9 +123,8 @@ def test_other_models_of_the_suite_are_part_of_the_key_where_their_images_are_tr
             SUITE | {"models": list(names), "attacks": attacks, "certificates": []}
         )
         plan = make_plan(suite, images, [load_model(name) for name in names])
-        job = next(job for job in plan.jobs if job.kind == "attack")
-        with Store(None) as store:
-            return Schedule(plan, store).units(job)[0].key
+        job = next(job for job in plan.jobs if job.kind == "worst-case")
+        return Schedule(plan, InMemory()).units(job)[0].key
 
     assert key(True, MODEL) != key(True, MODEL, "digits/resnet")
     assert key(False, MODEL) == key(False, MODEL, "digits/resnet")
@@ -153,7 +159,7 @@ def test_flags_are_computed_on_the_first_samples_and_reported(
         seen.update(images=len(images), threat=threat, sources=list(sources))
         return [Flag("toy", True, 0.5, 0.1, "half of it"), Flag("calm", False, 0.0, 0.1, "none")]
 
-    monkeypatch.setattr(work, "check", check)
+    monkeypatch.setattr(flags, "check", check)
     entry = run(tmp_path, flags={"samples": 8}, attacks=[]).models[0]
     assert [(f.name, f.raised, f.value) for f in entry.flags] == [
         ("calm", False, 0.0),
@@ -194,7 +200,7 @@ def test_checks_that_fail_raise_a_flag_and_do_not_lose_the_run(
     def fail(*arguments: object) -> list[Flag]:
         raise ArithmeticError("no\nway")
 
-    monkeypatch.setattr(work, "check", fail)
+    monkeypatch.setattr(flags, "check", fail)
     (flag,) = run(tmp_path, flags={"samples": 8}, attacks=[]).models[0].flags
     assert (flag.name, flag.raised) == ("checks-failed", True)
     assert flag.detail == "ArithmeticError: no way"
@@ -218,7 +224,7 @@ def test_an_attack_that_comes_twice_runs_with_the_settings_of_its_radius(tmp_pat
         folder = tmp_path / str(attacks[0]["effort"])
         rows = run(folder, **changes, attacks=attacks).models[0].attacks
         assert {row.eps: row.version.split()[0] for row in rows} == efforts
-        sums = "SELECT job, SUM(queries) FROM shards JOIN attack USING (key) GROUP BY job"
+        sums = "SELECT job, SUM(queries) FROM shards JOIN worst_case_1 USING (key) GROUP BY job"
         with closing(sqlite3.connect(folder / "results.sqlite")) as store:
             queries = {json.loads(job)["eps"]: count for job, count in store.execute(sums)}
         assert queries[0.075] > 3 * queries[0.07]  # many stages, and few
@@ -227,9 +233,10 @@ def test_an_attack_that_comes_twice_runs_with_the_settings_of_its_radius(tmp_pat
 def test_the_largest_radius_wins_and_the_first_of_equals() -> None:
     names = ["lyapunov", "target-seeking"]
     suite = Suite.model_validate(SUITE | {"certificates": names, "attacks": []})
-    with runner.Crew(suite, 1, None, Limits()) as crew, Store(None) as store:
-        runner.run_plan(crew, store, 64, True)
-        board = summarise(crew.plan, store, {})
+    kept = InMemory()
+    with runner.Crew(suite, 1, None, Limits()) as crew:
+        runner.run_plan(crew, kept, 64, True)
+        board = summarise(crew.plan, kept, {})
     rows = {row.certificate: row for row in board.models[0].certificates}
     positive = sum(radius > 0 for radius in board.models[0].samples.norms[0].radius)
     assert sum(row.won for row in rows.values()) == positive
@@ -303,16 +310,16 @@ def test_a_model_that_ends_the_process_is_left_out_of_attacks_on_others(
     user = "torch.nn:Identity"
     left_out: list[list[str]] = []
 
-    def once(crew: runner.Crew, job: Job, unit: Unit) -> ShardResult:
+    def once(crew: runner.Crew, job: Job, unit: Unit) -> Result:
         left_out.append(list(crew._absent))
         if not crew._absent:
             raise DiedError("its process ended with exit code 0")
-        return ShardResult(unit.key, job.kind, [], 0.0)
+        return Result(unit.key, job.kind, [], 0.0)
 
     monkeypatch.setattr(runner.Crew, "_once", once)
     suite = Suite.model_validate(SUITE | {"models": [MODEL, user]})
     crew = runner.Crew(suite, 1, None, Limits())
-    alone = Job("attack", 0, WORST_CASE, Norm.LINF, 0.1, "", 1, 32)
+    alone = Job(WORST_CASE, 1, 0, 1, 32, WORST_CASE, Norm.LINF, 0.1)
     shared, unit = replace(alone, sources="digest of others"), Unit("key", [0], 0)
     assert crew._alone(shared, unit).key == "key"
     assert left_out == [[], [user]]

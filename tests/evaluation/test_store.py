@@ -9,25 +9,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import robustness.api as api
 import robustness.evaluation.database as database
-import robustness.evaluation.jobs.work as work
 from robustness.api import evaluate, render
+from robustness.attacks import Status, worst_case
 from robustness.boundary import run
-from robustness.data import load_images
 from robustness.errors import UsageError
 from robustness.evaluation.database import DamagedError
-from robustness.evaluation.jobs.work import ShardResult
-from robustness.evaluation.plan import make_plan
+from robustness.evaluation.jobs import Result, audit, clean, nearest
+from robustness.evaluation.plan import Job
+from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.results.leaderboard import STORE_FILE, Leaderboard
 from robustness.threat import Norm, ThreatModel
-from robustness.zoo import load_model
 
 SUITE = Suite.model_validate(
     {
@@ -54,11 +54,11 @@ def nothing_slow() -> Iterator[None]:
         (folder / "leaderboard.json").write_text(leaderboard.model_dump_json())
 
     def unbroken(model, images, labels, *rest):
-        return work.worst_case(model, images, labels, ThreatModel(Norm.LINF, 0.05), [])
+        return worst_case(model, images, labels, ThreatModel(Norm.LINF, 0.05), [])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "write_report", leaderboard_alone)
-        patch.setattr(work, "audit", unbroken)
+        patch.setattr(audit, "audit", unbroken)
         yield
 
 
@@ -100,17 +100,17 @@ def cut(share: float) -> Callable[[Path], None]:
 
 
 UNITS_DAMAGED = {
-    "a row is missing": sql(f"DELETE FROM attack WHERE {UNIT} AND sample % 2"),
-    "all rows of a unit are missing": sql(f"DELETE FROM attack WHERE {UNIT}"),
+    "a row is missing": sql(f"DELETE FROM attack_1 WHERE {UNIT} AND sample % 2"),
+    "all rows of a unit are missing": sql(f"DELETE FROM attack_1 WHERE {UNIT}"),
     "a row too many": sql(
-        f"INSERT INTO attack SELECT key, -1, status, prediction, linf, l2, "
-        f"rejected, detail, found_by, queries FROM attack WHERE {UNIT} LIMIT 1"
+        f"INSERT INTO attack_1 SELECT key, -1, status, prediction, linf, l2, "
+        f"rejected, detail FROM attack_1 WHERE {UNIT} LIMIT 1"
     ),
-    "a radius that is no number": sql("UPDATE certificate SET radius = 'nan'"),
-    "a radius that is another": sql("UPDATE certificate SET radius = 0.5"),
-    "a status that is none": sql("UPDATE clean SET status = 'splendid'"),
-    "a negative count": sql("UPDATE attack SET queries = -1"),
-    "text that is no UTF-8": sql("UPDATE attack SET detail = CAST(x'ff00fe' AS TEXT)"),
+    "a radius that is no number": sql("UPDATE certificate_1 SET radius = 'nan'"),
+    "a radius that is another": sql("UPDATE certificate_1 SET radius = 0.5"),
+    "a status that is none": sql("UPDATE attack_1 SET status = 'splendid'"),
+    "a negative count": sql("UPDATE attack_1 SET rejected = -1"),
+    "text that is no UTF-8": sql("UPDATE attack_1 SET detail = CAST(x'ff00fe' AS TEXT)"),
     "seconds that are no number": sql("UPDATE shards SET seconds = 'long'"),
     "a note of another kind": sql("UPDATE shards SET kind = 'sqlite_master' WHERE kind = 'clean'"),
     "a byte": lambda store: store.write_bytes(store.read_bytes().replace(b"robust", b"Robust", 1)),
@@ -122,10 +122,10 @@ FILES_DAMAGED = {
     "half a file": cut(0.5),
     "another header": overwritten(0.0, 100),
     "pages overwritten": overwritten(0.3, 20000),
-    "a table missing": sql("DROP TABLE attack"),
-    "a column missing": sql("ALTER TABLE certificate DROP COLUMN radius"),
-    "a trigger": sql("CREATE TRIGGER t AFTER INSERT ON attack BEGIN DELETE FROM clean; END"),
-    "a store half made": sql("PRAGMA user_version = 0", "DROP TABLE runs", "DROP TABLE audit"),
+    "a table missing": sql("DROP TABLE attack_1"),
+    "a column missing": sql("ALTER TABLE certificate_1 DROP COLUMN radius"),
+    "a trigger": sql("CREATE TRIGGER t AFTER INSERT ON attack_1 BEGIN DELETE FROM clean_1; END"),
+    "a store half made": sql("PRAGMA user_version = 0", "DROP TABLE runs", "DROP TABLE clean_1"),
 }
 
 
@@ -186,11 +186,11 @@ def test_what_is_whole_of_a_damaged_store_is_taken_over(
 ) -> None:
     with Store(folder / STORE_FILE) as store:
         everything = store.done()
-    sql(f"UPDATE attack SET status = 'robust' WHERE {UNIT}")(folder / STORE_FILE)
+    sql(f"UPDATE attack_1 SET status = 'robust' WHERE {UNIT}")(folder / STORE_FILE)
     with Store(folder / STORE_FILE) as store:
         assert len(everything - store.done()) == 1
     assert "attack fgsm Linf 0.05 of digits/resnet" in capsys.readouterr().err
-    sql("DROP TABLE certificate")(folder / STORE_FILE)
+    sql("DROP TABLE certificate_1")(folder / STORE_FILE)
     with Store(folder / STORE_FILE) as store:
         assert len(everything - store.done()) == 3
 
@@ -207,23 +207,40 @@ def test_a_unit_that_is_missing_altogether_is_no_report(
 
 def test_damage_during_a_run_is_found_when_rows_are_read(folder: Path) -> None:
     with Store(folder / STORE_FILE) as store:
-        sql("UPDATE attack SET status = 'robust'")(folder / STORE_FILE)
+        plan, *_ = store.last_run()
+        (job,) = (job for job in plan.jobs if job.kind == "attack")
+        keys = [unit.key for unit in Schedule(plan, store).units(job)]
+        sql("UPDATE attack_1 SET status = 'adversarial'")(folder / STORE_FILE)
         with pytest.raises(DamagedError, match="a unit of kind attack"):
-            store.rows("attack", store.done())
+            store.rows(job, keys)
 
 
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (sql("PRAGMA user_version = 2", "PRAGMA application_id = 0"), "of version 3, got 2"),
-        (sql("PRAGMA user_version = 99"), "of version 3, got 99"),
-    ],
-)
-def test_a_store_of_another_version_is_refused_and_left_alone(
-    damage: Callable[[Path], None], words: str, folder: Path
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_store_of_an_earlier_version_is_kept_under_another_name(
+    version: int, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damage(folder / STORE_FILE)
-    with pytest.raises(UsageError, match=words):
+    store = folder / STORE_FILE
+    mark = [] if version == 3 else ["PRAGMA application_id = 0"]
+    rename = "ALTER TABLE clean_1 RENAME TO clean"
+    sql(f"PRAGMA user_version = {version}", *mark, rename)(store)
+    before = store.read_bytes()
+    with pytest.raises(UsageError, match=f"of version 4, got {version}; run"):
+        Store(store, must_exist=True)
+    assert not list(folder.glob("*version*"))
+    with Store(store) as opened:
+        assert opened.done() == set()
+    kept = folder / f"results-version-{version}-1.sqlite"
+    assert kept.read_bytes() == before
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert kept.name in said
+    with Store(store):
+        assert capsys.readouterr().err == ""
+
+
+def test_a_store_of_a_later_version_is_refused_and_left_alone(folder: Path) -> None:
+    sql("PRAGMA user_version = 99")(folder / STORE_FILE)
+    with pytest.raises(UsageError, match="of version 4, got 99"):
         Store(folder / STORE_FILE)
     assert [file.name for file in folder.iterdir()] == [STORE_FILE]
 
@@ -241,25 +258,25 @@ def test_other_peoples_databases_and_things_that_are_no_files_are_refused(tmp_pa
             Store(tmp_path / name)
 
 
-def a_unit(rows: int = 3) -> tuple[ShardResult, tuple]:
-    plan = make_plan(SUITE, load_images("digits", "test", None), [load_model("digits/resnet")])
-    content = [(number, 1, 1, "ok", None) for number in range(rows)]
-    return ShardResult("some key", "clean", content, 0.5), (plan.jobs[0], "digits/resnet")
+def a_unit(rows: int = 3) -> tuple[Result, tuple[Job, str]]:
+    content = [clean.Row(number, 1, 1, False, "", None) for number in range(rows)]
+    return Result("some key", "clean", content, 0.5), (Job("clean", 1, 0, 1, rows), "digits/resnet")
 
 
 def test_a_unit_is_whole_as_sqlite_stores_it(tmp_path: Path) -> None:
-    unit, about = a_unit()
+    unit, (job, model) = a_unit()
+    search = Job("nearest", 1, 0, 1, 1, "nearest", Norm.L2)
+    found = nearest.Row(1, Status.ADVERSARIAL, None, float("nan"), float("inf"), "")
     with Store(tmp_path / STORE_FILE) as store:
         assert store.done() == set()
         for _ in range(2):  # as where two runs compute the same
-            store.add(unit, *about)
-        odd = ShardResult("odd", "nearest", [(1, "ok", None, float("nan"), float("inf"), "")], 1.0)
-        store.add(odd, *about)
-        assert store.rows("nearest", ["odd"]) == [(1, "ok", None, None, float("inf"), "")]
+            store.add(unit, job, model)
+        store.add(Result("odd", "nearest", [found], 1.0), search, model)
+        assert store.rows(search, ["odd"]) == [replace(found, linf=None)]
     with Store(tmp_path / STORE_FILE, must_exist=True) as store:
-        assert store.rows("clean", [unit.key]) == unit.rows
+        assert store.rows(job, [unit.key]) == unit.rows
         with pytest.raises(DamagedError):
-            store.rows("clean", ["another"])
+            store.rows(job, ["another"])
 
 
 @pytest.fixture
@@ -284,7 +301,7 @@ def test_a_store_that_is_held_is_waited_for_with_a_message(
         release.start()
         store.add(unit, *about)
         release.join()
-        assert store.rows("clean", [unit.key]) == unit.rows
+        assert store.rows(about[0], [unit.key]) == unit.rows
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "waiting for another process that holds" in said

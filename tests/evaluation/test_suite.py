@@ -10,7 +10,9 @@ from robustness.attacks import ATTACKS, AttackKind, Effort
 from robustness.certificates import CERTIFICATES, SmoothingCertificate, routine
 from robustness.data import load_images
 from robustness.errors import UsageError
-from robustness.evaluation.plan import Plan, build_attacks, make_plan
+from robustness.evaluation.jobs.attack import build_attacks
+from robustness.evaluation.plan import Plan
+from robustness.evaluation.planning import make_plan
 from robustness.evaluation.suite import Suite, bundled_suites, load_suite
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model
@@ -31,7 +33,7 @@ def test_every_bundled_suite_is_valid_and_bears_its_own_name() -> None:
 
 
 def test_a_misspelt_key_is_named(suite_file: Path) -> None:
-    content = suite_file.read_text().replace("samples = 80", "sampels = 80")
+    content = suite_file.read_text().replace("samples = 24", "sampels = 80")
     assert "unknown key 'sampels'" in message_of(suite_file, content)
 
 
@@ -47,7 +49,7 @@ def test_a_radius_that_is_not_a_positive_number_is_refused(suite_file: Path, eps
         ('"Linf"', '"L7"', "expected a norm"),
         ('"lyapunov"', '"magic"', "expected a certificate, one of"),
         ('kind = "fgsm"', 'kind = "luck"', "fgsm"),
-        ("samples = 80", "samples = 0", "samples"),
+        ("samples = 24", "samples = 0", "samples"),
         ('"digits/resnet"', '"digits/lyanet-certified"', "distinct models"),
         ('name = "small"', 'name = "../up"', "name"),
     ],

@@ -8,7 +8,8 @@ from torch import nn
 from robustness.api import committed_leaderboards, evaluate
 from robustness.cards.measure import MEASURED_FILE, measure, read_measurement
 from robustness.data import load_images
-from robustness.evaluation.jobs.work import Bench, run_unit
+from robustness.evaluation.jobs import Work
+from robustness.evaluation.jobs.base import run_unit
 from robustness.evaluation.plan import Job, Unit
 from robustness.evaluation.suite import Suite
 from robustness.nets.continuous import ContinuousNet
@@ -61,10 +62,15 @@ def test_evaluations_of_a_continuous_net_are_those_of_all_its_blocks() -> None:
     solver = FixedStepSolver("rk4", 3)
     model = ContinuousNet(Normalise([0.0], [1.0]), 1, [4, 6], [1, 2], [], solver, 10).eval()
     images = load_images("digits", "test", None)
-    job = Job("clean", 0, "", None, None, "", 1, 8)
-    bench = Bench(model, None, None, {})
-    result = run_unit(Unit("", list(range(8)), 0), job, bench, images.images[:8], images.labels[:8])
-    assert [row[-1] for row in result.rows] == [24] * 8
+    work = Work(
+        Job("clean", 1, 0, 1, 8),
+        Unit("", list(range(8)), 0),
+        Suite.model_validate(SUITE),
+        model,
+        images.images[:8],
+        images.labels[:8],
+    )
+    assert [row.nfe for row in run_unit(work).rows] == [24] * 8
 
 
 def test_no_committed_report_says_of_an_ode_that_there_is_none() -> None:

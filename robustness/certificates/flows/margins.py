@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from robustness.certificates.base import SHRINK, CertifiedRadius, Kind
+from robustness.certificates.base import (
+    SHRINK,
+    WITHIN_ROUNDING,
+    CertifiedRadius,
+    Kind,
+    with_rival,
+)
 from robustness.certificates.flows.constants import Margins, failure, to_norm
 from robustness.certificates.limits import Limit
 from robustness.threat import Norm
@@ -21,11 +27,13 @@ class Claim:
     radius: float
     reason: str
     limit: Limit
+    general: str = ""
 
     @classmethod
     def within_rounding(cls, rival: int) -> "Claim":
         """No radius at all: the margin over class `rival` is no larger than rounding may be."""
-        return cls(0.0, f"margin over class {rival} is within rounding", Limit.ROUNDING)
+        reason, general = with_rival(WITHIN_ROUNDING, rival)
+        return cls(0.0, reason, Limit.ROUNDING, general)
 
 
 def claims_by_margins(margins: Margins, constant: float, pixels: int, norm: Norm) -> list[Claim]:
@@ -47,7 +55,8 @@ def claims_by_margins(margins: Margins, constant: float, pixels: int, norm: Norm
         if radius <= 0 or not math.isfinite(radius):
             claims.append(Claim.within_rounding(rival))
         else:
-            claims.append(Claim(radius, f"bound of the margin over class {rival} {why}", limit))
+            reason, general = with_rival(f"bound of the margin over {{}} {why}", rival)
+            claims.append(Claim(radius, reason, limit, general))
     return claims
 
 
@@ -73,7 +82,9 @@ def certified(
     for failed, *found in zip(failure(model, images, labels), *claims, strict=True):
         best = Claim(0.0, failed, Limit.PREDICTION) if failed else max(found, key=_radius)
         results.append(
-            CertifiedRadius(best.radius, norm, Kind.CERTIFIED, name, best.reason, best.limit)
+            CertifiedRadius(
+                best.radius, norm, Kind.CERTIFIED, name, best.reason, best.limit, best.general
+            )
         )
     return results
 

@@ -1,46 +1,148 @@
-"""The attack of kind `worst-case`: `attacks.harness` as a suite runs it."""
+"""The worst case: every view and attack in turn, on what still stands and is not certified."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import chain
+from typing import Any
 
-from torch import nn
+import torch
 
-from robustness.attacks import Effort, Stage, default_stages, register_attack
-from robustness.evaluation.jobs.audit import describe
+from robustness.attacks import Outcome, Status, worst_case
+from robustness.evaluation.jobs.attack import Row as VerdictRow
+from robustness.evaluation.jobs.attack import attack_of, build_attacks, note_verdict, summary
+from robustness.evaluation.jobs.base import (
+    Asked,
+    Findings,
+    Kind,
+    Work,
+    joined,
+    register_kind,
+)
+from robustness.evaluation.plan import Job, Plan, Unit
+from robustness.evaluation.records import SampleRecord
+from robustness.evaluation.worst_case import WorstCase
 from robustness.results.leaderboard import WORST_CASE
-from robustness.threat import ThreatModel
+
+# Few images still stand at the later stages, and lanes of a fixed size are filled up: units of
+# many images waste least. What is found for one image does not depend on the others of its unit.
+SHARDS_AT_ONCE = 4
 
 
-@register_attack(WORST_CASE)
 @dataclass(frozen=True)
-class WorstCase:
-    """Every view and attack in turn, cheap ones first, on what still stands and is not certified.
+class Row(VerdictRow):
+    """The worst case of one image; see `Outcome`.
 
     Attributes:
-        effort: how much is tried.
-        transfer: whether adversarial images of the suite's other models are tried too.
+        certified: whether it was not attacked, being certified.
+        found_by: attack and view that found it, as `attack@view`; empty where nothing did.
+        queries: images passed forward through any model on its behalf.
     """
 
-    effort: Effort = "standard"
-    transfer: bool = True
-    name: ClassVar[str] = WORST_CASE
+    certified: bool
+    found_by: str
+    queries: int
 
-    def stages(
-        self, model: nn.Module, threat: ThreatModel, sources: Mapping[str, nn.Module]
-    ) -> list[Stage]:
-        """The stages for one model and threat.
 
-        Args:
-            model: the deployed model.
-            threat: the ball.
-            sources: the suite's other models by name.
-        """
-        used = sources if self.transfer else None
-        return default_stages(model, threat, self.effort, used)
+@register_kind
+class WorstCaseAttack(Kind[Row]):
+    """The suite's worst case, at each of its threats."""
 
-    def version(
-        self, model: nn.Module, threat: ThreatModel, sources: Mapping[str, nn.Module]
-    ) -> str:
-        """Effort and stages."""
-        return f"{self.effort} effort, {describe(self.stages(model, threat, sources))}"
+    name = WORST_CASE
+    version = 1
+    row = Row
+    seeded = True
+    late = True
+    attacks = True
+
+    def plan(self, asked: Asked) -> Iterator[Job]:
+        """See `Kind.plan`."""
+        for attack, threats, samples in build_attacks(asked.suite):
+            if not isinstance(attack, WorstCase):
+                continue
+            for threat in threats:
+                yield self.job(
+                    asked,
+                    samples,
+                    name=attack.name,
+                    norm=threat.norm,
+                    eps=threat.eps,
+                    version=attack.version(asked.module, threat, asked.sources),
+                    sources=asked.digest_of_sources() if attack.transfer else "",
+                )
+
+    def units(self, job: Job, plan: Plan, radii: Mapping[int, float]) -> list[Unit]:
+        """See `Kind.units`: one per few shards, given which of their images are skipped."""
+        shards, units = plan.shards(job), []
+        for start in range(0, len(shards), SHARDS_AT_ONCE):
+            images = list(chain(*shards[start : start + SHARDS_AT_ONCE]))
+            # Only whether an image is skipped decides anything, so nothing else enters the key.
+            skipped = [i for i in images if radii.get(i, 0.0) > job.threat.eps]
+            given = tuple(float("inf") if i in skipped else 0.0 for i in images)
+            units.append(plan.unit(job, images, skipped, given))
+        return units
+
+    def is_dear(self, job: Job) -> bool:
+        """See `Kind.is_dear`."""
+        del job
+        return True
+
+    def run(self, work: Work) -> list[Row]:
+        """See `Kind.run`."""
+        attack, threat = attack_of(work.suite, work.job), work.job.threat
+        assert isinstance(attack, WorstCase)
+        stages = attack.stages(work.model, threat, work.sources)
+        radii = torch.tensor(work.unit.radii, dtype=torch.float64)
+        outcomes = worst_case(
+            work.model, work.images, work.labels, threat, stages, radii, work.unit.seed
+        )
+        return [_row(i, outcome) for i, outcome in zip(work.unit.indices, outcomes, strict=True)]
+
+    def failed(self, work: Work, reason: str) -> list[Row]:
+        """See `Kind.failed`."""
+        outcome = Outcome(Status.ERROR, errors=(reason,))
+        return [_row(index, outcome) for index in work.unit.indices]
+
+    def note(self, job: Job, rows: list[Row], records: dict[int, SampleRecord]) -> None:
+        """See `Kind.note`."""
+        for row in rows:
+            if not row.certified:
+                radii = records[row.sample].attacked.setdefault(job.threat.norm, [])
+                radii.append(job.threat.eps)
+                note_verdict(job, row, row.found_by, records)
+
+    def summarise(self, findings: Findings[Row]) -> dict[str, Any]:
+        """See `Kind.summarise`."""
+        attacks = []
+        for job, rows in findings.done:
+            # A misclassified image was found by nothing.
+            found_by = Counter(
+                row.found_by
+                for row in rows
+                if row.status is Status.ADVERSARIAL and findings.records[row.sample].correct
+            )
+            skipped = sum(row.certified for row in rows)
+            attacks.append(summary(job, [*rows], findings.records, skipped, found_by))
+        return {"attacks": attacks}
+
+
+def _row(index: int, o: Outcome) -> Row:
+    return Row(
+        index,
+        o.status,
+        o.prediction,
+        o.linf,
+        o.l2,
+        o.rejected,
+        joined(o.errors),
+        o.certified,
+        found_by(o),
+        o.queries,
+    )
+
+
+def found_by(outcome: Outcome) -> str:
+    """What found an adversarial image, in the words of reports; empty where nothing did."""
+    if outcome.view:
+        return f"{outcome.attack}@{outcome.view}"
+    return outcome.attack or ""

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import robustness.evaluation.jobs.work as work
 from robustness import cli
 from robustness.api import evaluate
 from robustness.attacks import Ascent, Stage, views_of, worst_case_within
 from robustness.certificates import CERTIFICATES, CertifiedRadius
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
+from robustness.evaluation.jobs import audit as auditing
 from robustness.evaluation.jobs.audit import choose
 from robustness.evaluation.suite import load_suite
 from robustness.results.leaderboard import read_leaderboard
@@ -126,7 +126,7 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(
         return [Stage(Ascent("margin", 3), views_of(model)[0])]
 
     monkeypatch.setattr("robustness.evaluation.jobs.audit.audit_stages", short)
-    suite, audited, real = load_suite(str(suite_file)), [], work.audit
+    suite, audited, real = load_suite(str(suite_file)), [], auditing.audit
 
     def interrupted(model, images, labels, norm, radii, seed):
         if len(audited) == 2:
@@ -134,15 +134,15 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(
         audited.extend(radii.tolist())
         return real(model, images, labels, norm, radii, seed)
 
-    monkeypatch.setattr("robustness.evaluation.schedule.AUDITED_AT_ONCE", 1)
-    monkeypatch.setattr(work, "audit", interrupted)
+    monkeypatch.setattr("robustness.evaluation.jobs.audit.AUDITED_AT_ONCE", 1)
+    monkeypatch.setattr(auditing, "audit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(suite, out=tmp_path / "out", workers=1, batch_size=1)
-    monkeypatch.setattr(work, "audit", lambda *a: audited.extend(a[4].tolist()) or real(*a))
+    monkeypatch.setattr(auditing, "audit", lambda *a: audited.extend(a[4].tolist()) or real(*a))
     resumed = evaluate(suite, out=tmp_path / "out", workers=1)
     assert len(audited) == 3
     assert len(set(audited)) == 3
-    monkeypatch.setattr(work, "audit", real)
+    monkeypatch.setattr(auditing, "audit", real)
     whole = evaluate(suite, out=tmp_path / "whole", workers=1)
     assert resumed.comparable() == whole.comparable()
 

@@ -1,0 +1,53 @@
+"""Where the results of units are kept: what a run asks of it, and one that is memory alone."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+from robustness.evaluation.jobs import Result
+from robustness.evaluation.plan import Job
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """Results of units by their keys."""
+
+    def done(self) -> set[str]:
+        """Keys of all units that are here."""
+        ...
+
+    def add(self, result: Result, job: Job, model: str) -> None:
+        """Keep one unit, of a job on the model of a name."""
+        ...
+
+    def rows(self, job: Job, keys: Iterable[str]) -> list[Any]:
+        """All rows of some units of a job, in the order of the keys."""
+        ...
+
+    def seconds(self, keys: Iterable[str]) -> float:
+        """Compute time of some units."""
+        ...
+
+
+class InMemory:
+    """Results that nobody asks for after the command: those of `attack` and `certify`."""
+
+    def __init__(self) -> None:
+        self._results: dict[str, Result] = {}
+
+    def done(self) -> set[str]:
+        """See `Kept.done`."""
+        return set(self._results)
+
+    def add(self, result: Result, job: Job, model: str) -> None:
+        """See `Kept.add`."""
+        del job, model
+        self._results[result.key] = result
+
+    def rows(self, job: Job, keys: Iterable[str]) -> list[Any]:
+        """See `Kept.rows`."""
+        del job
+        return [row for key in keys for row in self._results[key].rows]
+
+    def seconds(self, keys: Iterable[str]) -> float:
+        """See `Kept.seconds`."""
+        return sum(self._results[key].seconds for key in keys)
