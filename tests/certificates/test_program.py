@@ -138,6 +138,7 @@ def test_a_radius_does_not_depend_on_its_neighbours_in_the_batch() -> None:
         assert abs(first.radius - second.radius) <= 0.04 * first.radius
 
 
+@pytest.mark.slow
 def test_certify_audits_the_named_certificate_and_inspect_names_the_operations() -> None:
     rows = api.certify("digits/resnet", "Linf", "program", samples=1, workers=1, audit=1)
     assert any(row.radius > 0 and row.certificate == "program" for row in rows)

@@ -35,14 +35,13 @@ def suite(suite_file: Path) -> Suite:
     return load_suite(str(suite_file))
 
 
-@pytest.fixture(autouse=True)
-def short_audit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is no matter, and runs in this process, the audit takes a few steps only."""
 
     def quick(model: object, threat: object) -> list[Stage]:
         return default_stages(model, threat, "quick")  # type: ignore[arg-type]
 
-    if request.module.__name__ in ("test_gate", "test_probabilistic"):
-        monkeypatch.setattr(audit, "default_stages", quick)
-        monkeypatch.setattr(audit, "_STEPS", 2)
-        monkeypatch.setattr(audit, "_STARTS", 1)
+    monkeypatch.setattr(audit, "default_stages", quick)
+    monkeypatch.setattr(audit, "_STEPS", 2)
+    monkeypatch.setattr(audit, "_STARTS", 1)

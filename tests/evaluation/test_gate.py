@@ -13,7 +13,7 @@ from robustness.api import evaluate
 from robustness.evaluation.suite import Suite
 from robustness.zoo import find_entry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_audit")]
 
 
 def gate(results: Path, baseline: Path) -> int:

@@ -9,6 +9,8 @@ from robustness.certificates import Kind
 from robustness.errors import UsageError
 from robustness.evaluation.suite import Suite
 
+pytestmark = pytest.mark.usefixtures("short_audit")
+
 SMOOTHING = {"name": "smoothing", "sigma": 0.1, "samples": 60, "selection": 10, "alpha": 0.01}
 
 

@@ -236,6 +236,7 @@ def test_a_command_on_one_model_says_how_it_ended_its_process(
         api.certify(f"{users}:{fault}", samples=20, data="digits", workers=1, **limits)
 
 
+@pytest.mark.slow
 def test_no_code_of_a_users_runs_in_the_process_of_a_command(users: str) -> None:
     found = api.inspect(f"{users}:seen", data="digits")
     assert found.certificates
