@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -27,6 +27,7 @@ from robustness.certificates import (
     ProgramCertificate,
     routine,
 )
+from robustness.config import Config
 from robustness.data import DATASETS, load_images, require_source
 from robustness.errors import OperationalError, SoundnessError, UsageError, os_failure
 from robustness.evaluation.database import DamagedError
@@ -39,15 +40,16 @@ from robustness.evaluation.runner import Crew, run_plan
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import Store
-from robustness.evaluation.suite import AuditConfig, Suite, load_suite
+from robustness.evaluation.suite import AuditConfig, Changes, Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
-from robustness.files import describe_validation, replace_file, require_own
+from robustness.files import describe_validation, replace_file, require_own, write_file
 from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.programs.graph import Refusal
 from robustness.programs.network import Network
 from robustness.programs.record import record
 from robustness.recipe import read_recipe
 from robustness.reporting.report import require_report_folder, write_report
+from robustness.reporting.tables import csv_of
 from robustness.results.leaderboard import (
     LEADERBOARD_FILE,
     STORE_FILE,
@@ -69,6 +71,8 @@ from robustness.zoo import (
 )
 
 _DEFAULT_BATCH = 64
+# Folder of the rows of a run in its report.
+_ROWS = "rows"
 # What tells the files of a card from others of these names.
 _OF_A_CARD = {
     MEASURED_FILE: '"weights_sha256"',
@@ -149,34 +153,48 @@ def evaluate(
     return leaderboard
 
 
-def render(results: Path, out: Path) -> Leaderboard:
+def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
     """Write the reports of the last complete run in `results` again.
 
     From its store; from `leaderboard.json` where a folder holds that alone, as committed reports
     do: what a store was not asked then is shown as not measured.
 
+    Args:
+        results: folder of a report, or its store.
+        out: folder to write to.
+        rows: write the rows of every kind of job too, as `rows/<kind>.csv`.
+
     Raises:
         UsageError: there is neither, no complete run, or `out` cannot be written.
         DamagedError: units of the run are missing or damaged; nothing is written.
     """
-    require_report_folder(inputs.folder_to_write(out))
+    require_report_folder(inputs.folder_to_write(out), *([_ROWS] if rows else []))
     store = results / STORE_FILE if results.is_dir() else results
     summary = results / LEADERBOARD_FILE
+    tables: dict[str, str] = {}
     leaderboard = (
         read_leaderboard(summary)
-        if summary.is_file() and not store.is_file()
-        else _summarised(store)
+        if summary.is_file() and not store.is_file() and not rows
+        else _summarised(store, tables if rows else None)
     )
     leaderboard = whole_test_set(leaderboard)
     _make(out)
     write_report(leaderboard, out)
+    for name, text in tables.items():
+        _make(out / _ROWS)
+        write_file(out / _ROWS / f"{name}.csv", text.encode())
     return leaderboard
 
 
-def _summarised(file: Path) -> Leaderboard:
+def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:
+    """The leaderboard of a store's last run; its rows, kind by kind, go into `tables`."""
     with Store(file, must_exist=True) as store:
         plan, versions, _, wall = store.last_run()
         _require_whole(Schedule(plan, store), file)
+        if tables is not None:
+            reader = Reader(Schedule(plan, store))
+            for kind in dict.fromkeys(job.kind for job in plan.jobs):
+                tables[kind] = csv_of(*reader.table(kind))
         return _with_wall_time(summarise(plan, store, versions), wall, store)
 
 
@@ -263,7 +281,7 @@ def attack(
             raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
         run_plan(crew, kept, _DEFAULT_BATCH, quiet)
         entry = summarise(crew.plan, kept, environment()).models[0]
-    _require_answers(model, entry.failures, entry.clean.total)
+    _require_answers(model, entry.failures, entry.clean.total, kept.ended)
     return entry.attacks[0]
 
 
@@ -367,7 +385,7 @@ def certify(
         reader = Reader(Schedule(crew.plan, kept))
         records = reader.records(0)
         violations = confront(reader, [records]).violations
-    _require_answers(model, failures(records), len(records))
+    _require_answers(model, failures(records), len(records), kept.ended)
     if violations:
         raise SoundnessError("; ".join(map(str, violations)))
     return [_certified_sample(record, parsed) for record in records]
@@ -479,6 +497,7 @@ def _single(model: str, data: str | None, samples: int | None, seed: int, **part
     """A suite of one model, on the data set it was trained on unless another is named."""
     count: int | Literal["all"] = "all" if samples is None else inputs.count("samples", samples)
     suite = _validated(
+        Suite,
         {
             "name": "single",
             "data": data or "digits",  # until the rest is known to be in order
@@ -488,9 +507,9 @@ def _single(model: str, data: str | None, samples: int | None, seed: int, **part
             "decay": False,
             "flow": False,
         }
-        | parts
+        | parts,
     )
-    return suite if data else _validated(suite.model_dump(mode="json") | {"data": _data_of(model)})
+    return suite if data else suite.changed(Changes(data=_data_of(model)))
 
 
 def _data_of(model: str) -> str:
@@ -511,18 +530,20 @@ def _override(
     data: str | None,
     seed: int | None,
 ) -> Suite:
-    changes: dict[str, Any] = {"samples": samples, "data": data, "seed": seed}
     if samples is not None:
         inputs.count("samples", samples)
+    asked: dict[str, Any] = {"samples": samples, "data": data, "seed": seed}
     if models is not None:
-        changes["models"] = list(models)
-    given = {name: value for name, value in changes.items() if value is not None}
-    return _validated(suite.model_dump(mode="json") | given)
+        asked["models"] = list(models)
+    return suite.changed(_validated(Changes, asked))
 
 
-def _validated(content: dict[str, Any]) -> Suite:
+_Settings = TypeVar("_Settings", bound=Config)
+
+
+def _validated(kind: type[_Settings], content: Mapping[str, Any]) -> _Settings:
     try:
-        return Suite.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         raise UsageError(describe_validation(error)) from None
 
@@ -548,7 +569,7 @@ def _processes(workers: int | None, in_process: bool) -> int:
     return 1
 
 
-def _require_answers(model: str, failures: dict[str, int], samples: int) -> None:
+def _require_answers(model: str, failures: dict[str, int], samples: int, ended: bool) -> None:
     """Insist that something was measured: that a model did not fail on every image.
 
     Raises:
@@ -558,8 +579,7 @@ def _require_answers(model: str, failures: dict[str, int], samples: int) -> None
     reason = next(iter(failures), NOT_FINITE)
     if sum(failures.values()) < samples or NOT_FINITE in reason:  # logits that are data
         return
-    died = reason.startswith(("its process", "not done within", "out of memory"))
-    raise (OperationalError if died else UsageError)(
+    raise (OperationalError if ended else UsageError)(
         f"expected {model} to answer, got a failure on each of {samples} images, most often: "
         f"{reason}; mend it, or debug it with --in-process"
     )
@@ -569,7 +589,7 @@ def _ready(suite: Suite, data_dir: Path | None, any_data: bool) -> Suite:
     """A suite with its models by name; `any_data` lets models of another data set pass."""
     require_source(suite.data, data_dir)
     names = list(dict.fromkeys(entry for name in suite.models for entry in _expanded(name)))
-    suite = _validated(suite.model_dump(mode="json") | {"models": names})
+    suite = suite.changed(Changes(models=names))
     for name in suite.models:
         trained_on = training_data(name)
         if not any_data and suite.data in DATASETS and trained_on not in (None, suite.data):

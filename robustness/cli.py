@@ -191,10 +191,13 @@ def evaluate(
 def report(
     results: Annotated[Path, typer.Argument(help="Report folder of a run, or its store.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Write every row of the store too, as rows/<kind>.csv.")
+    ] = False,
 ) -> None:
     """Render the reports of a run again from its store."""
     log_beside(out)
-    _show(api.render(results, out), out)
+    _show(api.render(results, out, rows=rows), out)
 
 
 @app.command()

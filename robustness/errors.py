@@ -77,6 +77,10 @@ class DiedError(OperationalError):
     """A process that ran a user's code ended, took too long or had no memory left; in words."""
 
 
+class EndedError(DiedError):
+    """A process that ran a user's code ended by itself or by a signal; in words."""
+
+
 def is_interruption(error: BaseException) -> bool:
     """Whether what was raised is Ctrl-C. Worker processes do not hear it: there it is a model's."""
     return isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None

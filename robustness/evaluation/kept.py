@@ -29,10 +29,16 @@ class Kept(Protocol):
 
 
 class InMemory:
-    """Results that nobody asks for after the command: those of `attack` and `certify`."""
+    """Results that nobody asks for after the command: those of `attack` and `certify`.
+
+    Attributes:
+        ended: whether any is of a model that ended its process, or took too long or too much
+            memory.
+    """
 
     def __init__(self) -> None:
         self._results: dict[str, Result] = {}
+        self.ended = False
 
     def done(self) -> set[str]:
         """See `Kept.done`."""
@@ -42,6 +48,7 @@ class InMemory:
         """See `Kept.add`."""
         del job, model
         self._results[result.key] = result
+        self.ended = self.ended or result.ended
 
     def rows(self, job: Job, keys: Iterable[str]) -> list[Any]:
         """See `Kept.rows`."""

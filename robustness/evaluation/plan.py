@@ -216,12 +216,12 @@ class Plan:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        """Read what `to_json` wrote."""
+    def from_json(cls, text: str, suite: Suite | None = None) -> "Plan":
+        """Read what `to_json` wrote; of a suite that is at hand, where one is."""
         content: dict[str, Any] = json.loads(text)
         jobs = [Job.of(fields) for fields in content["jobs"]]
         return cls(
-            Suite.model_validate(content["suite"]),
+            suite or Suite.model_validate(content["suite"]),
             content["data_digest"],
             content["order"],
             [ModelInfo(**model) for model in content["models"]],

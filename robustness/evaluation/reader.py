@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustness.evaluation.jobs import KINDS, Findings, SampleRow
+from robustness.evaluation.jobs.rows import columns, values_of
 from robustness.evaluation.plan import Job
 from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.schedule import Schedule
@@ -42,6 +43,22 @@ class Reader:
             if job.model == model and job.refusal is None:
                 KINDS[job.kind].note(job, self.rows(job), records)
         return [records[index] for index in plan.order[: plan.samples]]
+
+    def table(self, kind: str) -> tuple[list[str], list[list[object]]]:
+        """The rows of all jobs of a kind under their columns, to be exported: bytes as hexadecimal.
+
+        Each stands behind the model, and the name, norm and eps of its job.
+        """
+        plan = self.schedule.plan
+        heads = ["model", "name", "norm", "eps"]
+        rows = [
+            [plan.models[job.model].name, job.name, job.norm, job.eps]
+            + [v.hex() if isinstance(v, bytes) else v for v in values_of(row)]
+            for job in plan.jobs
+            if job.kind == kind
+            for row in self.rows(job)
+        ]
+        return heads + [column.name for column in columns(KINDS[kind].row)], rows
 
     def findings(
         self,

@@ -23,6 +23,7 @@ from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet, load_images
 from robustness.errors import (
     DiedError,
+    EndedError,
     OperationalError,
     UsageError,
     is_exhausted,
@@ -283,7 +284,7 @@ class Crew:
                 text, found = processes.call(
                     self.limits.loading, _plan_in_worker, self.suite, self.data_dir, self._absent
                 )
-                return Plan.from_json(text), found
+                return Plan.from_json(text, self.suite), found
             except DiedError as died:
                 self._go_on_without(self.suite.models[processes.turn], died)
             except (UsageError, OperationalError):
@@ -301,7 +302,7 @@ class Crew:
             OperationalError: it is no user's, or there is no other.
         """
         self._stop()
-        if str(died).startswith("its") and name not in self._died:
+        if isinstance(died, EndedError) and name not in self._died:
             self._died.add(name)
             return
         if not is_factory(name) or len(self._absent) + 1 == len(self.suite.models):

@@ -1,7 +1,7 @@
 """Suites: what to evaluate, as a strict TOML file or a bundled name."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -149,6 +149,21 @@ class NearestConfig(Config):
     samples: Samples = "all"
 
 
+class Changes(Config):
+    """What a caller asks for in place of what a suite says; None leaves it; see `Suite`."""
+
+    samples: Samples | None = None
+    models: list[Name] | None = Field(default=None, min_length=1, max_length=1000)
+    data: Annotated[Name, AfterValidator(require_known)] | None = None
+    seed: Seed | None = None
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, names: list[str] | None) -> list[str] | None:
+        _require_distinct("models", names or [])
+        return names
+
+
 class Suite(Config):
     """What one run evaluates.
 
@@ -222,10 +237,13 @@ class Suite(Config):
             ("certificates", [c if isinstance(c, str) else c.name for c in self.certificates]),
             ("kinds of attacks at each radius", self._runs()),
         ):
-            twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-            if twice is not None:
-                raise ValueError(f"expected distinct {what}, got {twice} twice; remove one")
+            _require_distinct(what, names)
         return self
+
+    def changed(self, changes: Changes) -> "Suite":
+        """With what a caller asks for instead; nothing is validated again."""
+        given = {name: value for name, value in changes if value is not None}
+        return self.model_copy(update=given)
 
     def __reduce__(self) -> tuple[Callable[[str], "Suite"], tuple[str]]:
         # To worker processes as text, since the tables of attacks are classes made when asked for.
@@ -239,6 +257,12 @@ class Suite(Config):
             for group in attack.threats or self.threats
             for threat in group.threats
         ]
+
+
+def _require_distinct(what: str, names: Sequence[str]) -> None:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"expected distinct {what}, got {twice} twice; remove one")
 
 
 def bundled_suites() -> list[str]:

@@ -37,14 +37,18 @@ def write_report(leaderboard: Leaderboard, folder: Path) -> list[Path]:
         ) from None
 
 
-def require_report_folder(folder: Path) -> None:
+def require_report_folder(folder: Path, *more: str) -> None:
     """Refuse a folder where a report would be written over files of another origin.
+
+    Args:
+        folder: of the report.
+        *more: names that are written in it besides the report's own.
 
     Raises:
         UsageError: it is refused.
     """
     marks = {STORE_FILE: "SQLite format 3", LEADERBOARD_FILE: '"schema_version"'}
-    require_own_folder(folder, (*_TEXTS, "figures", FOLDER), marks)
+    require_own_folder(folder, (*_TEXTS, "figures", FOLDER, *more), marks)
 
 
 def render(leaderboard: Leaderboard) -> dict[str, bytes]:

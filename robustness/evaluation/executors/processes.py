@@ -23,7 +23,14 @@ from typing import Any, TypeVar
 import torch
 
 from robustness import inputs
-from robustness.errors import DiedError, OperationalError, UsageError, in_words, is_exhausted
+from robustness.errors import (
+    DiedError,
+    EndedError,
+    OperationalError,
+    UsageError,
+    in_words,
+    is_exhausted,
+)
 from robustness.evaluation.executors.base import EXECUTORS, ExecutorKind
 from robustness.registry import load_plugin, plugins
 
@@ -129,7 +136,7 @@ class Processes:
         try:
             future = self._pool.submit(_call, function, *args)
         except BrokenProcessPool:
-            raise DiedError(self._how()) from None
+            raise EndedError(self._how()) from None
         self._known = list((self._pool._processes or {}).values())
         return future
 
@@ -190,7 +197,7 @@ class Processes:
         try:
             return future.result()
         except BrokenProcessPool:
-            raise DiedError(self._how()) from None
+            raise EndedError(self._how()) from None
         except Exception as error:
             if is_exhausted(error):
                 raise DiedError(f"out of memory: {str(error) or 'none left'}") from error

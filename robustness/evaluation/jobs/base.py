@@ -258,12 +258,14 @@ class Result:
         kind: of its job.
         rows: in the order of their identities.
         seconds: that it took, run alone.
+        ended: whether the model ended its process, or took too long or too much memory.
     """
 
     key: str
     kind: str
     rows: Sequence[Row]
     seconds: float = field(compare=False)
+    ended: bool = False
 
 
 def run_unit(work: Work) -> Result:
@@ -276,7 +278,8 @@ def run_unit(work: Work) -> Result:
 def failed_unit(work: Work, error: BaseException) -> Result:
     """What is known of a unit whose model did not let it be done: that it failed, and why."""
     rows = as_stored(KINDS[work.job.kind].failed(work, said(error)))
-    return Result(work.unit.key, work.job.kind, rows, 0.0)
+    ended = isinstance(error, DiedError) or is_exhausted(error)
+    return Result(work.unit.key, work.job.kind, rows, 0.0, ended)
 
 
 def require_memory(error: Exception) -> None:
