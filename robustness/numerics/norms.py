@@ -63,7 +63,8 @@ _ROUNDS = 8
 
 def lengths(vectors: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
     """Euclidean length of each vector, shape (n,)."""
-    return torch.linalg.vector_norm(vectors.flatten(1), dim=1)
+    found: Tensor = torch.linalg.vector_norm(vectors.flatten(1), dim=1)
+    return found
 
 
 def spectral_norm(matrix: Float[Tensor, "m n"]) -> UpperBound:
@@ -106,7 +107,7 @@ def pairwise_slopes(weight: Float[Tensor, "k f"]) -> Float[Tensor, "k k"]:
     The l2 Lipschitz constant of the margin of i over j of the linear map z -> W z.
     """
     rows = weight.detach().double()
-    slopes = torch.linalg.vector_norm(rows.unsqueeze(1) - rows.unsqueeze(0), dim=2)
+    slopes: Tensor = torch.linalg.vector_norm(rows.unsqueeze(1) - rows.unsqueeze(0), dim=2)
     return slopes * (1 + FLOAT64_ROOM)
 
 

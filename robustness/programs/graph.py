@@ -58,8 +58,9 @@ class Node:
         """Compute the value from those of `parents`, by the operation that was recorded."""
         given = iter(values)
         args, kwargs = pytree.tree_map_only(Node, lambda _: next(given), (self.args, self.kwargs))
-        out = self.func(*args, **kwargs)
-        return out if self.output is None else pytree.tree_leaves(out)[self.output]
+        out: Any = self.func(*args, **kwargs)
+        value: Tensor = out if self.output is None else pytree.tree_leaves(out)[self.output]
+        return value
 
 
 def source(image: Tensor) -> Tensor:

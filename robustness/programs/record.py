@@ -200,7 +200,7 @@ class _Recorder(TorchDispatchMode):
     """Notes every operation on recorded tensors, and wraps what else is computed meanwhile."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
 
     def source(self, image: Tensor) -> Recorded:
@@ -355,4 +355,5 @@ class _Operand:
 
 
 def _name(func: Any) -> str:
-    return func._schema.name.removeprefix("aten::")
+    name: str = func._schema.name
+    return name.removeprefix("aten::")

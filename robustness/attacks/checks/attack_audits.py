@@ -56,7 +56,8 @@ class _Recorder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if len(images) == self.size:
             self.seen.append(images.detach().clone())
-        return self.inner(images)
+        logits: Tensor = self.inner(images)
+        return logits
 
 
 def silent_successes(

@@ -73,6 +73,7 @@ class AutoAttack(_OfAutoAttack):
         )
         ensemble.apgd_targeted.n_target_classes = min(9, classes - 1)
         ensemble.fab.n_target_classes = min(9, classes - 1)
+        candidates: Tensor
         candidates, _ = ensemble.run_standard_evaluation(
             images, problem.labels, batch_size=len(images)
         )
@@ -125,7 +126,8 @@ class APGD(_OfAutoAttack):
             device="cpu",
             logger=logging.getLogger("auto-attack"),
         )
-        return attack.perturb(problem.images, problem.labels).unsqueeze(0)
+        found: Tensor = attack.perturb(problem.images, problem.labels)
+        return found.unsqueeze(0)
 
 
 @register_attack("fab")
@@ -163,7 +165,8 @@ class FAB(_OfAutoAttack):
             device="cpu",
             n_target_classes=min(self.targets, problem.model(problem.images[:1]).shape[1] - 1),
         )
-        return attack.perturb(problem.images, problem.labels).unsqueeze(0)
+        found: Tensor = attack.perturb(problem.images, problem.labels)
+        return found.unsqueeze(0)
 
 
 @register_attack("square")
@@ -206,4 +209,5 @@ class Square(_OfAutoAttack):
                 resc_schedule=True,
                 device="cpu",
             )
-            return attack.perturb(problem.images, problem.labels).unsqueeze(0)
+            found: Tensor = attack.perturb(problem.images, problem.labels)
+            return found.unsqueeze(0)

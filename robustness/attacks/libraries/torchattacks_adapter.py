@@ -38,7 +38,8 @@ class FGSM(_OfTorchattacks):
     def search(self, problem: Problem) -> Tensor:
         """One candidate per image."""
         attack = torchattacks.FGSM(problem.model, eps=problem.threat.eps)
-        return attack(problem.images, problem.labels).unsqueeze(0)
+        found: Tensor = attack(problem.images, problem.labels)
+        return found.unsqueeze(0)
 
 
 @register_attack("pgd")
@@ -114,7 +115,8 @@ class MIFGSM(_OfTorchattacks):
             steps=self.steps,
             decay=self.decay,
         )
-        return attack(problem.images, problem.labels).unsqueeze(0)
+        found: Tensor = attack(problem.images, problem.labels)
+        return found.unsqueeze(0)
 
 
 @register_attack("cw")
@@ -163,7 +165,7 @@ class _Positive(nn.Module):
         self.inner = inner
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.inner(images)
+        logits: Tensor = self.inner(images)
         return logits - logits.detach().amin(dim=1, keepdim=True)
 
 
@@ -189,4 +191,5 @@ class DeepFool(_OfTorchattacks):
     def search(self, problem: Problem) -> Tensor:
         """One candidate per image, in the ball or not."""
         attack = torchattacks.DeepFool(problem.model, steps=self.steps)
-        return attack(problem.images, problem.labels).unsqueeze(0)
+        found: Tensor = attack(problem.images, problem.labels)
+        return found.unsqueeze(0)

@@ -95,8 +95,9 @@ class TargetSeekingRelaxation:
         score, operands = row * length + offset, row + length
         of_head = arithmetic.rounding(score, (1, field.features + 4), operands)
         sums = _EXP_ROUNDINGS + _SUM_ROUNDINGS * field.classes
-        of_scaling = 4 * arithmetic.FLOAT32.unit * (field.gain * score + field.coupling)
-        return field.gain * of_head + of_scaling + sums * arithmetic.FLOAT32.unit * field.coupling
+        of_scaling: Tensor = 4 * arithmetic.FLOAT32.unit * (field.gain * score + field.coupling)
+        error: Tensor = field.gain * of_head + of_scaling
+        return error + sums * arithmetic.FLOAT32.unit * field.coupling
 
 
 def _softmax_range(states: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:

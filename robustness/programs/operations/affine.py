@@ -135,7 +135,7 @@ class Convolution(Linear):
 
     def apply(self, values: Tensor, weight: Tensor) -> Tensor:
         """The convolution without its bias."""
-        out = _aten.convolution(values.flatten(0, 1), weight, None, *self.settings)
+        out: Tensor = _aten.convolution(values.flatten(0, 1), weight, None, *self.settings)
         return out.view(len(values), *self.shape)
 
     def transposed(self, rows: Rows, weight: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class Convolution(Linear):
         count, number = rows.shape[:2]
         flat = rows.reshape(-1, *self.shape[1:])
         dummy = flat.new_zeros(1).expand(len(flat), *self.inputs[1:])
-        back = _aten.convolution_backward(
+        back: Tensor = _aten.convolution_backward(
             flat, dummy, weight, None, *self.settings, [True, False, False]
         )[0]
         return back.view(count, number, *self.inputs)
@@ -303,7 +303,7 @@ class AveragePool(Linear):
 
     def apply(self, values: Tensor, weight: Tensor) -> Tensor:
         """The means."""
-        out = self.node.func(values.flatten(0, 1), *self.settings, **self.node.kwargs)
+        out: Tensor = self.node.func(values.flatten(0, 1), *self.settings, **self.node.kwargs)
         return out.view(len(values), *self.shape) * weight
 
     def transposed(self, rows: Rows, weight: Tensor) -> Tensor:

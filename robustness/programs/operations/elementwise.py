@@ -130,7 +130,8 @@ def _logistic(x: Tensor) -> Tensor:
 
 def _gelu_slope(x: Tensor) -> Tensor:
     density = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-    return torch.special.ndtr(x) + x * density
+    slope: Tensor = torch.special.ndtr(x) + x * density
+    return slope
 
 
 def _silu_slope(x: Tensor) -> Tensor:

@@ -80,7 +80,9 @@ class Norm(Operation):
         self.terms = math.prod(self.inputs[d] for d in self.dims)
 
     def _norm(self, values: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(values, dim=[d + 1 for d in self.dims], keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(
+            values, dim=[d + 1 for d in self.dims], keepdim=True
+        )
         return norm.view(len(values), *self.kept)
 
     def interval(self, *boxes: Box) -> Box:
@@ -185,7 +187,7 @@ class Softmax(_Exponentials):
         """
         del boxes
         unit = current_arithmetic().unit
-        error = 2 * unit * (out.size * (20 + 2 * self.classes) + 0.4)
+        error: Tensor = 2 * unit * (out.size * (20 + 2 * self.classes) + 0.4)
         return error + 2 * current_arithmetic().tiny
 
 
@@ -203,7 +205,8 @@ class LogSoftmax(_Exponentials):
         """Of the exponentials and the logarithm, and of two differences of entries."""
         size = boxes[0].size.amax(dim=self.axis + 1, keepdim=True)
         unit = current_arithmetic().unit
-        return 2 * unit * (out.size * 4 + 4 * size + 24 + 2 * self.classes)
+        error: Tensor = 2 * unit * (out.size * 4 + 4 * size + 24 + 2 * self.classes)
+        return error
 
 
 class _Normalised(NamedTuple):

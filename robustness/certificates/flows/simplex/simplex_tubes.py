@@ -58,7 +58,7 @@ class Zonotope:
 
     def spread(self, rows: Float[Tensor, "*n r k"]) -> Float[Tensor, "n r"]:
         """How far each row times a state can be from the row times the centre."""
-        of_features = (rows @ self.linear).norm(dim=2) * self.distance.unsqueeze(1)
+        of_features: Tensor = (rows @ self.linear).norm(dim=2) * self.distance.unsqueeze(1)
         return (of_features + self.spread_of_rest(rows)) * _ROOM
 
     def spread_of_rest(self, rows: Float[Tensor, "*n r k"]) -> Float[Tensor, "n r"]:
@@ -238,7 +238,7 @@ class _Proposals:
 
     def spread(self, rows: Tensor) -> Tensor:
         """How far each row times v can be from the row times the centre, shape (n, rows)."""
-        of_features = (rows @ self.linear).norm(dim=2) * self.states.distance.unsqueeze(1)
+        of_features: Tensor = (rows @ self.linear).norm(dim=2) * self.states.distance.unsqueeze(1)
         of_rest = self.states.spread_of_rest(rows @ self.jacobian)
         of_units = ((rows @ self.outer).abs() @ self.slack.unsqueeze(2)).squeeze(2)
         return (of_features + of_rest + of_units) * _ROOM + FLOAT64_ROOM
