@@ -189,13 +189,15 @@ def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
 def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:
     """The leaderboard of a store's last run; its rows, kind by kind, go into `tables`."""
     with Store(file, must_exist=True) as store:
-        plan, versions, _, wall = store.last_run()
+        run = store.last_run()
+        plan = run.plan
         _require_whole(Schedule(plan, store), file)
         if tables is not None:
             reader = Reader(Schedule(plan, store))
             for kind in dict.fromkeys(job.kind for job in plan.jobs):
                 tables[kind] = csv_of(*reader.table(kind))
-        return _with_wall_time(summarise(plan, store, versions), wall, store)
+        summary = summarise(plan, store, run.environment)
+        return _with_wall_time(summary, run.wall_seconds, store)
 
 
 def _require_whole(schedule: Schedule, file: Path) -> None:

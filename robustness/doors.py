@@ -16,7 +16,8 @@ from robustness.certificates import CERTIFICATES, routine
 from robustness.data import DATASETS
 from robustness.errors import UsageError
 from robustness.evaluation.executors import EXECUTORS
-from robustness.evaluation.jobs import worst_case  # noqa: F401  (registers itself)
+from robustness.evaluation.jobs import KINDS
+from robustness.evaluation.jobs.base import release_of_kind
 from robustness.registry import load_plugin
 from robustness.reporting.columns import COLUMNS
 from robustness.zoo import ZOOS
@@ -37,7 +38,8 @@ def plugin_option() -> Any:
                 metavar="MODULE",
                 expose_value=False,
                 help="Import a module that adds attacks, certificates, views, data sets, "
-                "executors, report columns or zoo folders; once for each. Its code is run.",
+                "executors, kinds of jobs, report columns or zoo folders; once for each. Its code "
+                "is run.",
             ),
         ] = None,
     ) -> None:
@@ -118,6 +120,8 @@ def listing(command: str) -> Iterator[str]:
         added := [m.name for m in VIEWS.values() if m.release]
     ):
         yield f"Views of plugins, which the worst case climbs too: {_listed(added)}."
+    if command == "evaluate" and (added := [k for k in KINDS if release_of_kind(k)]):
+        yield f"Kinds of jobs of plugins, for `jobs` of a suite: {_listed(added)}."
     if command in ("report", "evaluate") and COLUMNS:
         yield f"Report columns of plugins: {_listed(COLUMNS)}."
     if command == "models" and ZOOS:

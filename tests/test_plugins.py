@@ -17,6 +17,7 @@ data = "sides"
 samples = 3
 models = ["robustness_example.model:halves"]
 certificates = ["halves"]
+jobs = ["brightness"]
 decay = false
 audit = { samples = 1, largest = 1 }
 [[threats]]
@@ -34,7 +35,15 @@ transfer = false
 # What stands in the help of which command.
 HELPED = {
     "attack": ("fade: shades = 3", "sides", "doubled", "taking-turns"),
-    "evaluate": ("fade", "halves", "sides", "doubled", "taking-turns", "widest bracket"),
+    "evaluate": (
+        "fade",
+        "halves",
+        "sides",
+        "doubled",
+        "taking-turns",
+        "brightness",
+        "widest bracket",
+    ),
     "certify": ("halves",),
     "report": ("widest bracket",),
 }
@@ -92,6 +101,8 @@ def check_report(folder: Path, board: Leaderboard, release: str) -> None:
     assert [audit.pairs for audit in entry.audits] == [2]
     assert board.soundness.violations == []
     assert board.suite.data == "sides"
+    assert list(entry.further) == ["brightness"]
+    assert 0 <= entry.further["brightness"]["darkest"] <= 1
     width = max(bracket.width for bracket in entry.brackets)
     markdown = (folder / "out/leaderboard.md").read_text(encoding="utf-8")
     assert "| widest bracket |" in markdown
@@ -126,7 +137,7 @@ def test_what_an_installed_package_adds_is_in_a_suite_and_in_its_report(
     release = "robustness-example 0.1.0"
     board = evaluated(tmp_path, [installed], SUITE + WORST_CASE)
     check_report(tmp_path, board, release)
-    modules = ("attack", "certificate", "column", "dataset", "executor", "view")
+    modules = ("attack", "certificate", "column", "dataset", "executor", "job", "view")
     plugged = {f"plugin robustness_example.{module}": release for module in modules}
     assert plugged.items() <= board.environment.items()
 

@@ -11,9 +11,9 @@ from robustness.errors import UsageError, in_words, is_exhausted, is_interruptio
 from robustness.evaluation.executors.processes import begin_turn
 from robustness.evaluation.jobs import KINDS, Asked
 from robustness.evaluation.jobs.attack import in_order
+from robustness.evaluation.jobs.base import release_of_kind
 from robustness.evaluation.plan import Job, ModelInfo, Plan
 from robustness.evaluation.suite import Suite
-from robustness.registry import release_of
 from robustness.zoo import Absent, LoadedModel
 
 
@@ -42,7 +42,7 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
 def _jobs(asked: Asked) -> list[Job]:
     """The jobs of one model: of this package's kinds, and of others' that the suite names."""
     for kind in KINDS.values():
-        if not release_of(type(kind).__module__) or kind.name in asked.suite.jobs:
+        if not release_of_kind(kind.name) or kind.name in asked.suite.jobs:
             asked.jobs.extend(kind.plan(asked))
     return in_order(asked.suite, asked.jobs)
 

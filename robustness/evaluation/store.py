@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,7 +53,31 @@ CREATE TABLE runs (
 # Names of the tables of rows.
 _TABLE = re.compile(r"[a-z]+(_[a-z]+)*_[1-9][0-9]*")
 
-_RunRow = tuple[int, str, str, float, float | None]
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run that is stored.
+
+    Attributes:
+        plan: of it.
+        environment: versions of all that computed its units.
+        wall_seconds: that it took.
+    """
+
+    plan: Plan
+    environment: dict[str, str]
+    wall_seconds: float
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The note of a run; `wall` is None where it was interrupted."""
+
+    number: int
+    plan: str
+    environment: str
+    started: float
+    wall: float | None
 
 
 class Store:
@@ -171,37 +196,39 @@ class Store:
 
         A start that was interrupted lasted until the last unit that it stored.
         """
-        starts = sorted(self._runs(), key=lambda run: run[3])
-        ends = [*(started for _, _, _, started, _ in starts[1:]), math.inf][: len(starts)]
+        starts = sorted(self._starts(), key=lambda start: start.started)
+        ends = [*(start.started for start in starts[1:]), math.inf][: len(starts)]
         lasted = []
-        for (_, plan, _, started, wall), end in zip(starts, ends, strict=True):
-            if json.loads(plan)["suite"]["name"] != suite:
+        for start, end in zip(starts, ends, strict=True):
+            if json.loads(start.plan)["suite"]["name"] != suite:
                 continue
+            wall = start.wall
             if wall is None:
                 query = "SELECT max(finished) FROM shards WHERE finished BETWEEN ? AND ?"
-                wall = (self._db.query(query, (started, end))[0][0] or started) - started
+                ((last,),) = self._db.query(query, (start.started, end))
+                wall = (last or start.started) - start.started
             lasted.append(wall)
         return lasted
 
-    def last_run(self) -> tuple[Plan, dict[str, str], float, float]:
-        """Plan, environment, start time and wall time of the last complete run.
+    def last_run(self) -> Run:
+        """The last complete run.
 
         Raises:
             UsageError: no run was completed, or it was planned by another version.
         """
-        complete = [run for run in self._runs() if run[4] is not None]
+        complete = [start for start in self._starts() if start.wall is not None]
         if not complete:
             raise UsageError(
                 f"{self.path}: expected a complete run, got none; run `robustness evaluate` again"
             )
-        _, plan, environment, started, wall = complete[-1]
-        assert wall is not None
+        last = complete[-1]
+        assert last.wall is not None
         try:
-            parsed = Plan.from_json(plan)
+            parsed, versions = Plan.from_json(last.plan), json.loads(last.environment)
             if any(KINDS[job.kind].version != job.code for job in parsed.jobs):
                 raise ValueError("of another code")
         except (KeyError, TypeError, ValueError):
-            lacking = _lacking_plugins(environment)
+            lacking = _lacking_plugins(last.environment)
             if lacking:
                 raise UsageError(
                     f"{self.path}: expected the plugins that the run was planned with, got no "
@@ -211,10 +238,10 @@ class Store:
                 f"{self.path}: expected a run that this version planned, got one of another; run "
                 "`robustness evaluate` again"
             ) from None
-        return parsed, json.loads(environment), started, wall
+        return Run(parsed, versions, last.wall)
 
-    def _runs(self) -> list[_RunRow]:
-        return [(*row[:5],) for row in self._db.query("SELECT * FROM runs ORDER BY id")]
+    def _starts(self) -> list[_Start]:
+        return [_Start(*row[:5]) for row in self._db.query("SELECT * FROM runs ORDER BY id")]
 
 
 def _lacking_plugins(environment: str) -> list[str]:

@@ -207,7 +207,7 @@ def test_a_unit_that_is_missing_altogether_is_no_report(
 
 def test_damage_during_a_run_is_found_when_rows_are_read(folder: Path) -> None:
     with Store(folder / STORE_FILE) as store:
-        plan, *_ = store.last_run()
+        plan = store.last_run().plan
         (job,) = (job for job in plan.jobs if job.kind == "attack")
         keys = [unit.key for unit in Schedule(plan, store).units(job)]
         sql("UPDATE attack_1 SET status = 'adversarial'")(folder / STORE_FILE)

@@ -71,7 +71,10 @@ threats = [{{ norm = "Linf", eps = [{}] }}]
 def test_an_attack_comes_twice_only_where_no_radius_meets_it_twice(suite_file: Path) -> None:
     content = suite_file.read_text().split("[[attacks]]")[0]
     suite_file.write_text(content + PGD_AT.format(5, "0.05") + PGD_AT.format(10, "0.1"))
-    twice = [(a.version, *t) for a, t, _ in build_attacks(load_suite(str(suite_file)))]
+    twice = [
+        (listed.attack.version, *listed.threats)
+        for listed in build_attacks(load_suite(str(suite_file)))
+    ]
     assert [eps for _, eps in twice] == [ThreatModel(Norm.LINF, 0.05), ThreatModel(Norm.LINF, 0.1)]
     assert len({version for version, _ in twice}) == 2
     content += PGD_AT.format(5, "0.05, 0.1") + PGD_AT.format(10, "0.1")
@@ -174,7 +177,8 @@ def test_the_fields_of_an_attack_are_the_keys_of_its_table(suite_file: Path) -> 
     with ATTACKS.having(AttackKind("guess", Guess)):
         suite_file.write_text(f"{content}{table}tries = 5\n")
         suite = load_suite(str(suite_file))
-        ((attack, _, samples),) = build_attacks(suite)
+        (listed,) = build_attacks(suite)
+        attack, samples = listed.attack, listed.samples
         assert (attack, samples) == (Guess(tries=5), 3)
         dumped = {"samples": 3, "threats": None, "kind": "guess", "tries": 5, "lucky": False}
         assert suite.model_dump(mode="json")["attacks"] == [dumped]
@@ -191,7 +195,8 @@ def test_thorough_can_be_asked_for(suite_file: Path) -> None:
     stages = {}
     for effort in get_args(Effort):
         suite_file.write_text(f'{content}[[attacks]]\nkind = "worst-case"\neffort = "{effort}"\n')
-        ((attack, (threat, *_), _),) = build_attacks(load_suite(str(suite_file)))
+        (listed,) = build_attacks(load_suite(str(suite_file)))
+        attack, threat = listed.attack, listed.threats[0]
         module = load_model("digits/resnet").module
         stages[effort] = [stage.name for stage in attack.stages(module, threat, {})]
     assert stages["thorough"][: len(stages["standard"])] == stages["standard"]

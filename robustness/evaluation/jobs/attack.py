@@ -54,15 +54,16 @@ class PlainAttack(Kind[Row]):
 
     def plan(self, asked: Asked) -> Iterator[Job]:
         """See `Kind.plan`."""
-        for attack, threats, samples in build_attacks(asked.suite):
+        for listed in build_attacks(asked.suite):
+            attack = listed.attack
             if isinstance(attack, WorstCase):
                 continue
             # Settings alone do not tell the code of one release of a package from another's.
             release = release_of(type(attack).__module__)
-            for threat in threats:
+            for threat in listed.threats:
                 yield self.job(
                     asked,
-                    samples,
+                    listed.samples,
                     name=attack.name,
                     norm=threat.norm,
                     eps=threat.eps,
@@ -160,12 +161,19 @@ def summary(
     )
 
 
-def build_attacks(
-    suite: Suite,
-) -> list[tuple[Attack | WorstCase, list[ThreatModel], Samples]]:
-    """The suite's attacks, each with the threats and the samples it is run on."""
+@dataclass(frozen=True)
+class Listed:
+    """An attack of a suite, with the threats and the samples it is run on."""
+
+    attack: Attack | WorstCase
+    threats: list[ThreatModel]
+    samples: Samples
+
+
+def build_attacks(suite: Suite) -> list[Listed]:
+    """The attacks of a suite, in its order."""
     return [
-        (
+        Listed(
             config.build(),
             [threat for group in config.threats or suite.threats for threat in group.threats],
             config.samples,
@@ -176,18 +184,18 @@ def build_attacks(
 
 def attack_of(suite: Suite, job: Job) -> Attack | WorstCase:
     """The attack of an attack job: of its kind, the one that is run at its threat."""
-    for attack, threats, _ in build_attacks(suite):
-        if attack.name == job.name and any((t.norm, t.eps) == (job.norm, job.eps) for t in threats):
-            return attack
+    for listed in build_attacks(suite):
+        if listed.attack.name == job.name and job.threat in listed.threats:
+            return listed.attack
     raise LookupError(f"no attack {job.name} at {job.norm} {job.eps} in suite {suite.name}")
 
 
 def places(suite: Suite) -> dict[tuple[str, Norm, float], int]:
     """Where each attack at each threat stands in a suite."""
     runs = (
-        (attack.name, threat.norm, threat.eps)
-        for attack, threats, _ in build_attacks(suite)
-        for threat in threats
+        (listed.attack.name, threat.norm, threat.eps)
+        for listed in build_attacks(suite)
+        for threat in listed.threats
     )
     return {run: place for place, run in enumerate(runs)}
 

@@ -230,6 +230,12 @@ class Kind(ABC, Generic[R]):
 
 KINDS: Registry[Kind[Any]] = Registry("a kind of job", "robustness.jobs")
 
+
+def release_of_kind(name: str) -> str:
+    """Whose code a kind of job is, see `release_of`."""
+    return release_of(type(KINDS[name]).__module__)
+
+
 K = TypeVar("K", bound=type[Kind[Any]])
 
 

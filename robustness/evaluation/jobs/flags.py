@@ -113,8 +113,8 @@ def _checked_threat(suite: Suite) -> ThreatModel:
 
     Without a worst case, the middle radius of the first norm.
     """
-    for attack, threats, _ in build_attacks(suite):
-        if isinstance(attack, WorstCase):
-            return threats[0]
+    for listed in build_attacks(suite):
+        if isinstance(listed.attack, WorstCase):
+            return listed.threats[0]
     radii = suite.threats[0].threats
     return radii[(len(radii) - 1) // 2]

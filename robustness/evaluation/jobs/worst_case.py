@@ -57,13 +57,14 @@ class WorstCaseAttack(Kind[Row]):
 
     def plan(self, asked: Asked) -> Iterator[Job]:
         """See `Kind.plan`."""
-        for attack, threats, samples in build_attacks(asked.suite):
+        for listed in build_attacks(asked.suite):
+            attack = listed.attack
             if not isinstance(attack, WorstCase):
                 continue
-            for threat in threats:
+            for threat in listed.threats:
                 yield self.job(
                     asked,
-                    samples,
+                    listed.samples,
                     name=attack.name,
                     norm=threat.norm,
                     eps=threat.eps,

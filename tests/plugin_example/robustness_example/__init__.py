@@ -9,7 +9,8 @@ from robustness_example import (
     column,
     dataset,
     executor,
+    job,
     view,
 )
 
-__all__ = ["attack", "certificate", "column", "dataset", "executor", "view"]
+__all__ = ["attack", "certificate", "column", "dataset", "executor", "job", "view"]
