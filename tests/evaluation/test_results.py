@@ -93,7 +93,7 @@ def test_another_seed_gives_other_rows(
     run(suite, tmp_path / "other", seed=1)
     folders = (tmp_path / "other", tmp_path / "reference")
     # Without the key, which names the seed.
-    found, known = (sorted((row[1:] for row in rows(f)["attack"]), key=repr) for f in folders)
+    found, known = (sorted((row[1:] for row in rows(f)["attack_1"]), key=repr) for f in folders)
     assert found != known
 
 
