@@ -125,6 +125,8 @@ FILES_DAMAGED = {
     "a table missing": sql("DROP TABLE attack_1"),
     "a column missing": sql("ALTER TABLE certificate_1 DROP COLUMN radius"),
     "a trigger": sql("CREATE TRIGGER t AFTER INSERT ON attack_1 BEGIN DELETE FROM clean_1; END"),
+    "a table that holds no rows": sql("CREATE TABLE odd_1 (key TEXT, other INTEGER)"),
+    "a view": sql("CREATE VIEW odd_1 AS SELECT * FROM attack_1"),
     "a store half made": sql("PRAGMA user_version = 0", "DROP TABLE runs", "DROP TABLE clean_1"),
 }
 
