@@ -2,7 +2,8 @@
 
 The program is recorded (`programs.record`) and the margins of the label over every other class are
 bounded from below over the ball by lines through the whole program, its rounding included
-(`programs.network`). The radius is the largest one that was itself verified.
+(`programs.network`); where that is not enough, the lines are chosen for the image
+(`programs.slopes`). The radius is the largest one that was itself verified.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from robustness.certificates.layers import bounds
 from robustness.certificates.limits import Limit
 from robustness.certificates.search import RadiusSearch
 from robustness.certificates.sharing import shared
+from robustness.errors import UsageError
 from robustness.programs.graph import Refusal
 from robustness.programs.network import Ball, Bounds, Network, margin_rows
 from robustness.programs.record import record
+from robustness.programs.slopes import climbed
 from robustness.threat import Norm
 
 # Images that are bounded together.
@@ -36,6 +39,8 @@ _TOGETHER = 16
 # number of radii tried, and the smallest one given.
 _FIRST = {Norm.LINF: 0.004, Norm.L2: 0.05}
 _TOLERANCE, _MOST_ROUNDS, _SMALLEST = 2**-5, 16, 1e-6
+# A bound that is so many times further below 0 than the margin is above it is left as it is.
+_REACH = 4.0
 # Share of a margin from which rounding is named as what limits a radius.
 _MUCH_ROUNDING = 0.1
 
@@ -53,10 +58,24 @@ def network_of(model: nn.Module, shape: tuple[int, int, int]) -> Network:
 @register_certificate
 @dataclass(frozen=True)
 class ProgramCertificate(BaseCertificate):
-    """Lines through the recorded program (CROWN, arXiv 1811.00866, on general graphs)."""
+    """Lines through the recorded program (CROWN, arXiv 1811.00866, on general graphs).
+
+    Attributes:
+        slopes: steps of the ascent on the choice of lines (alpha-CROWN, arXiv 2011.13824), for
+            each radius that is tried and not verified without; 0 for none.
+    """
+
+    slopes: int = 10
 
     name: ClassVar[str] = "program"
     strict: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.slopes, bool) or not isinstance(self.slopes, int) or self.slopes < 0:
+            raise UsageError(
+                f"program: expected slopes to be a whole number from 0, got {self.slopes!r}; "
+                "correct it"
+            )
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why rounding is not bounded; what recording refuses is said of each image."""
@@ -119,8 +138,15 @@ class ProgramCertificate(BaseCertificate):
 
         def margins(part: Tensor, radii: Tensor) -> Tensor:
             ball = Ball(images[part].double().unsqueeze(1), radii, norm)
-            bound = Bounds(network, ball, network.bends)
-            return bound.lower(len(network) - 1, rows[part])
+            bounds = Bounds(network, ball, network.bends)
+            found = bounds.lower(len(network) - 1, rows[part])
+            near = (found > -_REACH * exact[part]).all(dim=1).nonzero().squeeze(1)
+            if self.slopes and len(near):
+                lanes = bounds.lanes(near)
+                found[near] = climbed(
+                    lanes, len(network) - 1, rows[part][near], found[near], self.slopes
+                )
+            return found
 
         every = torch.arange(len(images))
         at_centre = margins(every, torch.zeros(len(images), dtype=torch.float64))

@@ -13,9 +13,11 @@ for which `_room` is charged on both. For float64 programs the unit of rounding 
 once for the program and once for the bound.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ _KNOWN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 _SMALL = 256
 # Halvings of the multiplier of the l2 ball's constraint.
 _MULTIPLIER_ROUNDS = 40
+# No choices of lines.
+_DEFAULT: Mapping[int, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,17 @@ class Ball:
         # Without the pixel box the best multiplier is |a| / (2 eps); with it a smaller one.
         high = (length / (2 * radii.clamp_min(1e-30))).clamp_min(1e-30)
         low = high * 1e-6
-        best = torch.maximum(by_box, self._dual(a, pixels, radii, high)[0])
-        for _ in range(_MULTIPLIER_ROUNDS):
-            middle = (low * high).sqrt()
-            value, distance = self._dual(a, pixels, radii, middle)
-            best = torch.maximum(best, value)
-            outside = distance > radii
-            low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
-        return best
+        best, at = self._dual(a, pixels, radii, high)[0], high
+        with torch.no_grad():
+            for _ in range(_MULTIPLIER_ROUNDS):
+                middle = (low * high).sqrt()
+                value, distance = self._dual(a, pixels, radii, middle)
+                best, at = torch.maximum(best, value), torch.where(value > best, middle, at)
+                outside = distance > radii
+                low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+        if a.requires_grad:
+            best = self._dual(a, pixels, radii, at.detach())[0]
+        return torch.maximum(by_box, best)
 
     def _dual(self, a: Tensor, pixels: Tensor, radii: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         x = (pixels - a / (2 * m.unsqueeze(2))).clamp(0, 1)
@@ -213,6 +220,8 @@ class Bounds:
                 self.narrow(i)
             if i == network.cut:
                 self._open_forms(i)
+        # They have given their boxes.
+        self._forms = {}
 
     def _forward(self, i: int, step: Step) -> None:
         operands = [self.boxes[p] for p in step.parents]
@@ -269,18 +278,55 @@ class Bounds:
             torch.where(by_form.high < self.boxes[i].high, by_form.high, self.boxes[i].high),
         )
 
-    def lower(self, step: int, rows: Rows) -> Float[Tensor, "n r"]:
+    def lanes(self, part: Int[Tensor, " m"]) -> "Bounds":
+        """The bounds of some images, which may come up more than once."""
+        found = copy(self)
+        found.ball = self.ball.lanes(part)
+        found.boxes = [box.lanes(part) for box in self.boxes]
+        found.errors = [
+            error[part]
+            if isinstance(error, Tensor)
+            and error.dim() == box.low.dim()
+            and len(error) == len(box.low)
+            else error
+            for error, box in zip(self.errors, self.boxes, strict=True)
+        ]
+        return found
+
+    def shares(self, step: int) -> dict[int, Tensor]:
+        """The choice of lines that `lower` makes at a step: shares of the free operations' entries.
+
+        Returns:
+            Shares in [0, 1] by step, shape (n, 1, *shape).
+        """
+        return {
+            i: given.operation.shares(*(self.boxes[p] for p in given.parents)).unsqueeze(1)
+            for i, given in enumerate(self.network.steps[: step + 1])
+            if given is not None and given.operation.free
+        }
+
+    def lower(
+        self, step: int, rows: Rows, shares: Mapping[int, Tensor] | None = None
+    ) -> Float[Tensor, "n r"]:
         """Lower bounds of linear functions A v of one step's computed value over the balls.
 
         -inf where a box on the way is without bound.
+
+        Args:
+            step: the step.
+            rows: the functions.
+            shares: choices of lines by step, shape (n, r, *shape), or (n, 1, *shape) for all rows
+                alike; those of `Operation.lines` where there are none. Any give a bound that holds.
         """
-        pixels, offset = self._to_pixels(step, rows)
+        pixels, offset = self._to_pixels(step, rows, _DEFAULT if shares is None else shares)
         room = _ROOM + _ROOM_PER_TERM * pixels[0, 0].numel()
         least = self.ball.least(pixels) - room * pixels.flatten(2).abs().sum(dim=2)
         bound = offset + least
         return torch.where(bound.isnan(), -torch.inf, bound)
 
-    def _to_pixels(self, step: int, rows: Rows) -> tuple[Tensor, Float[Tensor, "n r"]]:
+    def _to_pixels(
+        self, step: int, rows: Rows, shares: Mapping[int, Tensor] = _DEFAULT
+    ) -> tuple[Tensor, Float[Tensor, "n r"]]:
         """Linear functions of the pixels that are nowhere above linear functions of a step."""
         pending: dict[int, Tensor] = {step: rows}
         offset = rows.new_zeros(rows.shape[:2])
@@ -290,7 +336,10 @@ class Bounds:
                 continue
             a = pending.pop(i)
             operands = [self.boxes[p] for p in given.parents]
-            parts, more = given.operation.lines(a, self.boxes[i], *operands)
+            if i in shares:
+                parts, more = given.operation.chosen_lines(shares[i], a, self.boxes[i], *operands)
+            else:
+                parts, more = given.operation.lines(a, self.boxes[i], *operands)
             offset = offset + more - self._charge(i, a)
             for p, part in zip(given.parents, parts, strict=True):
                 if part is None:

@@ -236,13 +236,19 @@ def test_sampled_results_lie_in_boxes_and_above_lines(name: str) -> None:
         rows = torch.cat(
             [rows, eye.expand(LANES, *eye.shape[1:]), -eye.expand(LANES, *eye.shape[1:])], 1
         )
-        parts, offset = operation.lines(rows, exact, *operands)
         left = torch.einsum("nrs,kns->knr", rows.flatten(2), truth.flatten(2))
-        right = offset.expand(len(points), -1, -1).clone()
-        for part, value in zip(parts, given, strict=True):
-            if part is not None:
-                right += torch.einsum("nrs,kns->knr", part.flatten(2), value.flatten(2))
-        assert (left - right >= -1e-9 * (1 + left.abs() + right.abs())).all(), (name, node.name)
+        lines = operation.lines(rows, exact, *operands)
+        _require_below(lines, given, left, (name, node.name))
+        if operation.free:
+            shares = torch.rand(rows.shape, generator=generator, dtype=torch.float64) * 1.5 - 0.25
+            chosen = operation.chosen_lines(shares, rows, exact, *operands)
+            _require_below(chosen, given, left, (name, node.name))
+            first = operation.shares(*operands).unsqueeze(1)
+            same = operation.chosen_lines(first, rows, exact, *operands)
+            assert torch.allclose(same[1], lines[1], rtol=1e-9), (name, node.name)
+            assert same[0][0] is not None
+            assert lines[0][0] is not None
+            assert torch.allclose(same[0][0], lines[0][0], rtol=1e-9), (name, node.name)
         computed = _computed(node, given)
         assert ((computed - truth).abs() <= error + 1e-13).all(), (name, node.name)
         boxes.append(exact.widened(error))
@@ -299,6 +305,33 @@ def _computed(node: Node, given: list[Tensor], dtype: torch.dtype | None = None)
         for n in range(LANES)
     ]
     return torch.stack(results).view(POINTS, LANES, *node.shape)
+
+
+def _require_below(
+    lines: tuple[list[Tensor | None], Tensor],
+    given: list[Tensor],
+    left: Tensor,
+    what: tuple[str, str],
+) -> None:
+    """Lines of the operands' points lie nowhere above the values of rows at the results."""
+    parts, offset = lines
+    right = offset.expand(len(left), -1, -1).clone()
+    for part, value in zip(parts, given, strict=True):
+        if part is not None:
+            right += torch.einsum("nrs,kns->knr", part.flatten(2), value.flatten(2))
+    assert (left - right >= -1e-9 * (1 + left.abs() + right.abs())).all(), what
+
+
+def test_bent_and_curved_operations_have_lines_to_choose_from() -> None:
+    free = {
+        step.operation.node.name
+        for name in TABLE
+        for step in _network(TABLE[name]).steps[1:]
+        if step is not None and step.operation.free
+    }
+    curved = {"exp", "softplus", "log", "sqrt", "reciprocal", "pow", "mul"}
+    assert curved | {"relu", "leaky_relu", "abs", "clamp_max"} <= free
+    assert not free & {"tanh", "gelu", "addmm", "convolution"}
 
 
 def _in_float64(node: Node) -> Node:

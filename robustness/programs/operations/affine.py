@@ -312,7 +312,8 @@ class AveragePool(Linear):
         with torch.enable_grad():
             leaf = zero.requires_grad_()
             out = self.node.func(leaf.flatten(0, 1), *self.settings, **self.node.kwargs)
-            (back,) = torch.autograd.grad(out, leaf, rows.reshape(out.shape))
+            above = rows.reshape(out.shape)
+            (back,) = torch.autograd.grad(out, leaf, above, create_graph=rows.requires_grad)
         return back.view(*rows.shape[:2], *self.inputs) * weight
 
 

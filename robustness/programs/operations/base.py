@@ -66,6 +66,28 @@ class Operation(ABC):
         """
         return [None] * len(boxes), least(rows, out)
 
+    @property
+    def free(self) -> bool:
+        """Whether its lines are one choice of many; see `chosen_lines`."""
+        return False
+
+    def shares(self, *boxes: Box) -> Float[Tensor, "n *shape"]:
+        """The choice that `lines` makes, entry by entry, in [0, 1]."""
+        raise NotImplementedError
+
+    def chosen_lines(
+        self, shares: Float[Tensor, "n r *shape"], rows: Rows, out: Box, *boxes: Box
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """As `lines`, by other lines: any shares in [0, 1] give bounds that hold.
+
+        Args:
+            shares: of each entry and row; what is outside [0, 1] is moved to its end.
+            rows: functions A v of the result.
+            out: the result's box.
+            boxes: the operands' boxes.
+        """
+        raise NotImplementedError
+
 
 def least(rows: Tensor, box: Box) -> Tensor:
     """The least value of linear functions over a box, shape (n, r)."""

@@ -62,6 +62,36 @@ class Elementwise(Operation):
         offset = dot(rows.clamp_min(0), below.intercept) + dot(rows.clamp_max(0), above.intercept)
         return [back], offset
 
+    @property
+    def side(self) -> int:
+        """Where lines that touch the function are free to choose: -1 below, 1 above, 0 nowhere."""
+        return 0
+
+    @property
+    def free(self) -> bool:
+        """Whether one of its two lines is."""
+        return self.side != 0
+
+    def touching(self, box: Box, share: Tensor) -> Line:
+        """A line on the free side for each share in [0, 1]."""
+        raise NotImplementedError
+
+    def chosen_lines(
+        self, shares: Tensor, rows: Rows, out: Box, *boxes: Box
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """The chosen line on the free side, the only one on the other."""
+        del out
+        (box,) = boxes
+        each = Box(box.low.unsqueeze(1), box.high.unsqueeze(1))
+        chosen = self.touching(each, shares.clamp(0, 1))
+        only = self.above(box) if self.side < 0 else self.below(box)
+        free, other = rows.clamp_min(0), rows.clamp_max(0)
+        if self.side > 0:
+            free, other = other, free
+        back = free * chosen.slope + other * only.slope.unsqueeze(1)
+        offset = (free * chosen.intercept).flatten(2).sum(dim=2) + dot(other, only.intercept)
+        return [back], offset
+
 
 class Rectifier(Elementwise):
     """max(x, a), relu with a = 0: exact in floating-point arithmetic."""
@@ -88,6 +118,21 @@ class Rectifier(Elementwise):
         slope = torch.where(bent, high / (high - low), (low >= 0).double())
         lift = torch.where(bent, -slope * low, 0.0)
         return Line(slope, lift + self.threshold * (1 - slope))
+
+    @property
+    def side(self) -> int:
+        """Any line through the bend of a slope in [0, 1] lies below."""
+        return -1
+
+    def shares(self, *boxes: Box) -> Tensor:
+        """The slope below."""
+        return self.below(boxes[0]).slope
+
+    def touching(self, box: Box, share: Tensor) -> Line:
+        """Of slope `share` where the entry is undecided."""
+        low, high = box.low - self.threshold, box.high - self.threshold
+        slope = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, share))
+        return Line(slope, self.threshold * (1 - slope))
 
 
 @register("relu", "clamp_min")
@@ -226,8 +271,23 @@ class Smooth(Elementwise):
             return self._tangent(box, 1)
         return self._bounded(box, 1)
 
+    @property
+    def side(self) -> int:
+        """Tangents of a convex function lie below it, those of a concave one above."""
+        return {"convex": -1, "concave": 1}.get(self.curve.shape, 0)
+
+    def shares(self, *boxes: Box) -> Tensor:
+        """The middle of the box."""
+        return torch.full_like(boxes[0].low, 0.5)
+
+    def touching(self, box: Box, share: Tensor) -> Line:
+        """The tangent at a share of the way through the box."""
+        return self._tangent_at(box.low + share * (box.high - box.low), self.side)
+
     def _tangent(self, box: Box, side: int) -> Line:
-        at = box.centre
+        return self._tangent_at(box.centre, side)
+
+    def _tangent_at(self, at: Tensor, side: int) -> Line:
         value, slope = self.curve.value(at), self.curve.slope(at)
         return Line(slope, value - slope * at + side * _ROOM * (value.abs() + (slope * at).abs()))
 
@@ -291,6 +351,27 @@ class Square(Elementwise):
     def above(self, box: Box) -> Line:
         """The chord, whose slope is the tangent's."""
         return Line(box.low + box.high, -box.low * box.high)
+
+    @property
+    def side(self) -> int:
+        """Any tangent lies below."""
+        return -1
+
+    def shares(self, *boxes: Box) -> Tensor:
+        """The middle of the box."""
+        return torch.full_like(boxes[0].low, 0.5)
+
+    def touching(self, box: Box, share: Tensor) -> Line:
+        """The tangent at a share of the way through the box."""
+        at = box.low + share * (box.high - box.low)
+        return Line(2 * at, -at * at)
+
+    def chosen_lines(
+        self, shares: Tensor, rows: Rows, out: Box, *boxes: Box
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """As of any function of one entry; a value that enters twice is counted once."""
+        (back,), offset = super().chosen_lines(shares, rows, out, boxes[0])
+        return [back, *[None] * (len(boxes) - 1)], offset
 
     def lines(self, rows: Rows, out: Box, *boxes: Box) -> tuple[list[Tensor | None], Tensor]:
         """As of any function of one entry; a value that enters twice is counted once."""

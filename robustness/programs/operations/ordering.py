@@ -68,6 +68,22 @@ class _Bent(Elementwise):
         lift = torch.where(bent, (self.right - slope) * box.high, 0.0)
         return Line(slope, lift + 2.0**-44 * lift.abs())
 
+    @property
+    def side(self) -> int:
+        """Any line through 0 of a slope between the two lies below."""
+        return -1
+
+    def shares(self, *boxes: Box) -> Tensor:
+        """Which of the two slopes is taken below."""
+        return (self.below(boxes[0]).slope == self.right).double()
+
+    def touching(self, box: Box, share: Tensor) -> Line:
+        """Of a slope between the two where the entry is undecided."""
+        between = (self.left + share * (self.right - self.left)).clamp(self.left, self.right)
+        slope = torch.where(box.high <= 0, self.left, between)
+        slope = torch.where(box.low >= 0, self.right, slope)
+        return Line(slope, torch.zeros_like(slope))
+
 
 @register("abs")
 def _abs(node: Node) -> Operation:
@@ -95,6 +111,23 @@ class Ceiling(Operation):
     def lines(self, rows: Rows, out: Box, *boxes: Box) -> tuple[list[Tensor | None], Tensor]:
         """Those of the maximum, both sides negated."""
         (back,), offset = self.inner.lines(-rows, out, _negated(boxes[0]))
+        assert back is not None
+        return [-back], offset
+
+    @property
+    def free(self) -> bool:
+        """As the maximum is."""
+        return True
+
+    def shares(self, *boxes: Box) -> Tensor:
+        """Those of the maximum."""
+        return self.inner.shares(_negated(boxes[0]))
+
+    def chosen_lines(
+        self, shares: Tensor, rows: Rows, out: Box, *boxes: Box
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Those of the maximum, both sides negated."""
+        (back,), offset = self.inner.chosen_lines(shares, -rows, out, _negated(boxes[0]))
         assert back is not None
         return [-back], offset
 
