@@ -3,7 +3,8 @@
 The program is recorded (`programs.record`) and the margins of the label over every other class are
 bounded from below over the ball by lines through the whole program, its rounding included
 (`programs.network`); where that is not enough, the lines are chosen for the image
-(`programs.slopes`). The radius is the largest one that was itself verified.
+(`programs.slopes`) and, where asked for, its ball is split (`programs.splitting`). The radius is
+the largest one that was itself verified.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from robustness.programs.graph import Refusal
 from robustness.programs.network import Ball, Bounds, Network, margin_rows
 from robustness.programs.record import record
 from robustness.programs.slopes import climbed
+from robustness.programs.splitting import split
 from robustness.threat import Norm
 
 # Images that are bounded together.
@@ -41,6 +43,8 @@ _FIRST = {Norm.LINF: 0.004, Norm.L2: 0.05}
 _TOLERANCE, _MOST_ROUNDS, _SMALLEST = 2**-5, 16, 1e-6
 # A bound that is so many times further below 0 than the margin is above it is left as it is.
 _REACH = 4.0
+# The same for splitting, and the steps of the ascent on each half.
+_REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 4
 # Share of a margin from which rounding is named as what limits a radius.
 _MUCH_ROUNDING = 0.1
 
@@ -63,19 +67,24 @@ class ProgramCertificate(BaseCertificate):
     Attributes:
         slopes: steps of the ascent on the choice of lines (alpha-CROWN, arXiv 2011.13824), for
             each radius that is tried and not verified without; 0 for none.
+        splits: of the ball, for each rival that a bound is not above 0 for but near it, by the
+            signs of undecided rectifiers (beta-CROWN, arXiv 2103.06624); 0 for none.
     """
 
     slopes: int = 10
+    splits: int = 0
 
     name: ClassVar[str] = "program"
     strict: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.slopes, bool) or not isinstance(self.slopes, int) or self.slopes < 0:
-            raise UsageError(
-                f"program: expected slopes to be a whole number from 0, got {self.slopes!r}; "
-                "correct it"
-            )
+        for setting in ("slopes", "splits"):
+            value = getattr(self, setting)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UsageError(
+                    f"program: expected {setting} to be a whole number from 0, got {value!r}; "
+                    "correct it"
+                )
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why rounding is not bounded; what recording refuses is said of each image."""
@@ -139,13 +148,16 @@ class ProgramCertificate(BaseCertificate):
         def margins(part: Tensor, radii: Tensor) -> Tensor:
             ball = Ball(images[part].double().unsqueeze(1), radii, norm)
             bounds = Bounds(network, ball, network.bends)
-            found = bounds.lower(len(network) - 1, rows[part])
+            last = len(network) - 1
+            found = bounds.lower(last, rows[part])
             near = (found > -_REACH * exact[part]).all(dim=1).nonzero().squeeze(1)
             if self.slopes and len(near):
-                lanes = bounds.lanes(near)
-                found[near] = climbed(
-                    lanes, len(network) - 1, rows[part][near], found[near], self.slopes
-                )
+                lanes, of = bounds.lanes(near), rows[part][near]
+                found[near] = climbed(lanes, last, of, found[near], self.slopes)
+            near = (found > -_REACH_OF_SPLITS * exact[part]).all(dim=1).nonzero().squeeze(1)
+            if self.splits and len(near):
+                lanes, of = bounds.lanes(near), rows[part][near]
+                found[near] = split(lanes, last, of, found[near], self.splits, _STEPS_OF_A_LEAF)
             return found
 
         every = torch.arange(len(images))

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustness.numerics.arithmetic import computed_in
@@ -41,6 +41,8 @@ _KNOWN = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 _SMALL = 256
 # Halvings of the multiplier of the l2 ball's constraint.
 _MULTIPLIER_ROUNDS = 40
+# Share of themselves by which ends must cross for nothing to be between, far above rounding.
+_EMPTY = 2.0**-36
 # No choices of lines.
 _DEFAULT: Mapping[int, Tensor] = MappingProxyType({})
 
@@ -178,6 +180,18 @@ class Network:
         return self.program.nodes[i]
 
     @cached_property
+    def rectified(self) -> dict[int, Tensor]:
+        """Operands of rectifiers and the thresholds at which they bend.
+
+        Of several rectifiers of one operand it is the first one's.
+        """
+        found: dict[int, Tensor] = {}
+        for step in self.steps:
+            if step is not None and isinstance(step.operation, Rectifier):
+                found.setdefault(step.parents[0], step.operation.threshold)
+        return found
+
+    @cached_property
     def bends(self) -> list[int]:
         """Operands of rectifiers in front of the cut whose boxes lines can narrow."""
         if self.cut is None:
@@ -209,6 +223,8 @@ class Bounds:
         self.errors: list[Tensor | float] = []
         self._forms: dict[int, Form] = {}
         self._symbols = 0
+        # Of halves of the balls, see `imposed`.
+        self.pulls: dict[int, Tensor] = {}
         wanted = set(refine)
         for i, step in enumerate(network.steps):
             if step is None:
@@ -291,7 +307,43 @@ class Bounds:
             else error
             for error, box in zip(self.errors, self.boxes, strict=True)
         ]
+        found.pulls = {i: pull[part] for i, pull in self.pulls.items()}
         return found
+
+    def imposed(
+        self, limits: Mapping[int, Box], pulls: Mapping[int, Tensor]
+    ) -> tuple["Bounds", Bool[Tensor, " n"]]:
+        """Bounds for those images whose values are within limits, with narrower boxes behind them.
+
+        Args:
+            limits: boxes by step, infinite where nothing is imposed.
+            pulls: by step, an operand of rectifiers, what `lower` may charge for a unit's side of
+                the bend: above 0 where a value is not below it, below 0 where it is not above it,
+                0 for neither, shape (n, *shape).
+
+        Returns:
+            The bounds, and of which balls no image is left.
+        """
+        found = copy(self)
+        found.boxes, found.pulls = list(self.boxes), dict(pulls)
+        empty = torch.zeros(len(self.ball.images), dtype=torch.bool)
+        for i in range(min(limits), len(self.network)):
+            box, step = self.boxes[i], self.network.steps[i]
+            if step is not None:
+                with arithmetic_of(step.operation.dtype):
+                    again = step.operation.interval(*(found.boxes[p] for p in step.parents))
+                low, high = again.low - self.errors[i], again.high + self.errors[i]
+                # What is not a number says nothing.
+                low = torch.where(low > box.low, low, box.low)
+                box = Box(low, torch.where(high < box.high, high, box.high))
+            if i in limits:
+                box = box.within(limits[i])
+            crossed = box.low > box.high
+            empty |= (box.low - box.high > _EMPTY * box.size).flatten(1).any(dim=1)
+            found.boxes[i] = Box(
+                torch.where(crossed, box.high, box.low), torch.where(crossed, box.low, box.high)
+            )
+        return found, empty
 
     def shares(self, step: int) -> dict[int, Tensor]:
         """The choice of lines that `lower` makes at a step: shares of the free operations' entries.
@@ -306,7 +358,12 @@ class Bounds:
         }
 
     def lower(
-        self, step: int, rows: Rows, shares: Mapping[int, Tensor] | None = None
+        self,
+        step: int,
+        rows: Rows,
+        shares: Mapping[int, Tensor] = _DEFAULT,
+        multipliers: Mapping[int, Tensor] = _DEFAULT,
+        passed: dict[int, Tensor] | None = None,
     ) -> Float[Tensor, "n r"]:
         """Lower bounds of linear functions A v of one step's computed value over the balls.
 
@@ -317,15 +374,24 @@ class Bounds:
             rows: the functions.
             shares: choices of lines by step, shape (n, r, *shape), or (n, 1, *shape) for all rows
                 alike; those of `Operation.lines` where there are none. Any give a bound that holds.
+            multipliers: of `pulls`, by step, shape (n, r, *shape) or (n, 1, *shape). Any that are
+                not below 0 give a bound that holds for the images that are left; what is below 0
+                is moved there.
+            passed: where given, the rows of coefficients of every rectifier's result are put here.
         """
-        pixels, offset = self._to_pixels(step, rows, _DEFAULT if shares is None else shares)
+        pixels, offset = self._to_pixels(step, rows, shares, multipliers, passed)
         room = _ROOM + _ROOM_PER_TERM * pixels[0, 0].numel()
         least = self.ball.least(pixels) - room * pixels.flatten(2).abs().sum(dim=2)
         bound = offset + least
         return torch.where(bound.isnan(), -torch.inf, bound)
 
     def _to_pixels(
-        self, step: int, rows: Rows, shares: Mapping[int, Tensor] = _DEFAULT
+        self,
+        step: int,
+        rows: Rows,
+        shares: Mapping[int, Tensor] = _DEFAULT,
+        multipliers: Mapping[int, Tensor] = _DEFAULT,
+        passed: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, Float[Tensor, "n r"]]:
         """Linear functions of the pixels that are nowhere above linear functions of a step."""
         pending: dict[int, Tensor] = {step: rows}
@@ -335,6 +401,13 @@ class Bounds:
             if i not in pending or given is None:
                 continue
             a = pending.pop(i)
+            if i in multipliers:
+                # v >= t is imposed: f >= f - m (v - t) for every m >= 0.
+                pull = multipliers[i].clamp_min(0) * self.pulls[i].unsqueeze(1)
+                a = a - pull
+                offset = offset + (pull * self.network.rectified[i]).flatten(2).sum(dim=2)
+            if passed is not None and isinstance(given.operation, Rectifier):
+                passed[i] = a.detach()
             operands = [self.boxes[p] for p in given.parents]
             if i in shares:
                 parts, more = given.operation.chosen_lines(shares[i], a, self.boxes[i], *operands)

@@ -7,6 +7,9 @@ they are climbed by Adam (alpha-CROWN, Xu et al., arXiv 2011.13824). Every choic
 that holds, so the best bound that was met is taken and nothing rests on the ascent.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +21,54 @@ from robustness.programs.operations.base import Rows
 _RATE, _DECAY, _MEANS = 0.3, 0.97, (0.9, 0.999)
 # Shares that are climbed together, which bounds memory.
 _TOGETHER = 2**21
+
+
+def together(bounds: Bounds, step: int) -> int:
+    """How many functions are climbed at a time, which bounds memory."""
+    size = sum(share[0].numel() for share in bounds.shares(step).values())
+    return max(1, _TOGETHER // max(1, size))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is free in a bound, by step: see `Bounds.lower`.
+
+    Attributes:
+        shares: of lines, in [0, 1].
+        multipliers: of what is imposed on halves, not below 0.
+    """
+
+    shares: dict[int, Tensor]
+    multipliers: dict[int, Tensor]
+
+    @classmethod
+    def of(cls, bounds: Bounds, step: int) -> "Choice":
+        """The usual one, with multipliers of 0."""
+        multipliers = {i: torch.zeros_like(p.unsqueeze(1)) for i, p in bounds.pulls.items()}
+        return cls(bounds.shares(step), multipliers)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """All of them in order."""
+        return [*self.shares.values(), *self.multipliers.values()]
+
+    def with_values(self, values: Sequence[Tensor]) -> "Choice":
+        """Others in their places."""
+        count = len(self.shares)
+        shares = dict(zip(self.shares, values[:count], strict=True))
+        return Choice(shares, dict(zip(self.multipliers, values[count:], strict=True)))
+
+    @property
+    def within(self) -> "Choice":
+        """The nearest one that is allowed."""
+        return Choice(
+            {i: share.clamp(0, 1) for i, share in self.shares.items()},
+            {i: multiplier.clamp_min(0) for i, multiplier in self.multipliers.items()},
+        )
+
+    def lanes(self, part: Tensor) -> "Choice":
+        """The choices of some images."""
+        return self.with_values([value[part] for value in self.values])
 
 
 @torch.no_grad()
@@ -40,40 +91,53 @@ def climbed(
     pairs = (found.isfinite() & (found <= 0)).nonzero()
     if steps == 0 or len(pairs) == 0:
         return raised
-    size = sum(share[0].numel() for share in bounds.shares(step).values())
-    for part in pairs.split(max(1, _TOGETHER // max(1, size))):
+    for part in pairs.split(together(bounds, step)):
         image, row = part.unbind(dim=1)
-        ascended = _ascended(bounds.lanes(image), step, rows[image, row].unsqueeze(1), steps)
+        lanes = bounds.lanes(image)
+        ascended, _ = ascended_from(
+            Choice.of(lanes, step), lanes, step, rows[image, row].unsqueeze(1), steps
+        )
         raised[image, row] = torch.maximum(found[image, row], ascended)
     return raised
 
 
-def _ascended(bounds: Bounds, step: int, rows: Rows, steps: int) -> Float[Tensor, " n"]:
-    shares = bounds.shares(step)
+def ascended_from(
+    choice: Choice, bounds: Bounds, step: int, rows: Rows, steps: int
+) -> tuple[Float[Tensor, " n"], Choice]:
+    """The best bounds met from a choice on, one row of each image, and the last choice.
+
+    Args:
+        choice: where the ascent starts.
+        bounds: boxes of every step.
+        step: whose linear functions are bounded.
+        rows: the functions, shape (n, 1, *shape).
+        steps: of the ascent.
+    """
     best = rows.new_full((len(rows),), -torch.inf)
-    first = {i: torch.zeros_like(share) for i, share in shares.items()}
-    second = {i: torch.zeros_like(share) for i, share in shares.items()}
+    values = choice.values
+    first = [torch.zeros_like(value) for value in values]
+    second = [torch.zeros_like(value) for value in values]
     for number in range(1, steps + 2):
         last = number == steps + 1
         with torch.set_grad_enabled(not last):
-            leaves = {i: share.requires_grad_(not last) for i, share in shares.items()}
-            bound = bounds.lower(step, rows, leaves).squeeze(1)
+            leaves = [value.detach().requires_grad_(not last) for value in values]
+            chosen = choice.with_values(leaves)
+            bound = bounds.lower(step, rows, chosen.shares, chosen.multipliers).squeeze(1)
             total = bound.sum()
         best = torch.maximum(best, bound.detach())
-        if last or not bound.requires_grad or bool((best > 0).all()):
+        if last or not total.requires_grad or bool((best > 0).all()):
             break
-        slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True)
         rate = _RATE * _DECAY ** (number - 1)
-        for (i, share), slope in zip(list(shares.items()), slopes, strict=True):
+        for i, (value, slope) in enumerate(zip(leaves, slopes, strict=True)):
             if slope is None:
-                shares[i] = share.detach()
                 continue
             # What is without bound has no slope.
-            slope = slope.nan_to_num(0.0, 0.0, 0.0)
-            first[i] = _MEANS[0] * first[i] + (1 - _MEANS[0]) * slope
-            second[i] = _MEANS[1] * second[i] + (1 - _MEANS[1]) * slope**2
+            up = slope.nan_to_num(0.0, 0.0, 0.0)
+            first[i] = _MEANS[0] * first[i] + (1 - _MEANS[0]) * up
+            second[i] = _MEANS[1] * second[i] + (1 - _MEANS[1]) * up**2
             mean = first[i] / (1 - _MEANS[0] ** number)
             spread = (second[i] / (1 - _MEANS[1] ** number)).sqrt()
-            moved = share.detach() + rate * mean / spread.clamp_min(1e-30)
-            shares[i] = moved.clamp(0, 1)
-    return best
+            values[i] = value.detach() + rate * mean / spread.clamp_min(1e-30)
+        values = choice.with_values(values).within.values
+    return best, choice.with_values([value.detach() for value in values])

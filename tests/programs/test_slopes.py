@@ -1,15 +1,12 @@
 """Lines chosen by ascent: bounds that hold, that are no worse, and that prove more."""
 
-from itertools import combinations
-
 import pytest
 import torch
+from small import ONE, both, bounds_of, least_of, mixed, planar
 from torch import Tensor, nn
 
 from robustness.certificates import ProgramCertificate
-from robustness.programs.network import Ball, Bounds, Network, margin_rows
-from robustness.programs.record import record
-from robustness.programs.slopes import climbed
+from robustness.programs.network import margin_rows
 from robustness.threat import Norm
 
 
@@ -22,22 +19,6 @@ def kink(gap: float) -> nn.Sequential:
         last.weight.copy_(torch.tensor([[0.5, 0.5], [0.0, 0.0]]))
         last.bias.copy_(torch.tensor([gap, 0.0]))
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).eval()
-
-
-def bounds_of(model: nn.Module, images: Tensor, eps: float, norm: Norm = Norm.LINF) -> Bounds:
-    network = Network(record(model, tuple(images.shape[1:])))
-    radii = torch.full((len(images),), eps, dtype=torch.float64)
-    return Bounds(network, Ball(images.double().unsqueeze(1), radii, norm), network.bends)
-
-
-def both(bounds: Bounds, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    last = len(bounds.network) - 1
-    with torch.no_grad():
-        found = bounds.lower(last, rows)
-    return found, climbed(bounds, last, rows, found, steps)
-
-
-ONE = torch.full((1, 1, 1, 1), 0.5)
 
 
 def test_chosen_slopes_prove_a_kink_that_fixed_ones_do_not() -> None:
@@ -70,30 +51,6 @@ def test_the_certificate_reaches_further_and_nothing_is_lost_without_steps() -> 
     assert radii[1] > 0.4
 
 
-def planar(seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
-
-
-def least_of(model: nn.Sequential, low: Tensor, high: Tensor, row: Tensor) -> float:
-    """The least value over a rectangle, in float64.
-
-    A piecewise linear function is least at a vertex: where two of its kinks and the edges meet.
-    """
-    first, last = model[1], model[3]
-    normals = torch.cat([first.weight.double(), torch.eye(2).double().repeat(2, 1)])
-    levels = torch.cat([-first.bias.double(), low, high])
-    corners = [torch.stack([x, y]) for x in (low[0], high[0]) for y in (low[1], high[1])]
-    pairs = map(list, combinations(range(len(levels)), 2))
-    crossing = [pair for pair in pairs if abs(float(torch.linalg.det(normals[pair]))) > 1e-9]
-    corners += [torch.linalg.solve(normals[pair], levels[pair]) for pair in crossing]
-    points = torch.stack(corners)
-    points = points[((points >= low - 1e-12) & (points <= high + 1e-12)).all(dim=1)]
-    hidden = (points @ first.weight.double().T + first.bias.double()).relu()
-    logits = hidden @ last.weight.double().T + last.bias.double()
-    return float((logits @ row).amin())
-
-
 def test_bounds_lie_below_the_least_of_all_vertices_and_come_nearer_to_it() -> None:
     image = torch.full((1, 1, 1, 2), 0.5)
     nearer = 0
@@ -107,14 +64,6 @@ def test_bounds_lie_below_the_least_of_all_vertices_and_come_nearer_to_it() -> N
             assert float(found) <= float(raised) <= least
             nearer += float(raised) > float(found) + 0.1 * (least - float(found)) + 1e-6
     assert nearer >= 3
-
-
-def mixed() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(
-        *(nn.Conv2d(1, 3, 3, padding=1), nn.LeakyReLU(0.1), nn.AvgPool2d(2), nn.Softplus()),
-        *(nn.Flatten(), nn.Linear(12, 8), nn.ReLU6(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)),
-    ).eval()
 
 
 @pytest.mark.parametrize("norm", list(Norm))
