@@ -32,9 +32,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     recipe = read_recipe(find_entry(MODEL))
-    loss = recipe.training.loss
+    loss = recipe.trained_by.loss
     assert isinstance(loss, MonteCarloLyapunovConfig)
-    batch, classes = recipe.training.batch_size, recipe.data.classes
+    batch, classes = recipe.trained_by.batch_size, recipe.data.classes
     torch.manual_seed(0)
     whole = recipe.model.build(recipe.data.shape, classes).train()
     assert isinstance(whole, NeuralODEClassifier)

@@ -61,13 +61,12 @@ from robustness.results.leaderboard import (
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import (
     entry_name,
+    expanded,
     find_entry,
     is_factory,
     load_model,
     training_data,
     zoo_folder,
-    zoo_names,
-    zoo_recipe,
 )
 
 _DEFAULT_BATCH = 64
@@ -550,19 +549,6 @@ def _validated(kind: type[_Settings], content: Mapping[str, Any]) -> _Settings:
         raise UsageError(describe_validation(error)) from None
 
 
-def _expanded(name: str) -> list[str]:
-    """The zoo entries with weights that `data/*` stands for; any other name is itself."""
-    if not name.endswith("/*"):
-        return [name]
-    entries = zoo_names(name.removesuffix("/*"))
-    found = [entry for entry in entries if zoo_recipe(entry).weights is not None]
-    if not found:
-        raise UsageError(
-            f"expected zoo entries with weights for {name}, got none; see `robustness models`"
-        )
-    return found
-
-
 def _processes(workers: int | None, in_process: bool) -> int:
     if not in_process:
         return inputs.cores() if workers is None else inputs.workers(workers)
@@ -590,7 +576,7 @@ def _require_answers(model: str, failures: dict[str, int], samples: int, ended: 
 def _ready(suite: Suite, data_dir: Path | None, any_data: bool) -> Suite:
     """A suite with its models by name; `any_data` lets models of another data set pass."""
     require_source(suite.data, data_dir)
-    names = list(dict.fromkeys(entry for name in suite.models for entry in _expanded(name)))
+    names = list(dict.fromkeys(entry for name in suite.models for entry in expanded(name)))
     suite = suite.changed(Changes(models=names))
     for name in suite.models:
         trained_on = training_data(name)

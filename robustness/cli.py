@@ -24,6 +24,7 @@ from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.suite import load_suite
 from robustness.files import require_own, write_file
+from robustness.recipe import Recipe
 from robustness.reporting.compare import compare, render
 from robustness.reporting.regression import check
 from robustness.reporting.tables import csv_of, summary_table
@@ -32,7 +33,14 @@ from robustness.results.leaderboard import Leaderboard, read_leaderboard
 from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
-from robustness.zoo import WEIGHTS_FILE, find_entry, training_data, zoo_names, zoo_recipe
+from robustness.zoo import (
+    WEIGHTS_FILE,
+    find_entry,
+    has_weights,
+    training_data,
+    zoo_names,
+    zoo_recipe,
+)
 
 _EXIT_CODES = (
     "Exit codes: 0 done; 1 the answer is no (a regression, or a certificate that was broken); "
@@ -446,8 +454,17 @@ def models(
         table.add_column(column, overflow="fold")
     for name in names:
         recipe = zoo_recipe(name)
-        table.add_row(name, "yes" if recipe.weights else "none yet", escape(recipe.description))
+        table.add_row(name, escape(_weights_of(recipe)), escape(recipe.description))
     answers.print(table)
+
+
+def _weights_of(recipe: Recipe) -> str:
+    if recipe.weights is None:
+        return "none yet"
+    here = has_weights(recipe)
+    if recipe.weights.source is None:
+        return "yes"
+    return f"{'given' if here else 'not here'}: {recipe.weights.source} ({recipe.weights.licence})"
 
 
 @app.command()
@@ -495,10 +512,14 @@ def _cards_asked_for(model: str | None, dataset: str | None, every: bool) -> lis
     if model is not None:
         return [model]
     names = _names_of(dataset)
-    trained = [name for name in names if zoo_recipe(name).weights is not None]
+    trained = [name for name in names if has_weights(zoo_recipe(name))]
     for name in sorted(set(names) - set(trained)):
-        answers.print(escape(f"{name}: no weights yet, no card"))
+        answers.print(escape(f"{name}: no weights {_absence(zoo_recipe(name))}, no card"))
     return trained
+
+
+def _absence(recipe: Recipe) -> str:
+    return "yet" if recipe.weights is None else "here"
 
 
 def _names_of(dataset: str | None) -> list[str]:

@@ -217,9 +217,23 @@ class TrainingConfig(Config):
 
 
 class WeightsConfig(Config):
-    """Which weights belong to the recipe."""
+    """Which weights belong to the recipe.
+
+    Weights of others are not included. Then `source` says where they come from, `licence` under
+    which licence, and `file` is what they are called in the folder that a user keeps them in.
+    """
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    source: Name | None = None
+    licence: Name | None = None
+    file: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]{0,99}$")
+
+    @model_validator(mode="after")
+    def _of_others_say_all(self) -> "WeightsConfig":
+        given = [part is not None for part in (self.source, self.licence, self.file)]
+        if any(given) and not all(given):
+            raise ValueError("expected source, licence and file together, got some of them only")
+        return self
 
 
 class MeasuredConfig(Config):
@@ -240,9 +254,30 @@ class Recipe(Config):
     description: str
     data: DataConfig
     model: ModelConfig
-    training: TrainingConfig
+    training: TrainingConfig | None = None
     weights: WeightsConfig | None = None
     measured: MeasuredConfig | None = None
+
+    @model_validator(mode="after")
+    def _trained_here_or_elsewhere(self) -> "Recipe":
+        if self.training is None and (self.weights is None or self.weights.source is None):
+            raise ValueError("expected [training], or [weights] with a source, got neither")
+        return self
+
+    @property
+    def trained_by(self) -> TrainingConfig:
+        """How its weights are found.
+
+        Raises:
+            UsageError: they come from elsewhere.
+        """
+        if self.training is None:
+            source = self.weights.source if self.weights else None
+            raise UsageError(
+                f"expected a recipe with [training], got one whose weights come from {source}; "
+                "train another recipe"
+            )
+        return self.training
 
     def build(self, copies: int = 2) -> nn.Module:
         """The model with fresh weights, if `copies` of these fit into memory.

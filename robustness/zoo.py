@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 
 import safetensors.torch
 import torch
@@ -25,10 +26,13 @@ from robustness.errors import (
 )
 from robustness.files import read_file
 from robustness.identity import Structure, describe
-from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, read_recipe
+from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, WeightsConfig, read_recipe
 from robustness.registry import Registry
 
 _PACKAGE = Path(__file__).parent
+
+WEIGHTS_DIR = "ROBUSTNESS_WEIGHTS_DIR"
+"""Names the folder with weights that entries need and that are not included."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,37 @@ def zoo_recipe(name: str) -> Recipe:
     return read_recipe(zoo_entry(name) or zoo_folder() / name)
 
 
+def has_weights(recipe: Recipe) -> bool:
+    """Whether a recipe's weights are here: trained, and where they are others', given."""
+    if recipe.weights is None:
+        return False
+    given = _given(recipe.weights)
+    return recipe.weights.file is None or (given is not None and given.is_file())
+
+
+def expanded(name: str) -> list[str]:
+    """The zoo entries with weights that `data/*` stands for; any other name is itself.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not name.endswith("/*"):
+        return [name]
+    entries = zoo_names(name.removesuffix("/*"))
+    found = [entry for entry in entries if has_weights(zoo_recipe(entry))]
+    if not found:
+        raise UsageError(
+            f"expected zoo entries with weights for {name}, got none; see `robustness models`"
+        )
+    return found
+
+
+def _given(weights: WeightsConfig) -> Path | None:
+    """Where others' weights lie if a folder for them is named."""
+    folder = os.environ.get(WEIGHTS_DIR)
+    return Path(folder) / weights.file if folder and weights.file else None
+
+
 def training_data(name: str) -> str | None:
     """The data set that a model was trained on, by its recipe; None for a user's factory.
 
@@ -183,7 +218,8 @@ def load_model(name: str) -> LoadedModel:
 
     Raises:
         UsageError: the model is unknown, its weights are missing, truncated, do not fit the
-            architecture or do not have the recipe's SHA-256, or the factory fails.
+            architecture, are others' and not given, or do not have the recipe's SHA-256, or the
+            factory fails.
     """
     if is_factory(name):
         return _load_factory(name)
@@ -193,8 +229,7 @@ def load_model(name: str) -> LoadedModel:
         module = recipe.build()
     except UsageError as error:
         raise UsageError(f"{folder / RECIPE_FILE}: {error}") from None
-    weights = folder / WEIGHTS_FILE
-    content = _verified_bytes(weights, recipe)
+    weights, content = _verified_bytes(folder, recipe)
     try:
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:
@@ -258,12 +293,16 @@ def _unfitting(weights: Path, reason: str) -> UsageError:
     )
 
 
-def _verified_bytes(weights: Path, recipe: Recipe) -> bytes:
+def _verified_bytes(folder: Path, recipe: Recipe) -> tuple[Path, bytes]:
+    """The file of a recipe's weights, and what it holds."""
     if recipe.weights is None:
         raise UsageError(
-            f"{weights.parent}: expected trained weights, got a recipe without any; "
-            f"run `robustness train {weights.parent}`"
+            f"{folder}: expected trained weights, got a recipe without any; "
+            f"run `robustness train {folder}`"
         )
+    if recipe.weights.source is not None:
+        return _given_bytes(entry_name(folder), recipe.weights)
+    weights = folder / WEIGHTS_FILE
     try:
         content = read_file(weights)
     except OSError as error:
@@ -278,7 +317,27 @@ def _verified_bytes(weights: Path, recipe: Recipe) -> bytes:
             f"{weights}: expected SHA-256 {recipe.weights.sha256[:12]}…, got {found[:12]}… "
             f"({len(content)} bytes, truncated or replaced); restore the file or train again"
         )
-    return content
+    return weights, content
+
+
+def _given_bytes(name: str, weights: WeightsConfig) -> tuple[Path, bytes]:
+    """Others' weights, from the folder that the environment names."""
+    file, got = _given(weights), f"no {WEIGHTS_DIR}"
+    if file is not None:
+        try:
+            content = read_file(file)
+        except OSError as error:
+            got = f"{error.strerror or 'no file'} in {shorten(str(file.parent), 40)}"
+        else:
+            found = hashlib.sha256(content).hexdigest()
+            if found == weights.sha256:
+                return file, content
+            got = f"one of {found[:12]}…"
+    raise UsageError(
+        f"{name}: expected {weights.file} (SHA-256 {weights.sha256[:12]}…) in the folder that "
+        f"{WEIGHTS_DIR} names, got {got}; it is not included, its source is {weights.source} "
+        f"({weights.licence}); see CONTRIBUTING.md"
+    )
 
 
 def _load_factory(name: str) -> LoadedModel:

@@ -1,5 +1,6 @@
 """Recipes are strict: what does not fit is one line that names the place."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,21 @@ def test_what_training_measured_is_read_back_as_it_was_written(recipe_folder):
     recipe = read_recipe(recipe_folder)
     assert recipe.measured == MEASURED
     assert recipe.weights.sha256 == "a" * 64
+
+
+def test_a_recipe_says_how_it_is_trained_or_where_all_of_its_weights_come_from(recipe_folder):
+    path = recipe_folder / "recipe.toml"
+    head = path.read_text(encoding="utf-8").split("[training]")[0]
+    weights = f'[weights]\nsha256 = "{"a" * 64}"\n'
+    for text, reason in (
+        (head, "expected [training], or [weights] with a source"),
+        (head + weights, "expected [training], or [weights] with a source"),
+        (f'{head}{weights}source = "there"\n', "source, licence and file together"),
+        (f'{head}{weights}source = "a"\nlicence = "b"\nfile = "../c"\n', "weights.file"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UsageError, match=re.escape(reason)):
+            read_recipe(recipe_folder)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,9 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from robustness import zoo
+from robustness import cli, zoo
+from robustness.data import load_images
 from robustness.errors import UsageError
 from robustness.recipe import MeasuredConfig, read_recipe, record_training
+from robustness.training.loop import train
 from robustness.zoo import (
     ZOOS,
     ZooFolder,
@@ -95,6 +97,13 @@ def test_every_entry_of_the_zoo_is_listed_and_loads():
 @pytest.mark.parametrize("name", zoo_names())
 def test_the_weights_that_a_recipe_records_fill_the_network_that_it_builds(name: str):
     recipe = read_recipe(zoo.zoo_folder() / name)
+    if recipe.weights is not None and recipe.weights.source is not None:
+        assert not list((zoo.zoo_folder() / name).glob("*.safetensors"))
+        if not zoo.has_weights(recipe):
+            assert recipe.weights.source in refusal(name)
+            pytest.skip(f"its weights are not included: {recipe.weights.source}")
+        load_model(name)
+        return
     if recipe.weights is None:
         assert not (zoo.zoo_folder() / name / "weights.safetensors").exists()
         assert "robustness train" in refusal(name)
@@ -102,6 +111,81 @@ def test_the_weights_that_a_recipe_records_fill_the_network_that_it_builds(name:
     loaded = load_model(name)
     assert all(p.isfinite().all() for p in loaded.module.parameters())
     assert (zoo.zoo_folder() / name / "weights.safetensors").stat().st_size < 2**22
+
+
+@pytest.fixture
+def others(entry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of an entry `digits/others` whose weights are not included; no folder is named."""
+    file = tmp_path / "given/theirs.safetensors"
+    file.parent.mkdir()
+    content = (entry / "weights.safetensors").read_bytes()
+    file.write_bytes(content)
+    head = (entry / "recipe.toml").read_text(encoding="utf-8").split("[training]")[0]
+    folder = tmp_path / "zoo/digits/others"
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(
+        f'{head}[weights]\nsha256 = "{hashlib.sha256(content).hexdigest()}"\n'
+        'source = "https://example.org/theirs"\nlicence = "MIT"\nfile = "theirs.safetensors"\n',
+        encoding="utf-8",
+    )
+    monkeypatch.delenv(zoo.WEIGHTS_DIR, raising=False)
+    return file
+
+
+def test_others_weights_are_asked_for_and_read_from_the_folder_that_is_named(
+    others: Path, entry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ZOOS.having(ZooFolder("others", others.parent.parent / "zoo")):
+        message = refusal("digits/others")
+        assert len(message) <= 300
+        for word in ("digits/others", "theirs.safetensors", "https://example.org/theirs", "MIT"):
+            assert word in message
+        assert f"got no {zoo.WEIGHTS_DIR}" in message
+        monkeypatch.setenv(zoo.WEIGHTS_DIR, str(others.parent))
+        loaded = load_model("digits/others")
+        assert loaded.digest == load_model(str(entry)).digest
+        others.write_bytes(others.read_bytes()[:-1])
+        got = hashlib.sha256(others.read_bytes()).hexdigest()[:12]
+        assert f"got one of {got}" in refusal("digits/others")
+        others.unlink()
+        message = refusal("digits/others")
+        assert "No such file" in message
+        assert len(message) <= 300
+
+
+def test_a_star_and_the_list_of_models_tell_whether_others_weights_are_here(
+    others: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listed() -> str:
+        cli.run(lambda: cli.app(["models", "--dataset", "digits"], standalone_mode=False))
+        return "".join(capsys.readouterr().out.split())
+
+    with ZOOS.having(ZooFolder("others", others.parent.parent / "zoo")):
+        assert "digits/others" not in zoo.expanded("digits/*")
+        assert "nothere:" in listed()
+        monkeypatch.setenv(zoo.WEIGHTS_DIR, str(others.parent))
+        assert "digits/others" in zoo.expanded("digits/*")
+        assert "nothere:" not in listed()
+        assert "given:" in listed()
+
+
+def test_others_weights_are_not_trained_here(others: Path) -> None:
+    folder = others.parent.parent / "zoo/digits/others"
+    with pytest.raises(UsageError, match=r"weights come from https://example\.org/theirs"):
+        train(folder, quiet=True)
+    assert [file.name for file in folder.iterdir()] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("mnist/gains-0.11-seed-12345", 198), ("mnist/gains-0.22-seed-12345", 188)]
+)
+def test_given_the_weights_of_gains_predict_what_was_measured(name: str, right: int) -> None:
+    if not zoo.has_weights(zoo_recipe(name)) or not os.environ.get("ROBUSTNESS_DATA_DIR"):
+        pytest.skip(f"needs {zoo.WEIGHTS_DIR} with the weights and ROBUSTNESS_DATA_DIR with MNIST")
+    images = load_images("mnist", "test", Path(os.environ["ROBUSTNESS_DATA_DIR"]))
+    module = load_model(name).module
+    found = module(images.images[:200]).argmax(dim=1) == images.labels[:200]
+    assert int(found.sum()) == right
 
 
 def test_a_near_name_is_suggested():

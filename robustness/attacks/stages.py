@@ -14,7 +14,7 @@ from robustness.attacks.libraries.autoattack_adapter import FAB, Square
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import Smooth, View, views_of
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import StagedODE
 from robustness.nets.fields import LyaNetField, TargetSeekingField
 from robustness.nets.simplex import SimplexField
 from robustness.nets.solvers import AdaptiveSolver
@@ -119,7 +119,7 @@ def _sweep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     for view in _swept(views):
         yield Stage(Ascent("margin", 20), view)
     yield Stage(Ascent("ce", 20, starts=2), views["rescaled"])
-    if not isinstance(model, NeuralODEClassifier | ContinuousNet):
+    if not isinstance(model, NeuralODEClassifier | StagedODE):
         yield Stage(Square(300), views["deployed"], copies=8)
 
 

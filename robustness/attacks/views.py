@@ -31,13 +31,13 @@ from torch.overrides import TorchFunctionMode
 
 from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import StagedODE
 from robustness.nets.flow import InitialVelocity
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver, Solver
 from robustness.registry import Registry, release_of
 
 _Model = TypeVar("_Model", bound=nn.Module)
-_Ode = TypeVar("_Ode", bound=NeuralODEClassifier | ContinuousNet)
+_Ode = TypeVar("_Ode", bound=NeuralODEClassifier | StagedODE)
 
 # Sharpness of the softplus that replaces a ReLU, in units of the inverse pre-activation.
 _SHARPNESS = 10.0
@@ -161,8 +161,8 @@ def of_a_neural_ode(model: NeuralODEClassifier) -> Iterator[View]:
     yield from _of_a_solved_model(twin)
 
 
-@register_view(ContinuousNet)
-def of_a_continuous_net(model: ContinuousNet) -> Iterator[View]:
+@register_view(StagedODE)
+def of_staged_odes(model: StagedODE) -> Iterator[View]:
     """What it is if it is solved otherwise."""
     yield from _of_a_solved_model(model)
 

@@ -7,6 +7,7 @@ from robustness.cards.measure import Measurement
 from robustness.cards.proofs import Proofs
 from robustness.nets.config import (
     ContinuousNetConfig,
+    ConvODEConfig,
     FixedStepConfig,
     LyaNetFieldConfig,
     NeuralODEConfig,
@@ -67,7 +68,9 @@ def card_text(
         *_robustness(name, measured, leaderboards),
         "## Again",
         f"{code(f'robustness train {name}')} trains it again from the recipe, and "
-        f"{code(f'robustness card {name}')} measures it and writes this page.",
+        f"{code(f'robustness card {name}')} measures it and writes this page."
+        if recipe.training
+        else f"{code(f'robustness card {name}')} measures it and writes this page.",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -87,7 +90,7 @@ def _architecture(recipe: Recipe, measured: Measurement) -> Iterator[tuple[str, 
     if isinstance(model, NeuralODEConfig):
         yield "encoder", _settings(model.encoder.model_dump())
         yield "vector field", _settings(model.field.model_dump())
-    if isinstance(model, NeuralODEConfig | ContinuousNetConfig):
+    if isinstance(model, NeuralODEConfig | ContinuousNetConfig | ConvODEConfig):
         yield "solver", _solver(model.solver)
     yield "parameters", f"{measured.parameters:,}"
     yield "weights", f"SHA-256 {code(measured.weights_sha256)}"
@@ -120,6 +123,10 @@ def _solver(solver: SolverConfig) -> str:
 
 
 def _training(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.training is None:
+        assert recipe.weights is not None  # a recipe has one of them
+        yield "weights", text(f"others', from {recipe.weights.source} ({recipe.weights.licence})")
+        return
     training = recipe.training
     settings = training.loss.model_dump(exclude={"kind"}, exclude_none=True)
     yield "loss", _with(LOSSES[training.loss.kind], settings)
@@ -193,6 +200,11 @@ def _bound(recipe: Recipe) -> str:
             "inside a block the velocity is bounded whatever the state, since the second group "
             "norm feeds the last convolution with entries of bounded size; over a finite horizon "
             "the state therefore grows at most linearly."
+        )
+    if isinstance(model, ConvODEConfig):
+        return (
+            "nothing but the finite horizon: the velocity is a composition of convolutions and "
+            "ReLUs and grows linearly with the state, which may therefore grow exponentially."
         )
     if not isinstance(model, NeuralODEConfig):
         return "there is no state; the network is a composition of finitely many layers."

@@ -23,7 +23,7 @@ from robustness.certificates.flows.margins import certified, claims_by_margins
 from robustness.certificates.layers import bounds
 from robustness.certificates.layers.layer_rules import lipschitz_at
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import ContinuousNet, ConvODENet
 from robustness.nets.convolutions import ConvResidualClassifier
 from robustness.numerics import arithmetic, norms
 from robustness.numerics.arithmetic import ALLOWANCE_ROOM
@@ -44,6 +44,8 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
             "its fields divide by the spread of the state (group norm), so that no useful "
             "Lipschitz constant holds for every image"
         )
+    if isinstance(model, ConvODENet):
+        raise ValueError("the layers of its flow are no sequence; certificate program bounds it")
     for known in (ResidualClassifier, ConvResidualClassifier):
         if unaltered(model, known):
             assert isinstance(model, known)

@@ -31,7 +31,7 @@ def variants(seed: int) -> tuple[Recipe, dict[str, Recipe]]:
             model = lyanet.model.model_copy(
                 update={"solver": solver.model_copy(update={"gradient": gradient})}
             )
-            training = lyanet.training.model_copy(
+            training = lyanet.trained_by.model_copy(
                 update={"loss": CrossEntropyConfig(kind="cross-entropy")}
             )
             by = "back-propagation" if gradient == "backprop" else "adjoint"
@@ -49,7 +49,7 @@ def step_and_epoch_ratios(seed: int, images: ImageSet) -> dict[str, float]:
     so that a busy machine slows all alike.
     """
     lyanet, rivals = variants(seed)
-    batch = lyanet.training.batch_size
+    batch = lyanet.trained_by.batch_size
     block = images.take(torch.arange(_BLOCK * batch))
     found = {}
     for name, rival in rivals.items():

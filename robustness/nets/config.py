@@ -8,7 +8,7 @@ from torch import nn
 from robustness.config import Config
 from robustness.inputs import MOST_LAYERS, Depth, Iterations, Kernel, Positive, Width
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import ContinuousNet, ConvODENet
 from robustness.nets.convolutions import ConvEncoder, ConvReLUEncoder, ConvResidualClassifier
 from robustness.nets.encoders import (
     ContractiveFlowEncoder,
@@ -355,6 +355,37 @@ class ContinuousNetConfig(Config):
         )
 
 
+class ConvODEConfig(Config):
+    """Two convolutions, one ODE block whose field sees the time, the mean and a linear layer."""
+
+    kind: Literal["conv-ode"]
+    normalise: NormaliseConfig = NormaliseConfig()
+    width: Width
+    kernel: Kernel = 5
+    stride: Width = 2
+    solver: SolverConfig
+
+    def build(self, shape: ImageShape, classes: int) -> nn.Module:
+        """The classifier, with fresh weights."""
+        side = min(shape[1:])
+        for _ in range(2):
+            side = (side - self.kernel) // self.stride + 1
+            if side < 1:
+                raise ValueError(
+                    f"expected images that two convolutions of kernel {self.kernel} and stride "
+                    f"{self.stride} fit into, got {shape[1]} x {shape[2]} pixels"
+                )
+        return ConvODENet(
+            self.normalise.build(shape[0]),
+            shape[0],
+            self.width,
+            self.kernel,
+            self.stride,
+            self.solver.build(),
+            classes,
+        )
+
+
 def _require_equal_lengths(widths: list[int], strides: list[int]) -> None:
     if len(widths) != len(strides):
         raise ValueError(
@@ -363,6 +394,6 @@ def _require_equal_lengths(widths: list[int], strides: list[int]) -> None:
 
 
 ModelConfig = Annotated[
-    NeuralODEConfig | ResidualConfig | ConvResidualConfig | ContinuousNetConfig,
+    NeuralODEConfig | ResidualConfig | ConvResidualConfig | ContinuousNetConfig | ConvODEConfig,
     Field(discriminator="kind"),
 ]

@@ -1,7 +1,9 @@
-"""ContinuousNet: a residual network whose stages are neural ODEs on images of features."""
+"""Networks whose stages are neural ODEs on images of features: ContinuousNet, ConvODENet."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robustness.nets.convolutions import normalised_convolution
 from robustness.nets.encoders import Normalise
@@ -41,7 +43,56 @@ class ConvField(nn.Module):
         return self.layers(state)
 
 
-class ContinuousNet(nn.Module):
+class StagedODE(nn.Module):
+    """Stages of ODE blocks on images of features, each behind a transition; then a head.
+
+    Args:
+        normalise: the first layer, from pixels to normalised pixels.
+        solver: how every block is solved.
+        classes: number of logits.
+    """
+
+    def __init__(self, normalise: Normalise, solver: Solver, classes: int) -> None:
+        super().__init__()
+        self.normalise, self.solver, self.classes = normalise, solver, classes
+
+    @property
+    def stages(self) -> int:
+        """Number of ODE blocks."""
+        raise NotImplementedError
+
+    def field_of(self, stage: int) -> nn.Module:
+        """The vector field of one block."""
+        raise NotImplementedError
+
+    def transition(
+        self, stage: int, state: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n d height width"]:
+        """The state that block `stage` starts from, of what stands in front of it."""
+        raise NotImplementedError
+
+    def scores(self, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of the state behind the last block, shape (n, classes)."""
+        raise NotImplementedError
+
+    def flow(self, stage: int, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "t n c h w"]:
+        """Solve one block; all states that its solver gives, shape (t, n, c, h, w)."""
+        nothing = state.new_zeros((len(state), 0))
+        return self.solver.solve(self.field_of(stage), state, nothing).states
+
+    def remaining(self, stage: int, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of a state that has left block `stage`, shape (n, classes)."""
+        for later in range(stage + 1, self.stages):
+            state = self.flow(later, self.transition(later, state))[-1]
+        return self.scores(state)
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits, shape (n, classes)."""
+        state = self.transition(0, self.normalise(images))
+        return self.remaining(0, self.flow(0, state)[-1])
+
+
+class ContinuousNet(StagedODE):
     """Stages of convolutional ODE blocks (Queiruga et al., arXiv 2008.02389; LyaNet's baseline).
 
     Each stage is a strided convolution with batch norm, which sets the initial state, and an ODE
@@ -67,8 +118,7 @@ class ContinuousNet(nn.Module):
         solver: Solver,
         classes: int,
     ) -> None:
-        super().__init__()
-        self.normalise, self.solver, self.classes = normalise, solver, classes
+        super().__init__(normalise, solver, classes)
         self.transitions, self.fields = nn.ModuleList(), nn.ModuleList()
         inputs, before = channels, nn.Sequential()
         for outputs in stem:
@@ -87,18 +137,93 @@ class ContinuousNet(nn.Module):
         """Number of ODE blocks."""
         return len(self.fields)
 
-    def flow(self, stage: int, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "t n c h w"]:
-        """Solve one block; all states that its solver gives, shape (t, n, c, h, w)."""
-        nothing = state.new_zeros((len(state), 0))
-        return self.solver.solve(self.fields[stage], state, nothing).states
+    def field_of(self, stage: int) -> nn.Module:
+        """The vector field of one block."""
+        return self.fields[stage]
 
-    def remaining(self, stage: int, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Logits of a state that has left block `stage`, shape (n, classes)."""
-        for later in range(stage + 1, self.stages):
-            state = self.flow(later, self.transitions[later](state))[-1]
+    def transition(
+        self, stage: int, state: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n d height width"]:
+        """The state that block `stage` starts from, of what stands in front of it."""
+        return self.transitions[stage](state)
+
+    def scores(self, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of the state behind the last block, shape (n, classes)."""
         return self.head(state)
 
-    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """Logits, shape (n, classes)."""
-        state = self.transitions[0](self.normalise(images))
-        return self.remaining(0, self.flow(0, state)[-1])
+
+class TimeConvField(nn.Module):
+    """dz/dt = relu(conv([t, relu(conv([t, z]))])), the time as a first channel of each input.
+
+    Args:
+        channels: channels of the state.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels + 1, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels + 1, channels, 3, padding=1)
+
+    def forward(
+        self, t: Tensor, state: Float[Tensor, "n c h w"], features: Float[Tensor, "n _"]
+    ) -> Float[Tensor, "n c h w"]:
+        """Velocity of the state, of the same shape; conditioned on the time alone."""
+        del features
+        time = t.to(state.dtype).expand(len(state), 1, *state.shape[2:])
+        hidden = functional.relu(self.conv1(torch.cat([time, state], dim=1)))
+        return functional.relu(self.conv2(torch.cat([time, hidden], dim=1)))
+
+
+class ConvODENet(StagedODE):
+    """The classifier of GAINS (Zeqiri et al., ICLR 2023): two convolutions, one ODE block.
+
+    Two strided convolutions without padding, each with ReLU, set the initial state; the block's
+    field sees the time; the mean over the image and a linear layer give the logits. Without
+    norms, so that intervals pass through every layer.
+
+    Args:
+        normalise: the first layer, from pixels to normalised pixels.
+        channels: channels of an image.
+        width: channels of the state.
+        kernel: height and width of the kernels in front of the block.
+        stride: of the convolutions in front of the block.
+        solver: how the block is solved.
+        classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        normalise: Normalise,
+        channels: int,
+        width: int,
+        kernel: int,
+        stride: int,
+        solver: Solver,
+        classes: int,
+    ) -> None:
+        super().__init__(normalise, solver, classes)
+        self.conv1 = nn.Conv2d(channels, width, kernel, stride)
+        self.conv2 = nn.Conv2d(width, width, kernel, stride)
+        self.field = TimeConvField(width)
+        self.head = nn.Linear(width, classes)
+
+    @property
+    def stages(self) -> int:
+        """Number of ODE blocks: one."""
+        return 1
+
+    def field_of(self, stage: int) -> nn.Module:
+        """The vector field of the block."""
+        del stage
+        return self.field
+
+    def transition(
+        self, stage: int, state: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n d height width"]:
+        """The state that the block starts from, of normalised pixels."""
+        del stage
+        return functional.relu(self.conv2(functional.relu(self.conv1(state))))
+
+    def scores(self, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of the state behind the block, shape (n, classes)."""
+        return self.head(state.mean(dim=(2, 3)))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import StagedODE
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ def course(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Course:
     if isinstance(model, NeuralODEClassifier):
         solution = model.solve(model.features(images))
         return Course(solution.final, [solution.states], solution.nfe)
-    if isinstance(model, ContinuousNet):
+    if isinstance(model, StagedODE):
         state, states, evaluations = model.normalise(images), [], 0
-        for transition, field in zip(model.transitions, model.fields, strict=True):
-            start = transition(state)
-            solution = model.solver.solve(field, start, start.new_zeros((len(start), 0)))
+        for stage in range(model.stages):
+            start = model.transition(stage, state)
+            solution = model.solver.solve(
+                model.field_of(stage), start, start.new_zeros((len(start), 0))
+            )
             states.append(solution.states)
             state, evaluations = solution.final, evaluations + solution.nfe
-        return Course(model.head(state), states, evaluations)
+        return Course(model.scores(state), states, evaluations)
     return Course(model(images), [], None)
 
 
@@ -49,7 +51,7 @@ def without_flow(model: nn.Module) -> nn.Module | None:
     """
     if isinstance(model, NeuralODEClassifier):
         return InitialVelocity(model)
-    if isinstance(model, ContinuousNet):
+    if isinstance(model, StagedODE):
         return InitialState(model)
     return None
 
@@ -76,19 +78,19 @@ class InitialVelocity(nn.Module):
 
 
 class InitialState(nn.Module):
-    """A ContinuousNet whose blocks hand on their initial state: transitions and head alone.
+    """A network of ODE blocks that hand on their initial state: transitions and head alone.
 
     Args:
-        model: the ContinuousNet.
+        model: the network.
     """
 
-    def __init__(self, model: ContinuousNet) -> None:
+    def __init__(self, model: StagedODE) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits, shape (n, classes)."""
         state = self.model.normalise(images)
-        for transition in self.model.transitions:
-            state = transition(state)
-        return self.model.head(state)
+        for stage in range(self.model.stages):
+            state = self.model.transition(stage, state)
+        return self.model.scores(state)

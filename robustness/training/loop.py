@@ -95,6 +95,7 @@ def train(
         UsageError: the recipe does not fit its data or its loss, or a checkpoint is broken.
     """
     recipe = read_recipe(folder)
+    threads_of_training = recipe.trained_by.threads
     _require_own(folder, recipe)
     require_source(recipe.data.name, data_dir)
     images = load_images(recipe.data.name, "train", data_dir)
@@ -104,7 +105,7 @@ def train(
             f"the recipe says, got {images.shape} of {images.classes}; correct [data]"
         )
     threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.training.threads)
+    torch.set_num_threads(threads_of_training)
     torch.set_flush_denormal(True)
     try:
         return _train(folder, recipe, images, resume, quiet)
@@ -140,7 +141,7 @@ def _require_own(folder: Path, recipe: Recipe) -> None:
 def _train(
     folder: Path, recipe: Recipe, images: ImageSet, resume: bool, quiet: bool
 ) -> MeasuredConfig:
-    config = recipe.training
+    config = recipe.trained_by
     fit, held_out = _split(images, config)
     steps_per_epoch = math.ceil(len(fit) / config.batch_size)
     state = _fresh_state(recipe, steps_per_epoch)
@@ -198,7 +199,7 @@ def _fresh_state(
     recipe: Recipe, steps_per_epoch: int, start: dict[str, Tensor] | None = None
 ) -> _State:
     """Model, optimiser and schedule at the first step of a cycle, from plain weights if given."""
-    config = recipe.training
+    config = recipe.trained_by
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         # A model that predicts in float64 is trained, and its weights are kept, in float32.
@@ -490,15 +491,15 @@ def epoch_runner(recipe: Recipe, images: ImageSet) -> Callable[[], float]:
     mean loss. The schedule is as long as if an epoch had a step per image.
     """
     state = _fresh_state(recipe, len(images))
-    loss = _loss(recipe.training, recipe.data.classes, state.model)
-    return lambda: _train_epoch(state, recipe.training, images, loss)
+    loss = _loss(recipe.trained_by, recipe.data.classes, state.model)
+    return lambda: _train_epoch(state, recipe.trained_by, images, loss)
 
 
 def step_runner(recipe: Recipe, images: ImageSet) -> Callable[[], None]:
     """Loss and back-propagation of one batch per call, for measuring what they cost."""
     model = _fresh_state(recipe, 1).model.train()
-    loss = _loss(recipe.training, recipe.data.classes, model)
-    generator = torch.Generator().manual_seed(recipe.training.seed)
+    loss = _loss(recipe.trained_by, recipe.data.classes, model)
+    generator = torch.Generator().manual_seed(recipe.trained_by.seed)
 
     def step() -> None:
         model.zero_grad()

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robustness.nets.classifiers import NeuralODEClassifier, ResidualClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import ContinuousNet, ConvODENet
 from robustness.nets.encoders import MLPEncoder, Normalise
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.flow import course, without_flow
@@ -53,6 +54,32 @@ def continuous_net() -> ContinuousNet:
     torch.manual_seed(0)
     solver = FixedStepSolver("rk4", 3)
     return ContinuousNet(Normalise([0.0], [1.0]), 1, [4, 6], [1, 2], [], solver, 5).eval()
+
+
+def test_a_conv_ode_net_is_what_its_formula_says() -> None:
+    torch.manual_seed(0)
+    solver = FixedStepSolver("euler", 2)
+    model = ConvODENet(Normalise([0.3], [0.5]), 1, 3, 2, 1, solver, 5).double().eval()
+    images = IMAGES.double()
+
+    def convolved(layer: nn.Conv2d, t: float, state: Tensor) -> Tensor:
+        # The channel of the time adds t times its kernel, summed where it lies on the image.
+        ones = torch.ones_like(state[:, :1])
+        of_time = functional.conv2d(ones, layer.weight[:, :1], padding=1)
+        of_state = functional.conv2d(state, layer.weight[:, 1:], layer.bias, padding=1)
+        return (of_state + t * of_time).relu()
+
+    start = model.conv2(model.conv1((images - 0.3) / 0.5).relu()).relu()
+    state = start
+    for t in (0.0, 0.5):
+        field = model.field
+        state = state + 0.5 * convolved(field.conv2, t, convolved(field.conv1, t, state))
+    torch.testing.assert_close(model(images), model.head(state.mean(dim=(2, 3))))
+    flowless, run = without_flow(model), course(model, images)
+    assert flowless is not None
+    torch.testing.assert_close(flowless(images), model.head(start.mean(dim=(2, 3))))
+    assert torch.equal(run.logits, model(images))
+    assert run.nfe == 2
 
 
 def test_without_its_flows_a_continuous_net_is_itself_with_blocks_that_stand_still() -> None:

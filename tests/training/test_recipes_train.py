@@ -153,12 +153,12 @@ def test_the_step_schedule_divides_the_learning_rate_by_ten_halfway() -> None:
 def test_a_recipe_of_the_zoo_builds_a_small_network_for_its_images(name: str) -> None:
     recipe = read_recipe(zoo_folder() / name)
     assert recipe.data.name == name.split("/")[0]
-    assert recipe.training.threads == 1
+    assert recipe.training is None or recipe.training.threads == 1
     model = recipe.model.build(recipe.data.shape, recipe.data.classes).eval()
     with torch.no_grad():
         logits = model(torch.rand(2, *recipe.data.shape))
     assert logits.shape == (2, recipe.data.classes)
-    entry = 2 if recipe.training.storage == "float16" else 4
+    entry = 2 if recipe.training and recipe.training.storage == "float16" else 4
     assert entry * sum(value.numel() for value in model.state_dict().values()) < 2**22
 
 

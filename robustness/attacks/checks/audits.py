@@ -31,7 +31,7 @@ from robustness.attacks.checks.model_audits import (
 from robustness.attacks.lanes import scores
 from robustness.errors import in_words, is_exhausted
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import StagedODE
 from robustness.threat import ThreatModel
 
 
@@ -96,7 +96,7 @@ def _audit_gradients(
         "silent-success": lambda: silent_success(model, *correct(), threat, seed),
         "incomplete-optimisation": lambda: incomplete_optimisation(model, *correct(), threat, seed),
     }
-    if isinstance(model, NeuralODEClassifier | ContinuousNet):
+    if isinstance(model, NeuralODEClassifier | StagedODE):
         solved = model
         audits["solver-tolerance"] = lambda: solver_tolerance(solved, *correct(), threat, seed)
     return [flag for name, run in audits.items() for flag in _guarded(name, run)]

@@ -19,7 +19,7 @@ from robustness.attacks.nearest import whole_box
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import Float64, View, graded, views_of, with_solver
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import StagedODE
 from robustness.threat import Norm, ThreatModel
 
 # The attack that is compared through one view and another.
@@ -215,7 +215,7 @@ def gradient_agreements(
     """
     modes: dict[str, nn.Module] = {"deployed": model}
     reference = model
-    if isinstance(model, NeuralODEClassifier | ContinuousNet):
+    if isinstance(model, NeuralODEClassifier | StagedODE):
         for mode in ("backprop", "adjoint"):
             modes[mode] = with_solver(model, replace(model.solver, gradient=mode))
         reference = modes["backprop"]
@@ -262,7 +262,7 @@ def gradient_agreement(
 
 
 def solver_tolerance(
-    model: NeuralODEClassifier | ContinuousNet,
+    model: NeuralODEClassifier | StagedODE,
     images: Float[Tensor, "n c h w"],
     labels: Int[Tensor, " n"],
     threat: ThreatModel,

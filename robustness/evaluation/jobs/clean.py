@@ -14,7 +14,7 @@ from robustness.evaluation.jobs.rows import SampleRow
 from robustness.evaluation.plan import Job
 from robustness.evaluation.records import SampleRecord
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ContinuousNet
+from robustness.nets.continuous import StagedODE
 from robustness.nets.flow import course
 from robustness.nets.solvers import FixedStepSolver
 from robustness.programs.trust import predicts_each_by_itself
@@ -113,7 +113,7 @@ def predicted(
 
 @torch.no_grad()
 def _evaluations(model: nn.Module, images: Tensor) -> int | None:
-    if not isinstance(model, NeuralODEClassifier | ContinuousNet):
+    if not isinstance(model, NeuralODEClassifier | StagedODE):
         return None
     # Steps of a fixed size are as many for one image as for all.
     some = images[:1] if isinstance(model.solver, FixedStepSolver) else images
