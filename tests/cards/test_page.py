@@ -95,6 +95,17 @@ def test_logits_states_and_evaluations_are_those_of_the_deployed_model(
     assert nfe is None or facts.nfe == nfe
 
 
+def test_a_card_of_others_weights_says_whose_they_are_and_not_how_to_train_them() -> None:
+    recipe = read_recipe(zoo_folder() / "mnist/gains-0.11-seed-12345")
+    card = card_text("mnist/gains", recipe, facts_of("mnist/node"), {})
+    assert "others', from https://github.com/eth-sri/GAINS (MIT)" in card
+    assert "robustness train" not in card
+    assert "rk4, 2 fixed steps" in card
+    assert "robustness train" in card_text(
+        "mnist/node", read_recipe(zoo_folder() / "mnist/node"), facts_of("mnist/node"), {}
+    )
+
+
 def facts_of(name: str, digest: str | None = None) -> Measurement:
     facts = read_measurement(zoo_folder() / name / MEASURED_FILE)
     return facts if digest is None else facts.model_copy(update={"digest": digest})
