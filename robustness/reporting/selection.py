@@ -198,9 +198,8 @@ def strength(entry: ModelEntry, norm: Norm, eps: float) -> str:
 
 def _strength(row: AttackRow, samples: int) -> str:
     name = row.attack.upper()
-    if row.attack == WORST_CASE:
-        effort = row.version.split(" effort")[0]
-        name = FULL.get(effort, f"{effort} {WORST}")
+    if row.effort is not None:
+        name = FULL.get(row.effort, f"{row.effort} {WORST}")
     elif is_autoattack(row.attack):
         name = "AutoAttack"
     return name if row.subset == samples else f"{name} on {row.subset}"

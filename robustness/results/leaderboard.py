@@ -119,6 +119,7 @@ class AttackRow(Summary):
         skipped: samples that it did not attack, being certified at eps; they stand.
         found_by: which of its stages broke how many samples, most first; empty for an attack of
             one stage.
+        effort: of the worst case; None for other attacks.
     """
 
     attack: str
@@ -132,6 +133,16 @@ class AttackRow(Summary):
     rejected: int
     skipped: int = 0
     found_by: dict[str, int] = {}
+    effort: Annotated[str | None, Field(exclude_if=operator.not_)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_boards(cls, content: Any) -> Any:
+        """Boards of before had the effort in the version alone, as its first word."""
+        if not isinstance(content, dict) or content.get("attack") != WORST_CASE:
+            return content
+        said = str(content.get("version")).partition(" effort")[0]
+        return {"effort": said} | content
 
 
 class CertificateRow(Summary):

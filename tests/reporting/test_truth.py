@@ -62,6 +62,15 @@ def test_the_strength_of_an_attacked_figure_is_what_attacked_there(
     assert selection.strength(entry, Norm.LINF, 0.1) == said
 
 
+def test_the_effort_of_a_worst_case_is_said_and_not_read_off_its_version(
+    board: Leaderboard,
+) -> None:
+    written = row("worst-case", "stages of another wording").model_dump() | {"effort": "quick"}
+    entry = board.models[0].model_copy(update={"attacks": [AttackRow.model_validate(written)]})
+    assert selection.strength(entry, Norm.LINF, 0.1) == "quick worst case only"
+    assert row("pgd", "standard effort").effort is None
+
+
 @pytest.fixture
 def mixed(board: Leaderboard) -> Leaderboard:
     """The worst case at l-infinity 0.1 alone, as in a suite that affords no more."""

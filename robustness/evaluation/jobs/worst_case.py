@@ -123,7 +123,10 @@ class WorstCaseAttack(Kind[Row]):
                 if row.status is Status.ADVERSARIAL and findings.records[row.sample].correct
             )
             skipped = sum(row.certified for row in rows)
-            attacks.append(summary(job, [*rows], findings.records, skipped, found_by))
+            row = summary(job, [*rows], findings.records, skipped, found_by)
+            attack = attack_of(findings.plan.suite, job)
+            assert isinstance(attack, WorstCase)
+            attacks.append(row.model_copy(update={"effort": attack.effort}))
         return {"attacks": attacks}
 
 
