@@ -35,22 +35,24 @@ def test_an_iterated_ascent_breaks_a_linear_model_beyond_its_distance_and_not_be
     for factor, expected in ((1.05, Status.ADVERSARIAL), (0.999, Status.ROBUST)):
         for i, eps in enumerate((distance * factor).tolist()):
             one, label, threat = images[i : i + 1], labels[i : i + 1], ThreatModel(norm, eps)
-            found = of(model, rounds=3, starts=8).propose(model, one, label, threat, seed=0)
+            attack = of(model, rounds=3, further=1, starts=8)
+            found = attack.propose(model, one, label, threat, seed=0)
             assert bool((norm.distance(found[0], one) <= eps + 1e-7).all())
             (verdict,) = judge(model, one, label, found, threat)
             assert verdict.status is expected, (i, factor)
 
 
+@pytest.mark.slow
 def test_what_an_iterated_ascent_finds_does_not_depend_on_company_bit_for_bit() -> None:
     stage, images, labels = on_lyanet()
-    attack = replace(stage.attack, rounds=2, further=1, hope=-1.5, steps=3, lane=16)
+    attack = replace(stage.attack, rounds=1, further=1, hope=-1.5, steps=2, lane=16)
     model, threat = load_model("digits/lyanet").module, ThreatModel(Norm.LINF, 0.1)
-    rows = torch.arange(9)
+    rows = torch.arange(6)
     together = attack.propose(model, images[rows], labels[rows], threat, seed=3)[0]
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
     shuffled = attack.propose(model, images[order], labels[order], threat, seed=3)[0]
     assert torch.equal(shuffled, together[order])
-    for i in (4, 7):
+    for i in (2, 4):
         alone = attack.propose(model, images[i : i + 1], labels[i : i + 1], threat, seed=3)[0]
         assert torch.equal(alone[0], together[i])
 

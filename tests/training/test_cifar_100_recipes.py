@@ -32,6 +32,7 @@ def test_the_papers_five_models_and_a_certified_one_have_a_recipe() -> None:
     assert names == paper | {"lyanet-certified"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", zoo_names("cifar-100"))
 def test_a_recipe_of_cifar_100_takes_training_steps(
     name: str, data_dir: Path, tmp_path: Path
