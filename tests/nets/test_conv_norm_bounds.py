@@ -49,7 +49,8 @@ def test_the_torus_bound_holds_without_unrolling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(norms, "_UNROLLED", 0)
-    for seed in range(20):
+    # Norms are remembered by kernel: none that another test asks for with unrolling.
+    for seed in range(100, 120):
         weight = torch.randn(
             outs, ins, kernel, kernel, generator=torch.Generator().manual_seed(seed)
         )
