@@ -404,6 +404,9 @@ class Bounds:
             if i in multipliers:
                 # v >= t is imposed: f >= f - m (v - t) for every m >= 0.
                 pull = multipliers[i].clamp_min(0) * self.pulls[i].unsqueeze(1)
+                # Rows that cancel have rounded all the same, and the sum of what is added rounds.
+                room = _ROOM + _ROOM_PER_TERM * pull[0, 0].numel()
+                offset = offset - _charged(a.abs() + pull.abs(), room * self.boxes[i].size)
                 a = a - pull
                 offset = offset + (pull * self.network.rectified[i]).flatten(2).sum(dim=2)
             if passed is not None and isinstance(given.operation, Rectifier):

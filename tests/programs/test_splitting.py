@@ -50,6 +50,18 @@ def test_rounding_is_charged_in_every_leaf() -> None:
     assert proved == [True, False]
 
 
+def test_rows_that_a_multiplier_cancels_have_rounded_all_the_same() -> None:
+    bounds = bounds_of(twins(0.05), ONE, 0.2)
+    ((p, _),) = bounds.network.rectified.items()
+    pulls = {p: torch.tensor([[1.0, 0.0]], dtype=torch.float64)}
+    half, _ = bounds.imposed({p: bounds.boxes[p]}, pulls)
+    rows = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+    with torch.no_grad():
+        # The least value of what is imposed not to lie below 0 is 0.
+        found = half.lower(p, rows, multipliers={p: torch.ones(1, 1, 2, dtype=torch.float64)})
+    assert -1e-10 < float(found) < 0
+
+
 def test_small_networks_are_decided_by_splitting_on_either_side_of_their_least_margin() -> None:
     image, needed = torch.full((1, 1, 1, 2), 0.5), 0
     ends = [torch.full((2,), end, dtype=torch.float64) for end in (0.05, 0.95)]
