@@ -286,6 +286,10 @@ def attack(
     return entry.attacks[0]
 
 
+# The name of what gave a radius of 0 where nothing applies.
+NO_CERTIFICATE = "none"
+
+
 @dataclass(frozen=True)
 class CertifiedSample:
     """The best radius of one image.
@@ -478,7 +482,7 @@ def _inspect(model: str, data: str | None, data_dir: Path | None) -> Inspection:
 def _certified_sample(sample: SampleRecord, norm: Norm) -> CertifiedSample:
     claims = sample.claims.get(norm, [])
     nothing = CertifiedRadius(
-        0.0, norm, Kind.CERTIFIED, "none", "no certificate applies", Limit.OTHER
+        0.0, norm, Kind.CERTIFIED, NO_CERTIFICATE, "no certificate applies", Limit.OTHER
     )
     # The strongest kind of claim that says anything; where none does, what was tried first.
     best = next((c for c in (sample.best(norm, kind) for kind in Kind) if c is not None), None)

@@ -360,7 +360,8 @@ def certify(
         table.add_column(column)
     proved = sorted(row.radius for row in rows if row.kind is claimed and row.radius > 0)
     quantiles = [proved[int(q * (len(proved) - 1))] for q in _QUANTILES] if proved else []
-    for eps in [0.0, *(float(f"{value:.2g}") for value in quantiles)]:
+    # Few images may share a quantile.
+    for eps in dict.fromkeys([0.0, *(float(f"{value:.2g}") for value in quantiles)]):
         share = api.certified_accuracy(rows, eps, claimed)
         table.add_row(f"{eps:g}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}")
     answers.print(table)
@@ -375,6 +376,8 @@ def certify(
     if not proved:
         reason, _ = Counter(row.reason for row in rows).most_common(1)[0]
         _print_whole(f"No image is certified, most often because of this: {reason}.")
+        if all(row.certificate == api.NO_CERTIFICATE for row in rows):
+            _print_whole(f"`--certificate program` may do; `robustness inspect {model}` says.")
 
 
 @app.command()

@@ -186,6 +186,19 @@ def test_certify_says_why_nothing_is_certified(
     out = capsys.readouterr().out
     assert "there is an estimate only, which proves nothing" in out
     assert "No image is certified" in out
+    assert "certificate program" not in out
+    # Of a module that no theorem is about.
+    assert run("certify users_kinds:torchdiffeq --in-process --data few.npz --workers 1") == 0
+    assert "robustness inspect users_kinds:torchdiffeq" in capsys.readouterr().out
+
+
+def test_certify_prints_each_radius_once(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("certify digits/resnet --data few.npz --workers 1 --audit 1 --norm Linf") == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.strip(" │|").split()[0] for line in lines if "%" in line and "0." in line]
+    assert len(shown) == len(set(shown)) > 1
 
 
 def test_attack_prints_numbers_first_and_stages_on_request(
