@@ -1,7 +1,7 @@
 """Audits of the attacks themselves: did they report what they found, and did they finish?
 
-Two of the six indicators of attack failure of Pintor et al. (arXiv 2106.09947, NeurIPS 2022), the
-third, silent success, and the fourth, incomplete optimisation.
+Two of the indicators of attack failure of Pintor et al. (arXiv 2106.09947, NeurIPS 2022), as their
+published code defines them: silent success and incomplete optimisation.
 """
 
 from collections.abc import Sequence
