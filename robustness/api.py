@@ -17,6 +17,7 @@ from robustness.cards.measure import (
     measure,
     whole_test_set,
 )
+from robustness.cards.origin import with_origins
 from robustness.cards.page import CARD_FILE, card_text
 from robustness.cards.proofs import PROVED_FILE, prove, read_proofs
 from robustness.certificates import (
@@ -147,7 +148,7 @@ def evaluate(
             wall = time.perf_counter() - started
             store.end_run(run, wall)
             leaderboard = _with_wall_time(summarise(crew.plan, store, versions), wall, store)
-    leaderboard = whole_test_set(leaderboard)
+    leaderboard = with_origins(whole_test_set(leaderboard))
     write_report(leaderboard, folder)
     return leaderboard
 
@@ -176,7 +177,7 @@ def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
         if summary.is_file() and not store.is_file() and not rows
         else _summarised(store, tables if rows else None)
     )
-    leaderboard = whole_test_set(leaderboard)
+    leaderboard = with_origins(whole_test_set(leaderboard))
     _make(out)
     write_report(leaderboard, out)
     for name, text in tables.items():

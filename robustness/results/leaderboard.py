@@ -120,6 +120,9 @@ class AttackRow(Summary):
         found_by: which of its stages broke how many samples, most first; empty for an attack of
             one stage.
         effort: of the worst case; None for other attacks.
+        left_after: of an attack of several stages: pairs of a number n and of how many samples
+            still stood after n images had been passed forward, with or without the way back, on
+            behalf of each; n doubles. What a stage passed counts before what it found.
     """
 
     attack: str
@@ -134,6 +137,7 @@ class AttackRow(Summary):
     skipped: int = 0
     found_by: dict[str, int] = {}
     effort: Annotated[str | None, Field(exclude_if=operator.not_)] = None
+    left_after: Annotated[list[tuple[int, int]], Field(exclude_if=operator.not_)] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -280,6 +284,32 @@ class AuditRow(Summary):
     largest: float | None
 
 
+class Example(Summary):
+    """An adversarial image to be looked at; its pixels are rounded, its distance is not.
+
+    Attributes:
+        index: of the image in the data set.
+        label: true class.
+        prediction: class of the adversarial image.
+        distance: of the adversarial image, in the norm of its row.
+        shape: channels, height, width.
+        original: levels 0 to 255 of each pixel, row by row of each channel, a byte each;
+            compressed (zlib) and written in base64.
+        change: adversarial less original image, levels 1 to 255 of which 128 is none and 255 is
+            `largest`; likewise.
+        largest: the largest absolute change of a pixel.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    distance: float
+    shape: tuple[int, int, int]
+    original: str
+    change: str
+    largest: float
+
+
 class NearestRow(Summary):
     """How near an adversarial image was found, in one norm: robust radii bounded from above.
 
@@ -291,6 +321,7 @@ class NearestRow(Summary):
         median: of the smallest distance that anything in the run found, over the samples that are
             predicted right, in pixel units; None where most have no adversarial image.
         median_certified: of the certified radii of the same samples.
+        examples: the nearest of the images that this search found and that are kept, nearest first.
     """
 
     norm: Norm
@@ -300,6 +331,19 @@ class NearestRow(Summary):
     errors: int
     median: float | None
     median_certified: float
+    examples: Annotated[list[Example], Field(exclude_if=operator.not_)] = []
+
+
+class Origin(Summary):
+    """Where an entry of the zoo comes from.
+
+    Attributes:
+        family: of models that are made alike, such as `LyaNet`.
+        paper: address of the paper that describes the family.
+    """
+
+    family: str
+    paper: str
 
 
 class ModelEntry(Summary):
@@ -311,6 +355,7 @@ class ModelEntry(Summary):
         without_flow: what is predicted without the flow; None for a model without an ODE, and in
             leaderboards from before it was measured.
         whole: facts of the same weights on the whole test set; None where none are at hand.
+        origin: of an entry of the zoo; None for a user's model.
         errors: samples on which it or an attack failed; they count as neither robust nor certified.
         failures: for which reason how many of these failed first, most frequent first.
         unidentified: what of it cannot be told, such as an attribute of unknown kind: if it changed
@@ -327,6 +372,7 @@ class ModelEntry(Summary):
     clean: Proportion
     without_flow: WithoutFlow | None = None
     whole: WholeTestSet | None = None
+    origin: Annotated[Origin | None, Field(exclude_if=operator.not_)] = None
     errors: int
     failures: Annotated[dict[str, int], Field(exclude_if=operator.not_)] = {}
     brackets: list[Bracket]

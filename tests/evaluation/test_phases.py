@@ -11,7 +11,7 @@ import torch
 
 import robustness.evaluation.runner as runner
 from robustness.api import evaluate
-from robustness.attacks import Flag, worst_case
+from robustness.attacks import Flag, Status, worst_case
 from robustness.certificates import CertifiedRadius, Kind, Limit, routine
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import load_images
@@ -83,6 +83,21 @@ def test_the_worst_case_leaves_out_exactly_what_is_certified(
     broken = sum(row.found_by.values())
     assert broken == entry.clean.count - row.robust.count
     assert all("@" in stage for stage in row.found_by)
+    # How many stood after how much work: all that were right at first, in the end what stands.
+    (first, *_, last), passed = row.left_after, [n for n, _ in row.left_after]
+    assert first == (1, entry.clean.count)
+    assert last[1] == row.robust.count
+    assert passed == [2**power for power in range(len(passed))]
+    assert sorted(row.left_after, key=lambda pair: -pair[1]) == row.left_after
+
+
+def test_what_stood_after_so_many_passes_counts_those_that_broke_later() -> None:
+    broken = [
+        worst.Row(i, Status.ADVERSARIAL, 1, 0.1, 0.1, 0, "", False, "pgd@deployed", forward, back)
+        for i, (forward, back) in enumerate([(0, 1), (1, 2), (3, 1), (5, 0)])
+    ]
+    assert worst.left_after(broken, 10) == [(1, 13), (2, 13), (4, 11), (8, 10)]
+    assert worst.left_after([], 10) == []
 
 
 def test_what_is_skipped_is_part_of_the_key_and_other_radii_are_not() -> None:
@@ -224,7 +239,7 @@ def test_an_attack_that_comes_twice_runs_with_the_settings_of_its_radius(tmp_pat
         folder = tmp_path / str(attacks[0]["effort"])
         rows = run(folder, **changes, attacks=attacks).models[0].attacks
         assert {row.eps: row.version.split()[0] for row in rows} == efforts
-        sums = "SELECT job, SUM(queries) FROM shards JOIN worst_case_1 USING (key) GROUP BY job"
+        sums = "SELECT job, SUM(queries) FROM shards JOIN worst_case_2 USING (key) GROUP BY job"
         with closing(sqlite3.connect(folder / "results.sqlite")) as store:
             queries = {json.loads(job)["eps"]: count for job, count in store.execute(sums)}
         assert queries[0.075] > 3 * queries[0.07]  # many stages, and few

@@ -1,7 +1,7 @@
 """The worst case: every view and attack in turn, on what still stands and is not certified."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -37,11 +37,13 @@ class Row(VerdictRow):
         certified: whether it was not attacked, being certified.
         found_by: attack and view that found it, as `attack@view`; empty where nothing did.
         queries: images passed forward through any model on its behalf.
+        gradients: images passed forward and backward.
     """
 
     certified: bool
     found_by: str
     queries: int
+    gradients: int
 
 
 @register_kind
@@ -49,7 +51,7 @@ class WorstCaseAttack(Kind[Row]):
     """The suite's worst case, at each of its threats."""
 
     name = WORST_CASE
-    version = 1
+    version = 2
     row = Row
     seeded = True
     late = True
@@ -117,17 +119,31 @@ class WorstCaseAttack(Kind[Row]):
         attacks = []
         for job, rows in findings.done:
             # A misclassified image was found by nothing.
-            found_by = Counter(
-                row.found_by
+            broken = [
+                row
                 for row in rows
                 if row.status is Status.ADVERSARIAL and findings.records[row.sample].correct
-            )
+            ]
+            found_by = Counter(row.found_by for row in broken)
             skipped = sum(row.certified for row in rows)
             row = summary(job, [*rows], findings.records, skipped, found_by)
             attack = attack_of(findings.plan.suite, job)
             assert isinstance(attack, WorstCase)
-            attacks.append(row.model_copy(update={"effort": attack.effort}))
+            left = left_after(broken, row.robust.count)
+            attacks.append(row.model_copy(update={"effort": attack.effort, "left_after": left}))
         return {"attacks": attacks}
+
+
+def left_after(broken: Sequence[Row], standing: int) -> list[tuple[int, int]]:
+    """How many samples still stood after 1, 2, 4 ... images had been passed on behalf of each.
+
+    Args:
+        broken: rows of the samples that it broke; without any there is nothing to tell.
+        standing: samples that stand in the end.
+    """
+    passed = [row.queries + row.gradients for row in broken]
+    marks = [2**power for power in range(max(passed).bit_length() + 1)] if passed else []
+    return [(mark, standing + sum(count > mark for count in passed)) for mark in marks]
 
 
 def _row(index: int, o: Outcome) -> Row:
@@ -142,6 +158,7 @@ def _row(index: int, o: Outcome) -> Row:
         o.certified,
         found_by(o),
         o.queries,
+        o.gradients,
     )
 
 
