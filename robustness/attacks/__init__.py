@@ -19,6 +19,7 @@ from robustness.attacks.libraries.torchattacks_adapter import (
 )
 from robustness.attacks.nearest import nearest_adversarial, nearest_version
 from robustness.attacks.registry import ATTACKS, AttackKind, register_attack
+from robustness.attacks.roundings import RoundingSearch
 from robustness.attacks.stages import Effort, climbed_view, default_stages, shortened
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import VIEWS, View, register_view, views_of
@@ -46,6 +47,7 @@ __all__ = [
     "PaperProtocol",
     "Problem",
     "Pursuit",
+    "RoundingSearch",
     "Square",
     "Stage",
     "Status",

@@ -189,7 +189,13 @@ class LibraryAttack(ABC):
 
 
 class Pursuit(ABC):
-    """An attack that is defined by how it climbs a view; proposing is climbing the model itself."""
+    """An attack that is defined by how it climbs a view; proposing is climbing the model itself.
+
+    Attributes:
+        alone: whether what it proposes is judged alone in its batch, also where a batch is trusted.
+    """
+
+    alone: ClassVar[bool] = False
 
     def refusal(self, threat: ThreatModel, classes: int) -> str | None:
         """Runs in both norms, on any number of classes above one."""

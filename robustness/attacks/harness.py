@@ -230,19 +230,27 @@ class _Queue:
                     queries=self.known[i].queries + -(-meter.queries // len(samples)),
                     gradients=self.known[i].gradients + -(-meter.gradients // len(samples)),
                 )
-        self._judge(samples, candidates, stage.attack.name, stage.view.name)
+        alone = bool(getattr(stage.attack, "alone", False))
+        self._judge(samples, candidates, stage.attack.name, stage.view.name, alone)
         return ""
 
-    def _judge(self, samples: list[int], candidates: Tensor, attack: str, view: str | None) -> None:
+    def _judge(
+        self,
+        samples: list[int],
+        candidates: Tensor,
+        attack: str,
+        view: str | None,
+        alone: bool = False,
+    ) -> None:
         try:
             images, labels, radii = (v[samples] for v in (self.images, self.labels, self.radii))
-            verdicts = judge_within(self.model, images, labels, candidates, self.norm, radii)
+            verdicts = judge_within(self.model, images, labels, candidates, self.norm, radii, alone)
         except Exception as error:  # the deployed model raises: by itself, where it can be told
             if is_exhausted(error):
                 raise
             if len(samples) > 1:
                 for row, i in enumerate(samples):
-                    self._judge([i], candidates[:, row : row + 1], attack, view)
+                    self._judge([i], candidates[:, row : row + 1], attack, view, alone)
                 return
             detail = " ".join(in_words(error).split())[:300]
             verdicts = [Verdict(Status.ERROR, detail=detail)]

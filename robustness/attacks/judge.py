@@ -90,6 +90,7 @@ def judge_within(
     candidates: Float[Tensor, "k n c h w"],
     norm: Norm,
     radii: Float[Tensor, " n"],
+    alone: bool = False,
 ) -> list[Verdict]:
     """Judge all candidates of each image and keep the nearest adversarial one.
 
@@ -104,12 +105,13 @@ def judge_within(
         candidates: proposals, shape (k, n, c, h, w).
         norm: what distance is measured in.
         radii: of each image's ball, in float64, shape (n,).
+        alone: whether every candidate is predicted alone, as those are that differ by rounding.
 
     Returns:
         One verdict per image.
     """
     verdicts = [Verdict(Status.ROBUST) for _ in labels]
-    trusted = predicts_each_by_itself(model)
+    trusted = not alone and predicts_each_by_itself(model)
     for proposed in candidates:
         finite = proposed.flatten(1).isfinite().all(dim=1)
         boxed = torch.where(_wide(finite), proposed, images).clamp(0, 1)

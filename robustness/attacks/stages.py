@@ -11,6 +11,7 @@ from robustness.attacks.harness import Stage
 from robustness.attacks.iterated import IteratedAscent
 from robustness.attacks.lanes import LANE
 from robustness.attacks.libraries.autoattack_adapter import FAB, Square
+from robustness.attacks.roundings import RoundingSearch
 from robustness.attacks.transfer import Transfer
 from robustness.attacks.views import Smooth, View, views_of
 from robustness.nets.classifiers import NeuralODEClassifier
@@ -65,7 +66,7 @@ def default_stages(
 
 def shortened(stage: Stage, lane: int = LANE) -> Stage:
     """A stage in short lanes, for few samples."""
-    if not isinstance(stage.attack, Ascent | IteratedAscent):
+    if not isinstance(stage.attack, Ascent | IteratedAscent | RoundingSearch):
         return stage
     return replace(stage, attack=replace(stage.attack, lane=lane))
 

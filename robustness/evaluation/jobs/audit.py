@@ -19,6 +19,7 @@ from robustness.attacks import (
     PGD,
     Ascent,
     Outcome,
+    RoundingSearch,
     Stage,
     Status,
     climbed_view,
@@ -199,12 +200,14 @@ def audit_stages(model: nn.Module, threat: ThreatModel) -> list[Stage]:
     """The pipeline of a verdict, and behind it plain attacks without its views.
 
     One comes from another library, so that no slip of one implementation makes the audit blind.
+    The last one searches roundings, which certificates have been broken by that no ascent breaks.
     """
-    base = climbed_view(model)
+    base, deployed = climbed_view(model), views_of(model)[0]
     plain = [
         Stage(Ascent("margin", _STEPS, _STARTS), base),
         Stage(Ascent("ce", _STEPS), base),
-        Stage(PGD(_STEPS), views_of(model)[0], copies=_STARTS),
+        Stage(PGD(_STEPS), deployed, copies=_STARTS),
+        Stage(RoundingSearch(), deployed),
     ]
     return [shortened(stage, LANE_OF_FEW) for stage in [*default_stages(model, threat), *plain]]
 
