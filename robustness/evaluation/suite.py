@@ -137,6 +137,12 @@ class AuditConfig(Config):
     largest: Count = 8
 
 
+class EnvelopeConfig(Config):
+    """The proved envelope of V(t), for the first samples of the suite's order, at every threat."""
+
+    samples: Samples = 8
+
+
 class FlagsConfig(Config):
     """The checks of `attacks.checks`, on the first samples of the suite's order."""
 
@@ -181,6 +187,7 @@ class Suite(Config):
             settings where a certificate has any; `"all"`, alone or in the list, stands for all that
             have none.
         decay: whether to record V(t) along the trajectories of neural ODEs.
+        envelope: of how many images V(t) is bounded over every threat's ball; None bounds none.
         flow: whether to predict without the flow of neural ODEs too.
         audit: how many certified images are attacked inside their radii.
         flags: checks of whether the attacks on a model can be believed; None runs none.
@@ -202,6 +209,7 @@ class Suite(Config):
         Annotated[Name | SerializeAsAny[CertificateTable], BeforeValidator(_named)]
     ] = Field(default_factory=list)
     decay: bool = True
+    envelope: EnvelopeConfig | None = None
     flow: bool = True
     audit: AuditConfig = Field(default_factory=AuditConfig)
     flags: FlagsConfig | None = None

@@ -1,8 +1,9 @@
 """The report's figures as SVG: brackets over radii, decay of V, accuracy along the horizon."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, pairwise
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -25,12 +26,14 @@ from robustness.reporting.drawing import (
     svg,
     text_colour,
 )
-from robustness.results.leaderboard import Curve, Decay, Leaderboard, ModelEntry
+from robustness.results.leaderboard import Curve, Decay, Envelope, Leaderboard, ModelEntry
 from robustness.threat import Norm
 
 # A potential below this is 0 for every purpose, and a logarithm has to end somewhere; the
 # caption says where.
 FLOOR = 1e-6
+# The largest potential drawn; a bound that is beyond it, or without bound, ends there.
+_MOST_DRAWN = 1e3
 
 # Distance of two labels, as a fraction of the height of the axes.
 LABEL_GAP = 0.075
@@ -218,6 +221,42 @@ def decay_figure(leaderboard: Leaderboard) -> Figure | None:
     return figure
 
 
+def envelope_figure(leaderboard: Leaderboard) -> Figure | None:
+    """V(t) as measured and between which numbers it is proved to lie; None if there is no proof.
+
+    Of each model the largest radius is drawn at which V is proved to fall for half of the samples,
+    or else the smallest.
+    """
+    drawn = {name: of for name, of in map(_drawn_envelope, leaderboard.models) if of is not None}
+    if not drawn:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, ax = _horizon_axes()
+        ax.set_yscale("log")
+        measured = [v for of in drawn.values() for v in _positive(of.potential) if v > 0]
+        for name, of in drawn.items():
+            colour, dash = colours(leaderboard)[name], dashes(leaderboard)[name]
+            ends = np.clip(np.asarray([of.low, of.high], dtype=float), FLOOR, _MOST_DRAWN)
+            ax.fill_between(of.time, *ends, color=colour, alpha=0.16, linewidth=0)
+            for end in ends:
+                ax.plot(of.time, end, color=colour, linewidth=0.8)
+            ax.plot(of.time, _positive(of.potential), color=colour, linestyle=dash, linewidth=1.8)
+        ax.set_ylim(max(FLOOR, 0.1 * min(measured, default=FLOOR)), _MOST_DRAWN)
+        ax.set_ylabel("potential V(t), proved between")
+        lines = {n: _positive(of.potential) for n, of in drawn.items()}
+        at = {n: f"{n}, {words.threat_symbol(of.norm, of.eps)}" for n, of in drawn.items()}
+        _label_ends(ax, lines, leaderboard, at)
+    return figure
+
+
+def _drawn_envelope(entry: ModelEntry) -> tuple[str, Envelope | None]:
+    known = [of for of in entry.envelopes if of.time and of.decays is not None]
+    norms = [norm for norm in Norm if any(of.norm is norm for of in known)]
+    known = sorted((of for of in known if of.norm is norms[0]), key=lambda of: of.eps)
+    falling = [of for of in known if of.decays is not None and of.decays.value >= 0.5]
+    return entry.name, next(iter(falling[-1:] or known), None)
+
+
 def horizon_figure(leaderboard: Leaderboard) -> Figure | None:
     """Accuracy of the state at each time, of all neural ODEs; None if there are none."""
     decays = _decays(leaderboard)
@@ -254,7 +293,12 @@ def _positive(values: Sequence[float]) -> np.ndarray:
     return np.where(failed, np.nan, np.maximum(array, FLOOR))
 
 
-def _label_ends(ax: Axes, lines: dict[str, np.ndarray], leaderboard: Leaderboard) -> None:
+def _label_ends(
+    ax: Axes,
+    lines: dict[str, np.ndarray],
+    leaderboard: Leaderboard,
+    labels: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Name each line beside its end, moved apart where two lines end close together."""
     ax.set_ylim(ax.get_ylim())  # labels are placed in fractions of limits that no longer move
     heights = {name: _end_height(ax, line) for name, line in lines.items()}
@@ -262,7 +306,7 @@ def _label_ends(ax: Axes, lines: dict[str, np.ndarray], leaderboard: Leaderboard
         colour = colours(leaderboard)[name]
         connector = {"arrowstyle": "-", "color": colour, "linewidth": 0.9}
         ax.annotate(
-            name,
+            labels.get(name, name),
             (1.0, heights[name]),
             xycoords="axes fraction",
             xytext=(1.04, height),
@@ -316,5 +360,6 @@ FIGURES: dict[str, Callable[[Leaderboard], Figure | None]] = {
     "certificates": certificates_figure,
     "distances": distances_figure,
     "decay": decay_figure,
+    "envelope": envelope_figure,
     "horizon": horizon_figure,
 }

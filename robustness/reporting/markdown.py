@@ -26,6 +26,7 @@ def markdown_text(leaderboard: Leaderboard, figures: Sequence[str]) -> str:
         *_counterexamples(leaderboard),
         *_brackets(leaderboard),
         *_flow(leaderboard),
+        *_envelopes(leaderboard),
         *_figures(figures),
         *(block for entry in leaderboard.models for block in _model(leaderboard, entry)),
         *_certificates(leaderboard),
@@ -153,6 +154,14 @@ def _flow(leaderboard: Leaderboard) -> Iterator[str]:
         yield "## What the flow decides"
         yield prose.FLOW
         yield table(prose.FLOW_HEADING, [[code(name), *cells] for name, *cells in rows])
+
+
+def _envelopes(leaderboard: Leaderboard) -> Iterator[str]:
+    if rows := selection.envelope_rows(leaderboard):
+        yield "## Certified decay"
+        yield prose.ENVELOPE
+        cells = [[code(name), threat, *map(text, found)] for name, threat, *found in rows]
+        yield table(prose.ENVELOPE_HEADING, cells, texts=2)
 
 
 def _figures(names: Sequence[str]) -> Iterator[str]:

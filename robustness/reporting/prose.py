@@ -41,6 +41,14 @@ CAPTIONS = {
         "half of the probability, so the prediction is right; above, it need not be wrong. "
         "Values under 10⁻⁶ are drawn there; those that overflowed are left out."
     ),
+    "envelope": (
+        "Between which numbers V(t) is proved to lie at every step of the solver, for every image "
+        "within the stated radius, rounding included: medians of the lower and the upper ends "
+        "over the samples, and of the measured V(t) of the same samples, unperturbed. Of each "
+        "model the largest radius is drawn at which V is proved to have fallen by the horizon "
+        "for half of the samples, else the smallest. Where a band widens, the bound has lost hold "
+        "of the trajectories; it does not say that they part."
+    ),
     "horizon": (
         "Accuracy if the state were read at time t instead of at the horizon T, on unperturbed "
         "samples. A curve that is flat well before the end has converged; one that still moves "
@@ -53,6 +61,7 @@ TITLES = {
     "certificates": "Certified accuracy over the radius",
     "distances": "Certified radius and adversarial distance",
     "decay": "Decay of the potential",
+    "envelope": "Proved envelope of the potential",
     "horizon": "Accuracy along the horizon",
 }
 
@@ -163,6 +172,27 @@ FLOW_HEADING = (
     "95%",
     "clean",
     "clean without the flow",
+)
+
+
+ENVELOPE = (
+    "For every image within the radius, at every step of the solver and rounding included, V(t) is "
+    "proved to lie between two numbers. V falls where its upper end at the horizon is below its "
+    "lower end at the start; the label leads where no image of the ball is misread. Ends are "
+    "medians over the images."
+)
+
+
+ENVELOPE_HEADING = (
+    "model",
+    "threat",
+    "images",
+    "V proved to fall",
+    "label proved to lead",
+    "V(0), at least",
+    "V(T), at least",
+    "V(T), measured",
+    "V(T), at most",
 )
 
 

@@ -1,5 +1,6 @@
 """Which of a leaderboard's numbers a table shows, and in which order."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -233,6 +234,26 @@ def flow_rows(leaderboard: Leaderboard) -> list[list[str]]:
         rows += [
             [entry.name, f"{clean.total:,}", *_flow_cells(clean, flow)] for clean, flow in sets
         ]
+    return rows
+
+
+def envelope_rows(leaderboard: Leaderboard) -> list[list[str]]:
+    """The proved envelope of V(t) at each threat, by the columns of `prose.ENVELOPE_HEADING`.
+
+    A model of which nothing is proved has a row with the reason.
+    """
+    rows = []
+    for entry in leaderboard.models:
+        for of in entry.envelopes:
+            named = [entry.name, words.threat_symbol(of.norm, of.eps)]
+            if of.decays is None or of.leads is None or not of.time:
+                images = str(sum(of.refusals.values()))
+                rows.append([*named, images, next(iter(of.refusals), ""), *[words.ABSENT] * 5])
+                continue
+            ends = (of.low[0], of.low[-1], of.potential[-1], of.high[-1])
+            counts = [f"{share.count:,}" for share in (of.decays, of.leads)]
+            shown = [f"{end:.3g}" if math.isfinite(end) else "no bound" for end in ends]
+            rows.append([*named, f"{of.decays.total:,}", *counts, *shown])
     return rows
 
 

@@ -205,6 +205,32 @@ class Decay(Summary):
     accuracy: list[float]
 
 
+class Envelope(Summary):
+    """What is proved of V_y along all trajectories that start within a threat's ball.
+
+    Attributes:
+        norm: of the threat.
+        eps: of the threat.
+        refusals: why nothing is proved of how many samples.
+        time: t/T of the solver's states.
+        potential: medians of V_y(t) of the unperturbed samples.
+        low: medians of the lower ends.
+        high: medians of the upper ends.
+        decays: samples of which V_y at the horizon is proved to be below V_y at the start.
+        leads: samples of which the label is proved to lead at the horizon.
+    """
+
+    norm: Norm
+    eps: float
+    refusals: dict[str, int] = {}
+    time: list[float] = []
+    potential: list[float] = []
+    low: list[float] = []
+    high: list[float] = []
+    decays: Proportion | None = None
+    leads: Proportion | None = None
+
+
 class Distances(Summary):
     """What is known of each sample in one norm; lists in the order of `Samples.index`.
 
@@ -380,6 +406,7 @@ class ModelEntry(Summary):
     certificates: list[CertificateRow]
     curves: list[Curve]
     decay: Decay | None
+    envelopes: Annotated[list[Envelope], Field(exclude_if=operator.not_)] = []
     audits: list[AuditRow] = []
     flags: list[Flag] = []
     nearest: list[NearestRow] = []

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from robustness.certificates.base import Kind
 from robustness.reporting import figures
-from robustness.results.leaderboard import Curve, Decay
+from robustness.results.leaderboard import Curve, Decay, Envelope, Proportion
 from robustness.threat import Norm
 
 ODES = ("digits/node", "digits/lyanet", "digits/lyanet-certified")
@@ -180,3 +180,36 @@ def test_labels_that_collide_move_apart_and_keep_their_order():
     ordered = sorted(places.values())
     assert np.diff(ordered).min() >= 0.1 - 1e-9
     assert np.mean([places[n] for n in "abd"]) == pytest.approx(0.955)
+
+
+def enveloped(board, *found):
+    """The board with (eps, share of samples that provably decay, upper end at the horizon)."""
+    envelopes = [
+        Envelope(
+            norm=Norm.LINF,
+            eps=eps,
+            time=[0.0, 1.0],
+            potential=[2.3, 0.01],
+            low=[2.3, 0.005],
+            high=[2.3, end],
+            decays=Proportion.of(count, 4),
+            leads=Proportion.of(count, 4),
+        )
+        for eps, count, end in found
+    ]
+    return boards.edit(board, "digits/lyanet", envelopes=envelopes)
+
+
+@pytest.mark.parametrize(
+    ("found", "drawn"),
+    [([(0.01, 4, 0.02), (0.05, 2, 0.4), (0.1, 1, math.inf)], 0.05), ([(0.01, 0, math.inf)], 0.01)],
+)
+def test_the_envelope_is_drawn_at_the_largest_radius_at_which_most_decay(board, found, drawn):
+    assert figures.envelope_figure(board) is None
+    figure = figures.envelope_figure(enveloped(board, *found))
+    assert f"digits/lyanet, ℓ∞ {drawn:g}" in words_in(figure)
+    (ax,) = figure.axes
+    ends = [line.get_ydata()[-1] for line in ax.lines]
+    end = next(end for eps, _, end in found if eps == drawn)
+    assert min(end, 1e3) in ends
+    assert 0.005 in ends

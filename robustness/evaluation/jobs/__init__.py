@@ -8,6 +8,7 @@ from robustness.evaluation.jobs import (  # isort: skip
     clean,  # noqa: F401  (each registers itself)
     flow,  # noqa: F401
     decay,  # noqa: F401
+    envelope,  # noqa: F401
     certificate,  # noqa: F401
     attack,  # noqa: F401
     worst_case,  # noqa: F401

@@ -50,6 +50,20 @@ class Selection(Operation):
         used = self._where[self._where > 0]
         self._once = len(used.unique()) == len(used)
 
+    def origin(self, entry: int) -> tuple[int, int] | float:
+        """Where an entry of the result stands: in which parent and at which flat index.
+
+        Of a constant that is filled in, its value.
+        """
+        place = int(self._where[entry]) - 1
+        if place < 0:
+            return float(self._constants[entry])
+        for parent, size in enumerate(self._sizes):
+            if place < size:
+                return parent, place
+            place -= size
+        raise AssertionError("an entry of no operand")
+
     def interval(self, *boxes: Box) -> Box:
         """The same entries of the operands' boxes."""
         constants = self._constants.view(self.shape)
