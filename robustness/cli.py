@@ -25,8 +25,9 @@ from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.suite import load_suite
 from robustness.files import require_own, write_file
 from robustness.recipe import Recipe
+from robustness.reporting import gate
 from robustness.reporting.compare import compare, render
-from robustness.reporting.regression import check
+from robustness.reporting.regression import Verdict
 from robustness.reporting.tables import csv_of, summary_table
 from robustness.reporting.words import plural
 from robustness.results.leaderboard import Leaderboard, read_leaderboard
@@ -139,6 +140,16 @@ InProcess = Annotated[
 ExecutorName = Annotated[
     str | None,
     typer.Option("--executor", help="What does the work; as --workers says by default."),
+]
+Thresholds = Annotated[
+    Path | None,
+    typer.Option("--thresholds", help="TOML file of limits per model, metric and threat."),
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        "--tolerance", help="Largest harmless fall, as a proportion, where no limit says another."
+    ),
 ]
 ModelName = Annotated[
     str, typer.Argument(help="Zoo name, recipe folder or package.module:factory.")
@@ -565,17 +576,77 @@ def compare_command(
 @app.command("check")
 def check_command(
     results: Annotated[Path, typer.Argument(help="Leaderboard of the run, or its folder.")],
-    baseline: Annotated[Path, typer.Option("--baseline", help="Leaderboard to hold it to.")],
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Largest harmless fall, as a proportion.")
-    ] = 0.01,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline",
+            help="What to hold it to: leaderboard, its folder, or a folder of <suite>.json.",
+        ),
+    ] = None,
+    baseline_rev: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline-rev",
+            metavar="REV[:PATH]",
+            help="The same in git: main:reports/x/leaderboard.json, or main for the "
+            "place of RESULTS.",
+        ),
+    ] = None,
+    thresholds: Thresholds = None,
+    tolerance: Tolerance = 0.01,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+    code_quality: Annotated[
+        Path | None, typer.Option("--code-quality", help="Write GitLab's code quality report.")
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option("--metrics", help="Write GitLab's metrics report (OpenMetrics).")
+    ] = None,
+    bigger_is_better: Annotated[
+        Path | None,
+        typer.Option("--bigger-is-better", help="Write accuracies for github-action-benchmark."),
+    ] = None,
+    smaller_is_better: Annotated[
+        Path | None,
+        typer.Option("--smaller-is-better", help="Write widths, failures and costs for it."),
+    ] = None,
 ) -> None:
     """Regression gate: exit code 0 pass, 1 regression, 2 cannot tell, 3 or 70 no answer."""
-    verdict = check(read_leaderboard(results), read_leaderboard(baseline), tolerance)
+    outputs = gate.Outputs(junit, code_quality, metrics, bigger_is_better, smaller_is_better)
+    outputs.require_writable()
+    held = gate.hold(results, baseline, baseline_rev, thresholds, tolerance)
+    outputs.write(held)
+    _print_verdict(held.verdict)
+    for line in gate.tell_github(held):
+        _print_whole(line)
+    raise typer.Exit(held.verdict.exit_code)
+
+
+@app.command("update-baseline")
+def update_baseline_command(
+    results: Annotated[Path, typer.Argument(help="Leaderboard of the run, or its folder.")],
+    baseline: Annotated[
+        Path, typer.Argument(help="Leaderboard, report folder or folder of <suite>.json.")
+    ],
+    thresholds: Thresholds = None,
+    tolerance: Tolerance = 0.01,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Also if it falls behind, or cannot be compared.")
+    ] = False,
+) -> None:
+    """Make a run the baseline that `check` holds others to; exit codes as those of `check`."""
+    file, verdict = gate.update_baseline(results, baseline, thresholds, tolerance, accept)
+    if verdict is not None:
+        _print_verdict(verdict)
+        if verdict.exit_code and not accept:
+            _print_whole(f"{file} stays as it was; --accept makes this run the baseline")
+            raise typer.Exit(verdict.exit_code)
+    _print_whole(f"baseline: {file}")
+
+
+def _print_verdict(verdict: Verdict) -> None:
     for finding in verdict.findings:
         answers.print(escape(finding), soft_wrap=True)
-    answers.print(verdict.outcome.name.lower().replace("_", " "))
-    raise typer.Exit(verdict.exit_code)
+    answers.print(str(verdict.outcome))
 
 
 def _note_foreign(model: str, data: str | None) -> None:

@@ -86,12 +86,32 @@ def read_json(path: Path, model: type[Validated], expected: str, remedy: str) ->
         UsageError: the file is missing, or does not fit; the first fault is named.
     """
     try:
-        return model.model_validate_json(read_file(path, _JSON_BYTES))
+        content = read_file(path, _JSON_BYTES)
     except OSError as error:
         raise os_failure(error, f"{expected} at {path}", remedy) from None
+    return parse_json(content, str(path), model, expected, remedy)
+
+
+def parse_json(
+    content: bytes, name: str, model: type[Validated], expected: str, remedy: str
+) -> Validated:
+    """Read what `read_json` reads, from wherever it was.
+
+    Args:
+        content: of the file.
+        name: what it is called in messages.
+        model: as there.
+        expected: as there.
+        remedy: as there.
+
+    Raises:
+        UsageError: it does not fit; the first fault is named.
+    """
+    try:
+        return model.model_validate_json(content)
     except ValidationError as error:
         fault = describe_validation(error)
-        raise UsageError(f"{path}: expected {expected}, got one where {fault}; {remedy}") from None
+        raise UsageError(f"{name}: expected {expected}, got one where {fault}; {remedy}") from None
 
 
 def describe_validation(error: ValidationError) -> str:

@@ -84,6 +84,7 @@ COMMANDS: dict[str, tuple[str, bool]] = {
     "report": ("run --out again", True),
     "compare": ("run again", True),
     "check": ("run --baseline again", True),
+    "update-baseline": ("run again", True),
     "attack": ("{model} --eps 0.1 --attack fgsm --workers 1 --data few.npz", True),
     "certify": ("{model} --workers 1 --audit 1 --data few.npz", True),
     "inspect": ("{model} --data few.npz", True),

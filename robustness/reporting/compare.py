@@ -86,12 +86,18 @@ def compare(a: Leaderboard, b: Leaderboard) -> Comparison:
     )
 
 
-def obstacles(a: SuiteSummary, b: SuiteSummary) -> list[str]:
-    """What makes two runs incomparable: other images, another seed or other settings."""
+def obstacles(a: SuiteSummary, b: SuiteSummary, *, other_seeds: bool = False) -> list[str]:
+    """What makes two runs incomparable: other images, another seed or other settings.
+
+    Args:
+        a: one run.
+        b: the other.
+        other_seeds: whether seed, number and order of samples may differ.
+    """
     found = []
     if a.data_digest != b.data_digest:
         found.append(f"other images ({_data(a)} against {_data(b)})")
-    for what in ("split", "samples", "seed"):
+    for what in ("split",) if other_seeds else ("split", "samples", "seed"):
         before, after = getattr(a, what), getattr(b, what)
         if before != after:
             found.append(f"other {what} ({before} against {after})")
@@ -100,7 +106,7 @@ def obstacles(a: SuiteSummary, b: SuiteSummary) -> list[str]:
     if differing:
         found.append(f"other settings ({', '.join(differing)})")
     # With the same seed the subsets differ only if the order of samples was drawn otherwise.
-    if not found and a.subsets != b.subsets:
+    if not found and not other_seeds and a.subsets != b.subsets:
         found.append("other subsets of the samples")
     return found
 

@@ -14,11 +14,13 @@ from scipy.stats import binomtest
 
 from robustness.certificates.base import Kind
 from robustness.certificates.limits import Limit
-from robustness.files import read_json
+from robustness.files import parse_json, read_json
 from robustness.threat import Norm
 
 SCHEMA_VERSION = 2
 LEADERBOARD_FILE = "leaderboard.json"
+_EXPECTED = f"a leaderboard of schema version {SCHEMA_VERSION}"
+_REMEDY = "correct the path, or run `robustness evaluate` again"
 # The store that it was made from, beside it.
 STORE_FILE = "results.sqlite"
 # In suites, keys and rows of attacks: every view and attack in turn.
@@ -546,10 +548,18 @@ def read_leaderboard(path: Path) -> Leaderboard:
     Raises:
         UsageError: there is none, or it is not a leaderboard of this schema version.
     """
-    file = path / LEADERBOARD_FILE if path.is_dir() else path
-    return read_json(
-        file,
-        Leaderboard,
-        f"a leaderboard of schema version {SCHEMA_VERSION}",
-        "correct the path, or run `robustness evaluate` again",
-    )
+    return read_json(leaderboard_file(path), Leaderboard, _EXPECTED, _REMEDY)
+
+
+def leaderboard_file(path: Path) -> Path:
+    """The file itself, where a report folder may be named in its place."""
+    return path / LEADERBOARD_FILE if path.is_dir() else path
+
+
+def parse_leaderboard(content: bytes, name: str) -> Leaderboard:
+    """Read a leaderboard from the content of its file, which messages call `name`.
+
+    Raises:
+        UsageError: it is not a leaderboard of this schema version.
+    """
+    return parse_json(content, name, Leaderboard, _EXPECTED, _REMEDY)
