@@ -30,6 +30,7 @@ def test_the_wheel_holds_every_recipe_weight_file_and_card_of_the_zoo(wheel: Pat
     for path in entries:
         assert f"robustness/_zoo/{path.relative_to(ROOT / 'models').as_posix()}" in carried
     assert "robustness/suites/digits.toml" in carried
+    assert "pytest_robustness/__init__.py" in carried
     assert "robustness/claims/page.html.j2" in carried
 
 

@@ -95,9 +95,9 @@ def baseline_file(place: Path, suite: str) -> Path:
 
 
 def update_baseline(
-    results: Path,
+    results: Path | Leaderboard,
     baseline: Path,
-    thresholds: Path | None = None,
+    thresholds: Path | Thresholds | None = None,
     tolerance: float = 0.01,
     accept: bool = False,
 ) -> tuple[Path, Verdict | None]:
@@ -107,8 +107,9 @@ def update_baseline(
     a certificate that was broken never does.
 
     Args:
-        results: the run, its file or its report folder.
-        baseline: as of `hold`; a file or folder that is not there yet, too.
+        results: as of `hold`.
+        baseline: its file, which need not be there yet, its report folder, or a folder of
+            baselines, as of `hold`.
         thresholds: as of `hold`.
         tolerance: as of `hold`.
         accept: whether a regression, or what cannot be told, is accepted.
@@ -120,7 +121,7 @@ def update_baseline(
     Raises:
         UsageError: the run cannot be read or is unsound, or the place cannot be written to.
     """
-    found = read_leaderboard(results)
+    found = read_leaderboard(results) if isinstance(results, Path) else results
     if found.soundness.violations:
         raise UsageError(
             f"expected a run without broken certificates for a baseline, got "
