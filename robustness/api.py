@@ -29,7 +29,8 @@ from robustness.certificates import (
     routine,
 )
 from robustness.config import Config
-from robustness.data import DATASETS, load_images, require_source
+from robustness.data import DATASETS, load_images, require_known, require_source
+from robustness.doctor import Diagnosis, examine
 from robustness.errors import OperationalError, SoundnessError, UsageError, os_failure
 from robustness.evaluation.database import DamagedError
 from robustness.evaluation.executors.here import NAME as HERE
@@ -451,6 +452,57 @@ def inspect(
     if in_process or not (is_factory(model) or limits.asked_for):
         return _inspect(model, data, data_dir)
     return call_alone(model, limits, _inspect, model, data, data_dir)
+
+
+def doctor(
+    model: str,
+    *,
+    data: str | None = None,
+    suite: str | Suite = "digits-quick",
+    samples: int = 64,
+    data_dir: Path | None = None,
+    unit_timeout: float | None = None,
+    memory_limit: str | None = None,
+    in_process: bool = False,
+) -> Diagnosis:
+    """Look for what goes wrong in practice between a model and its images.
+
+    Args:
+        model: zoo name, folder or `package.module:factory`.
+        data: data set whose images it takes, by default the one the model was trained on.
+        suite: a bundled suite's name, a TOML file, or a `Suite`, of which the cost is told.
+        samples: how many images are looked at, at most.
+        data_dir: folder with the official image files.
+        unit_timeout: seconds that this may take in a process of its own, ten minutes by default.
+        memory_limit: such as `8GiB`, what that process may take besides what it starts with.
+        in_process: run a user's code in this process, for debugging: it can then end or hang it.
+
+    Returns:
+        What was found, each with the line of code that mends it, and the cost of the suite.
+
+    Raises:
+        UsageError: the model or the data cannot be loaded.
+        OperationalError: the model ends its process, or takes too long or too much memory.
+
+    Example:
+        >>> diagnosis = doctor("digits/resnet", samples=16)
+        >>> diagnosis.healthy, diagnosis.findings
+        (True, [])
+    """
+    limits = Limits.of(unit_timeout, memory_limit, in_process)
+    inputs.count("samples", samples)
+    parsed = load_suite(suite) if isinstance(suite, str) else suite
+    source = require_known(data) if data is not None else _data_of(model)
+    require_source(source, data_dir)
+    what = (model, source, parsed, samples, data_dir)
+    if in_process or not (is_factory(model) or limits.asked_for):
+        return _examine(*what)
+    return call_alone(model, limits, _examine, *what)
+
+
+def _examine(model: str, data: str, suite: Suite, samples: int, data_dir: Path | None) -> Diagnosis:
+    images = load_images(data, "test", data_dir)
+    return examine(load_model(model), images, suite, samples)
 
 
 def _inspect(model: str, data: str | None, data_dir: Path | None) -> Inspection:

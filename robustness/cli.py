@@ -31,6 +31,7 @@ from robustness.reporting.regression import Verdict
 from robustness.reporting.tables import csv_of, summary_table
 from robustness.reporting.words import plural
 from robustness.results.leaderboard import Leaderboard, read_leaderboard
+from robustness.starting import Template, start
 from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
@@ -44,7 +45,8 @@ from robustness.zoo import (
 )
 
 _EXIT_CODES = (
-    "Exit codes: 0 done; 1 the answer is no (a regression, or a certificate that was broken); "
+    "Exit codes: 0 done; 1 the answer is no (a regression, a certificate that was broken, findings "
+    "of `doctor`); "
     "2 bad input or usage; 3 the machine failed (disk, memory, lock, damaged store, dead worker, "
     "time limit); 70 a defect of this package; 130 interrupted. What failed is said in one line; "
     "--debug, anywhere on the command line, prints the traceback too."
@@ -426,6 +428,53 @@ def inspect(
     for certificate, answers_of in found.certificates.items():
         for norm, refusal in answers_of.items():
             _print_whole(f"{certificate}, {norm}: {refusal or 'applies'}")
+
+
+@app.command("init")
+def init_command(
+    folder: Annotated[Path, typer.Argument(help="Where; it is made if need be.")] = Path("."),
+    template: Annotated[
+        str, typer.Option("--template", help=f"One of {', '.join(Template)}.")
+    ] = Template.TORCHDIFFEQ.value,
+) -> None:
+    """Write a suite and a commented factory or recipe to begin with; no file is written over."""
+    files, command = start(folder, template)
+    for file in files:
+        answers.print(escape(str(file)), soft_wrap=True, highlight=False)
+    where = "" if folder == Path(".") else f"cd {folder} && "
+    _print_whole(f"next: {where}{command}")
+
+
+@app.command()
+def doctor(
+    model: ModelName,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data set; the model's own by default.")
+    ] = None,
+    suite: Annotated[
+        str, typer.Option("--suite", help="Whose cost is told: TOML file or bundled suite.")
+    ] = "digits-quick",
+    samples: Annotated[int, typer.Option("--samples", help="Images to look at, at most.")] = 64,
+    data_dir: DataDir = None,
+    unit_timeout: UnitTimeout = None,
+    memory_limit: MemoryLimit = None,
+    in_process: InProcess = False,
+) -> None:
+    """Look for what goes wrong between a model and its images: exit code 1 if something does."""
+    found = api.doctor(
+        model,
+        data=data,
+        suite=suite,
+        samples=samples,
+        data_dir=data_dir,
+        unit_timeout=unit_timeout,
+        memory_limit=memory_limit,
+        in_process=in_process,
+    )
+    for line in found.lines():
+        _print_whole(line)
+    if not found.healthy:
+        raise typer.Exit(ExitCode.NO)
 
 
 def _radii(rows: list[api.CertifiedSample]) -> str:

@@ -93,8 +93,9 @@ COMMANDS: dict[str, tuple[str, bool]] = {
 }
 # These run the code of a module.
 LOADING = {"evaluate", "attack", "certify", "inspect"}
-# These take no model; `claims` takes half an hour, and has tests of its own.
-ELSEWHERE = {"models", "claims"}
+# These take no model, or find fault with one that is not trained, and have tests of their own;
+# `claims` takes half an hour.
+ELSEWHERE = {"models", "claims", "doctor", "init"}
 
 
 def run(line: str) -> int:
