@@ -250,14 +250,23 @@ class Hunt:
         )
         rows.take(losses.float(), gradients.nan_to_num(0, 0, 0))
         if view.faithful:
-            self._note(rows, logits)
+            self.watch(rows, logits)
         elif look:
-            self._note(rows, scores(self.deployed, rows.x, self.lane))
+            self.watch(rows, scores(self.deployed, rows.x, self.lane))
 
-    def _note(self, rows: Rows, logits: Float[Tensor, "r k"]) -> None:
-        """Confirm claims of success, the first of each sample, alone in their batch."""
+    def watch(self, rows: Rows, logits: Float[Tensor, "r k"]) -> Float[Tensor, " r"]:
+        """Note what fools the deployed model: claims of success are confirmed alone in their batch.
+
+        Args:
+            rows: the climb's state.
+            logits: at the present points, of the deployed model or one that orders them alike.
+
+        Returns:
+            The `nearness` of the present points.
+        """
         labels = self.labels[rows.sample]
-        rows.look(nearness(logits, labels).float())
+        near = nearness(logits, labels).float()
+        rows.look(near)
         finite = logits.isfinite().all(dim=1)
         wrong = finite & (logits.argmax(dim=1) != labels)
         for row in torch.nonzero(~finite).squeeze(1).tolist():
@@ -276,6 +285,7 @@ class Hunt:
             if bool(sane) and int(prediction) != int(self.labels[sample]):
                 self.found[sample] = True
                 self.proposals[sample] = held[0]
+        return near
 
     def candidates(self, rows: Rows) -> Float[Tensor, "n c h w"]:
         """What to propose for each image, shape (n, c, h, w)."""

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from robustness.attacks.annealing import Annealer
 from robustness.attacks.base import Pursuit
 from robustness.attacks.climb import Hunt, Rows
 from robustness.attacks.lanes import lane_of, metered_with, sample_generator, scores
-from robustness.attacks.losses import likely_targets, nearness, toward
+from robustness.attacks.losses import likely_targets, nearness, toward, toward_standardised
 from robustness.attacks.views import View
 from robustness.threat import Norm
 
@@ -35,11 +36,17 @@ class IteratedAscent(Pursuit):
     starts, each of which has the whole way to go. A first round starts half at the image itself,
     half at random; later ones mostly beside the best points so far. Most samples that break at
     all have come near to another class after a few rounds, so only such are climbed further.
+    Each further round ends with a turn of simulated annealing, which needs no gradient (see
+    `annealing`). What neither finds within a few rounds it seldom finds later from the same
+    points, and often from others: so all is begun anew a few times.
 
     Attributes:
-        views: climbed one after the other in every round.
-        rounds: turns through all views for every sample.
-        further: turns for samples whose best point has a `nearness` of at least `hope`.
+        views: climbed one after the other, `turn` of them in every round.
+        turn: how many views a round climbs; the next round goes on behind them. None for all.
+        rounds: before anything is annealed.
+        annealed: further rounds, each with a turn of annealing at its end.
+        lives: how often all that is begun anew, from random points, for samples whose best point
+            has had a `nearness` of at least `hope` after the first rounds.
         hope: a margin in standard deviations of the logits; below 0 while the label wins.
         starts: climbs of each sample through each view in each round. An even number keeps a
             sample's rows at places of a lane that give the same last digits in any company.
@@ -48,9 +55,11 @@ class IteratedAscent(Pursuit):
     """
 
     views: tuple[View, ...]
+    turn: int | None = None
     rounds: int = 3
-    further: int = 40
-    hope: float = -0.3
+    annealed: int = 5
+    lives: int = 4
+    hope: float = -0.5
     starts: int = 6
     steps: int = 20
     lane: int | None = None
@@ -58,17 +67,19 @@ class IteratedAscent(Pursuit):
     @property
     def name(self) -> str:
         """Rounds and number of steps."""
-        return f"iterated-ascent-{self.rounds + self.further}x{self.steps}"
+        rounds = self.lives * (self.rounds + self.annealed)
+        return f"iterated-ascent-{rounds}x{self.steps}"
 
     @property
     def version(self) -> str:
         """Settings and views."""
         views = ", ".join(view.name for view in self.views)
-        lane = f", lanes of {self.lane}" if self.lane else ""
+        turn, lane = self.turn or len(self.views), f", lanes of {self.lane}" if self.lane else ""
         return (
-            f"robustness iterated ascent, {self.rounds} rounds and {self.further} where the margin "
-            f"is at least {self.hope} deviations, of {self.starts} starts of {self.steps} steps "
-            f"in turn through {views}{lane}"
+            f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
+            f"{self.hope} deviations {self.annealed} with annealing, and {self.lives - 1} times "
+            f"anew; {self.starts} starts of {self.steps} steps through {turn} "
+            f"each of {views} a round, every other on standardised margins{lane}"
         )
 
     def pursue(
@@ -90,28 +101,42 @@ class IteratedAscent(Pursuit):
         del view
         usual = lane_of(images)
         hunt = Hunt(deployed, images, labels, norm, radii, self.lane or round(usual * _WIDE_LANES))
-        search = _Search(hunt, self.starts, seed)
+        search = Search(hunt, self.starts, seed)
         twins = [
             View(climbed.name, metered_with(deployed, climbed.module), climbed.faithful)
             for climbed in self.views
         ]
-        for number in range(self.rounds + self.further):
+        for number in range(self.lives * (self.rounds + self.annealed)):
+            life, age = divmod(number, self.rounds + self.annealed)
+            if life and age == 0:
+                search.begin_anew()
             if number == self.rounds:
                 hunt.lane = self.lane or round(usual * _SHORT_LANES)
-            for twin in twins:
-                near = search.near[:, 0] >= (self.hope if number >= self.rounds else -torch.inf)
-                rows = search.starts(near & ~hunt.found, first=number == 0)
+            hope = self.hope if number >= self.rounds else -torch.inf
+            # Alone it finds less; what it finds differs.
+            loss = toward_standardised if number % 2 else toward
+            for twin in self._climbed(twins, number):
+                rows = search.starts(search.hopeful(hope), first=age == 0)
                 if len(rows.sample):
-                    search.keep_best(hunt.anneal(twin, rows, toward, self.steps))
+                    search.keep_best(hunt.anneal(twin, rows, loss, self.steps), self.starts)
+            if age >= self.rounds:
+                search.cool(search.hopeful(hope))
         return search.candidates().unsqueeze(0)
 
+    def _climbed(self, twins: list[View], number: int) -> list[View]:
+        """The views of one round."""
+        turn = self.turn or len(twins)
+        return [twins[(number * turn + place) % len(twins)] for place in range(turn)]
 
-class _Search:
+
+class Search:
     """The best points so far of each sample, and starts beside them.
 
     Attributes:
         kept: shape (n, kept, c, h, w), nearest to another class first.
         near: their `nearness`, shape (n, kept).
+        closest: the best of all lives, shape (n, c, h, w).
+        record: their `nearness`, shape (n,).
     """
 
     def __init__(self, hunt: Hunt, each: int, seed: int) -> None:
@@ -120,9 +145,24 @@ class _Search:
         self.targets = likely_targets(clean, hunt.labels, clean.shape[1])
         self.weights = 1 / (1 + torch.arange(self.targets.shape[1]) / _HALVED_AFTER)
         self.draws = [sample_generator(seed, image) for image in hunt.images]
-        self.kept = hunt.images.unsqueeze(1).repeat(1, _KEPT, 1, 1, 1)
-        self.near = torch.full((len(hunt.images), _KEPT), -torch.inf)
-        self.near[:, 0] = nearness(clean, hunt.labels).float()
+        self.closest, self.record = hunt.images.clone(), nearness(clean, hunt.labels).float()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget all points but the images, and the best of each for the record."""
+        self.kept = self.hunt.images.unsqueeze(1).repeat(1, _KEPT, 1, 1, 1)
+        self.near = torch.full((len(self.kept), _KEPT), -torch.inf)
+        self.annealer = Annealer(self.hunt, self.draws)
+
+    def hopeful(self, hope: float) -> Bool[Tensor, " n"]:
+        """What stands, and has come near enough to another class."""
+        return (self.record >= hope) & ~self.hunt.found
+
+    def cool(self, cooled: Bool[Tensor, " n"]) -> None:
+        """Let the chains of some samples start from their best points and cool."""
+        for sample in torch.nonzero(cooled).squeeze(1).tolist():
+            rows = self.annealer.turn(sample, self.kept[sample])
+            self.keep_best(rows, len(rows.sample))
 
     def starts(self, climbed: Bool[Tensor, " n"], first: bool) -> Rows:
         """Where some samples are climbed from next, and towards what."""
@@ -152,21 +192,29 @@ class _Search:
         steps = _between(_LEAST, _MOST, size)
         return points, targets, eps * torch.where(polished, _between(_FINEST, _LEAST, size), steps)
 
-    def keep_best(self, rows: Rows) -> None:
-        """Let what the climbs came nearest by replace worse points; rows of a sample adjoin."""
+    def keep_best(self, rows: Rows, each: int) -> None:
+        """Let what the climbs came nearest by replace worse points.
+
+        Args:
+            rows: those of a sample adjoin.
+            each: how many rows a sample has.
+        """
         if not len(rows.sample):
             return
-        samples = rows.sample[:: self.each]
+        samples = rows.sample[::each]
         near = torch.cat([self.near[samples], rows.near.view(len(samples), -1)], dim=1)
         fresh = rows.nearest.unflatten(0, (len(samples), -1))
         points = torch.cat([self.kept[samples], fresh], dim=1)
         self.near[samples], best = near.topk(_KEPT, dim=1)
         self.kept[samples] = points[torch.arange(len(samples)).unsqueeze(1), best]
+        nearer = self.near[:, 0] > self.record
+        self.record = torch.where(nearer, self.near[:, 0], self.record)
+        self.closest = torch.where(_wide(nearer), self.kept[:, 0], self.closest)
 
     def candidates(self) -> Float[Tensor, "n c h w"]:
         """What to propose for each image, shape (n, c, h, w)."""
         settled = self.hunt.found | self.hunt.failed
-        return torch.where(_wide(settled), self.hunt.proposals, self.kept[:, 0])
+        return torch.where(_wide(settled), self.hunt.proposals, self.closest)
 
 
 def _between(least: float, most: float, share: Tensor) -> Tensor:

@@ -61,13 +61,29 @@ def toward(
     return torch.where(targets == labels, free, targeted(logits, labels, targets))
 
 
+def toward_standardised(
+    logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """`toward` in units of the spread of the logits, which carries a gradient.
+
+    Where all logits grow with the input's distance from a decision, as those of a flow with a
+    large gain do, a margin rises by their shrinking together; this one does not.
+    """
+    return toward(standardised(logits), labels, targets)
+
+
 def nearness(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The margin in units of the spread of the logits: alike at any scale, above 0 where wrong."""
+    return margin(standardised(logits), labels, labels)
+
+
+def standardised(logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Logits of each sample less their mean, in units of their spread."""
+    tiny = torch.finfo(logits.dtype).tiny
     centred = logits - logits.mean(dim=1, keepdim=True)
-    largest = centred.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
-    unit = centred / largest
-    spread = unit.std(dim=1).clamp_min(torch.finfo(logits.dtype).tiny)
-    return margin(unit, labels, labels) / spread
+    # Divided by the largest deviation first: squares of large logits overflow.
+    unit = centred / centred.detach().abs().amax(dim=1, keepdim=True).clamp_min(tiny)
+    return unit / unit.std(dim=1, keepdim=True).clamp_min(tiny)
 
 
 LOSSES: dict[str, Loss] = {

@@ -135,7 +135,8 @@ def _deep(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:
     # images of `digits/lyanet` that stood until here, five starts broke 37.
     if isinstance(getattr(model, "field", None), LyaNetField) and "smooth-backward" in views:
         yield Stage(Ascent("margin", 100, starts=8), views["smooth-backward"])
-        yield Stage(IteratedAscent(_climbed_in_turn(views)), views["deployed"])
+        climbed = _climbed_in_turn(views)
+        yield Stage(IteratedAscent(climbed, turn=len(climbed) // 3), views["deployed"])
 
 
 def _climbed_in_turn(views: Mapping[str, View]) -> tuple[View, ...]:
@@ -143,15 +144,23 @@ def _climbed_in_turn(views: Mapping[str, View]) -> tuple[View, ...]:
 
     Each takes less than half the time of a deployed gradient. A field that does not settle has
     no shorter horizons, and few steps: then the deployed gradient itself, and that of one step.
+    One round's four are followed by the same four with softer and with sharper softplus: what
+    one smoothing never finds, another may.
     """
     exact = views.get("horizon/2", views["deployed"])
     cheap = "horizon/4" if "horizon/4" in views else "one-step"
     names = [name for name in (exact.name, "euler", cheap) if name in views]
-    smooth = [
-        View(f"{name}-smooth-backward", Smooth(views[name].module, backward_only=True))
-        for name in names
-    ]
-    return (exact, *smooth)
+    climbed = []
+    for sharpness in (10.0, 4.0, 30.0):
+        climbed.append(exact)
+        climbed += [
+            View(
+                f"{name}-smooth-backward-{sharpness:g}",
+                Smooth(views[name].module, backward_only=True, sharpness=sharpness),
+            )
+            for name in names
+        ]
+    return tuple(climbed)
 
 
 def _exhaustive(model: nn.Module, views: Mapping[str, View]) -> Iterator[Stage]:

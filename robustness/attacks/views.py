@@ -301,15 +301,18 @@ class Smooth(nn.Module):
     Args:
         inner: pixels to logits.
         backward_only: compute with ReLU, and back-propagate as if through softplus.
+        sharpness: of the softplus, in units of the inverse pre-activation.
     """
 
-    def __init__(self, inner: nn.Module, backward_only: bool = False) -> None:
+    def __init__(
+        self, inner: nn.Module, backward_only: bool = False, sharpness: float = _SHARPNESS
+    ) -> None:
         super().__init__()
-        self.inner, self.backward_only = inner, backward_only
+        self.inner, self.backward_only, self.sharpness = inner, backward_only, sharpness
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits of the smooth twin, shape (n, classes)."""
-        with _ReplacedReLU(self.backward_only):
+        with _ReplacedReLU(self.backward_only, self.sharpness):
             return self.inner(images)
 
 
@@ -320,9 +323,9 @@ class _ReplacedReLU(TorchFunctionMode):
 
     _CLAMPS = frozenset({torch.clamp_min, Tensor.clamp_min})
 
-    def __init__(self, backward_only: bool) -> None:
+    def __init__(self, backward_only: bool, sharpness: float) -> None:
         super().__init__()
-        self.backward_only = backward_only
+        self.backward_only, self.sharpness = backward_only, sharpness
 
     def __torch_function__(
         self,
@@ -335,7 +338,7 @@ class _ReplacedReLU(TorchFunctionMode):
         at_zero = func in self._CLAMPS and len(args) > 1 and _is_zero(args[1])
         if func not in self._RELUS and not at_zero:
             return func(*args, **(kwargs or {}))
-        smooth = functional.softplus(args[0], beta=_SHARPNESS)
+        smooth = functional.softplus(args[0], beta=self.sharpness)
         if not self.backward_only:
             return smooth
         return smooth + (torch.clamp_min(args[0], 0) - smooth).detach()

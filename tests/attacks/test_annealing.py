@@ -1,0 +1,79 @@
+"""Annealing needs no gradient, stays in ball and box, and pays for what it asks."""
+
+import math
+
+import pytest
+import torch
+from toys import CLASSES, Linear, grey_images
+
+from robustness.attacks import IteratedAscent, View, judge
+from robustness.attacks.annealing import Annealer
+from robustness.attacks.climb import Hunt
+from robustness.attacks.judge import Status
+from robustness.attacks.lanes import Meter, Metered
+from robustness.threat import Norm, ThreatModel
+
+
+class Counting(torch.nn.Module):
+    """Two classes by a vote: each of 36 pixels is bright or not, and that is all that counts.
+
+    No point has a gradient. A grey image is told from one of 31 bright pixels or more.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        votes = (images.flatten(1) > 0.51).to(images.dtype).mean(dim=1)
+        wrong, idle = votes / 0.85, torch.zeros_like(votes)
+        return torch.stack([torch.ones_like(votes), wrong, idle], dim=1)
+
+
+def counted(meter: Meter | None = None, **settings: float) -> Status:
+    model, image, label = Counting(), torch.full((1, 1, 6, 6), 0.5), torch.zeros(1).long()
+    attack = IteratedAscent((View("deployed", model, faithful=True),), rounds=1, **settings)
+    threat, watched = ThreatModel(Norm.LINF, 0.1), Metered(model, meter or Meter())
+    found = attack.propose(watched, image, label, threat, seed=0)
+    (verdict,) = judge(model, image, label, found, threat)
+    return verdict.status
+
+
+def test_annealing_breaks_what_has_no_gradient_and_random_starts_do_not() -> None:
+    assert counted(annealed=0) is Status.ROBUST
+    assert counted(annealed=1, lives=1, hope=-5.0) is Status.ADVERSARIAL
+
+
+def test_a_sample_without_hope_is_not_annealed() -> None:
+    meters = [Meter(), Meter()]
+    for meter, annealed in zip(meters, (0, 2), strict=True):
+        assert counted(meter, annealed=annealed, hope=0.0) is Status.ROBUST
+    assert meters[0].queries == meters[1].queries > 0
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("shape", [(1, 6, 6), (3, 16, 20)])
+def test_chains_stay_in_ball_and_box_and_come_nearer(
+    norm: Norm, shape: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), 4))
+    model.requires_grad_(False)
+    image = torch.rand(1, *shape) * 0.1
+    label, eps = model(image).argmax(dim=1), torch.tensor([0.02]).double()
+    hunt = Hunt(model, image, label, norm, eps, None)
+    rows = Annealer(hunt, [torch.Generator().manual_seed(1)]).turn(0, image)
+    for points in (rows.x, rows.nearest):
+        assert float(points.min()) >= 0
+        assert bool((norm.distance(points, image.expand_as(points)) <= 0.02 + 1e-6).all())
+    start = float(hunt.watch(rows, model(image).expand(64, -1))[0])
+    assert float(rows.near.median()) > start
+    assert int((rows.x != image).any(dim=0).sum()) > 10
+
+
+def test_a_turn_depends_on_the_sample_alone() -> None:
+    model, images = Linear(CLASSES), grey_images(3)
+    labels, eps = model(images).argmax(dim=1), torch.full((3,), 1e-4).double()
+    hunt = Hunt(model, images, labels, Norm.LINF, eps, None)
+    several = Annealer(hunt, [torch.Generator().manual_seed(i) for i in range(3)])
+    others = [several.turn(i, images[i : i + 1]).x for i in (2, 0, 1)]
+    alone = Hunt(model, images[1:2], labels[1:2], Norm.LINF, eps[1:2], None)
+    single = Annealer(alone, [torch.Generator().manual_seed(1)]).turn(0, images[1:2]).x
+    assert torch.equal(single, others[2])
+    assert not torch.equal(single, others[1])
