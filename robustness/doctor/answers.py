@@ -54,7 +54,7 @@ def answering(patient: Patient) -> tuple[Patient, list[Finding]]:
         f"the model returns a {kind}, of which {place} has the shape of logits",
         f"return self.net(images){place}   # in forward of the module that the factory returns",
     )
-    return patient.reading(FirstTensor(patient.module, patient.classes)), [finding]
+    return patient.reading(FirstTensor(patient.module, patient.classes).eval()), [finding]
 
 
 def _no_logits(output: object) -> Finding:

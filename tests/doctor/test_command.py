@@ -47,8 +47,7 @@ def test_findings_have_exit_code_1_and_the_line_that_mends_them(
     user_code, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = user_code(CODE)
-    # In a process of its own, as is the rule for a user's code.
-    assert run(f"doctor {name}:model --data digits --samples 32") == 1
+    assert run(f"doctor {name}:model --data digits --samples 32 --in-process") == 1
     lines = capsys.readouterr().out.splitlines()
     (serious,) = (i for i, line in enumerate(lines) if line.startswith("SERIOUS"))
     assert lines[serious].startswith("SERIOUS: output: the model returns a tuple")
@@ -76,9 +75,11 @@ def test_bad_input_has_exit_code_2(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_limits_and_folders_reach_the_doctor(
     user_code, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # In a process of its own, as is the rule for a user's code.
     name = user_code("import time\nmodel = lambda: time.sleep(10**6)\n")
     assert run(f"doctor {name}:model --data digits --unit-timeout 0.5 --memory-limit 8GiB") == 3
     assert run(f"doctor digits/resnet --data mnist --data-dir {tmp_path / 'none'}") == 2
