@@ -25,8 +25,8 @@ from robustness.errors import ExitCode, UsageError
 from robustness.evaluation.suite import load_suite
 from robustness.files import require_own, write_file
 from robustness.recipe import Recipe
-from robustness.reporting import gate
-from robustness.reporting.compare import compare, render
+from robustness.reporting import gate, history
+from robustness.reporting.compare import compare, render, told
 from robustness.reporting.regression import Verdict
 from robustness.reporting.tables import csv_of, summary_table
 from robustness.reporting.words import plural
@@ -620,6 +620,21 @@ def compare_command(
     """Put two leaderboards side by side."""
     comparison = compare(read_leaderboard(first), read_leaderboard(second))
     answers.print(render(comparison, str(first), str(second)))
+    for line in told(comparison):
+        _print_whole(line)
+
+
+@app.command("history")
+def history_command(
+    path: Annotated[Path, typer.Argument(help="Leaderboard, or its folder, in a git repository.")],
+    last: Annotated[int, typer.Option("--last", help="Commits, from the newest on.")] = 20,
+) -> None:
+    """How the numbers of a leaderboard went, commit by commit."""
+    found = history.read_history(path, last)
+    for table in history.render(found):
+        answers.print(table)
+    for line in history.told(found):
+        _print_whole(line)
 
 
 @app.command("check")

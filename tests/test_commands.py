@@ -93,9 +93,9 @@ COMMANDS: dict[str, tuple[str, bool]] = {
 }
 # These run the code of a module.
 LOADING = {"evaluate", "attack", "certify", "inspect"}
-# These take no model, or find fault with one that is not trained, and have tests of their own;
-# `claims` takes half an hour.
-ELSEWHERE = {"models", "claims", "doctor", "init"}
+# These take no model, or find fault with one that is not trained, or want a git repository, and
+# have tests of their own; `claims` takes half an hour.
+ELSEWHERE = {"models", "claims", "doctor", "init", "history"}
 
 
 def run(line: str) -> int:

@@ -1,11 +1,13 @@
-"""Two leaderboards side by side, and what makes them incomparable."""
+"""Two leaderboards side by side, sample by sample, and what makes them incomparable."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from rich.table import Table
 from rich.text import Text
 
 from robustness.reporting import selection, words
+from robustness.reporting.quantities import Metric, Pairs, Quantity, pairs, proportion
 from robustness.reporting.tables import plain_table
 from robustness.results.leaderboard import Leaderboard, ModelEntry, Proportion, SuiteSummary
 from robustness.threat import Norm
@@ -16,10 +18,14 @@ IGNORED_SETTINGS = frozenset({"models", "audit", "flags"})
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity of one model in two leaderboards; None where a side lacks it."""
+    """One quantity of one model in two leaderboards; None where a side lacks it.
+
+    `pairs` says which samples changed sides; None unless both tell the same ones apart.
+    """
 
     a: Proportion | None
     b: Proportion | None
+    pairs: Pairs | None = None
 
     @property
     def difference(self) -> float | None:
@@ -64,10 +70,14 @@ class Comparison:
     Attributes:
         models: every model of either, those of the first one first.
         obstacles: what makes the two incomparable, a phrase each; empty where nothing does.
+        new: names of models that only the second one has.
+        gone: names of models that only the first one has.
     """
 
     models: list[ModelChange]
     obstacles: list[str]
+    new: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -76,13 +86,43 @@ class Comparison:
             return "not comparable: " + "; ".join(self.obstacles)
         return "comparable: same images, seed and settings"
 
+    @property
+    def numbers(self) -> list[tuple[str, Quantity, Change]]:
+        """Every number of every model, in the order of the table."""
+        return [
+            (model.name, quantity, change)
+            for model in self.models
+            for quantity, change in _numbers(model)
+        ]
+
+    @property
+    def moved(self) -> list[tuple[str, Quantity, Change, Pairs]]:
+        """The numbers of which samples changed sides, least likely by chance first."""
+        found = [
+            (model, quantity, change, change.pairs)
+            for model, quantity, change in self.numbers
+            if change.pairs is not None and (change.pairs.broke or change.pairs.mended)
+        ]
+        return sorted(found, key=lambda each: each[3].p_change)
+
+
+def _numbers(model: ModelChange) -> Iterator[tuple[Quantity, Change]]:
+    yield Quantity(Metric.CLEAN), model.clean
+    for threat in model.threats:
+        yield Quantity(Metric.CERTIFIED, threat.norm, threat.eps), threat.certified
+        yield Quantity(Metric.ATTACKED, threat.norm, threat.eps), threat.attacked
+
 
 def compare(a: Leaderboard, b: Leaderboard) -> Comparison:
     """Put two leaderboards side by side; `render` makes a table of the result."""
-    names = dict.fromkeys(entry.name for entry in [*a.models, *b.models])
+    names = list(dict.fromkeys(entry.name for entry in [*a.models, *b.models]))
+    # An index means the same image in both only if the images are the same.
+    same = (a.suite.data_digest, a.suite.split) == (b.suite.data_digest, b.suite.split)
     return Comparison(
-        models=[_model(name, find(a, name), find(b, name)) for name in names],
+        models=[_model(name, find(a, name), find(b, name), same) for name in names],
         obstacles=obstacles(a.suite, b.suite),
+        new=[name for name in names if find(a, name) is None],
+        gone=[name for name in names if find(b, name) is None],
     )
 
 
@@ -125,25 +165,30 @@ def find(leaderboard: Leaderboard, name: str) -> ModelEntry | None:
     return next((entry for entry in leaderboard.models if entry.name == name), None)
 
 
-def _model(name: str, a: ModelEntry | None, b: ModelEntry | None) -> ModelChange:
+def _model(name: str, a: ModelEntry | None, b: ModelEntry | None, same: bool) -> ModelChange:
     brackets = [bracket for entry in (a, b) if entry is not None for bracket in entry.brackets]
     threats = list(dict.fromkeys((bracket.norm, bracket.eps) for bracket in brackets))
-    return ModelChange(
-        name=name,
-        clean=Change(a.clean if a else None, b.clean if b else None),
-        threats=[_threat(norm, eps, a, b) for norm, eps in threats],
-    )
+    clean = _change(a, b, Quantity(Metric.CLEAN), same)
+    return ModelChange(name, clean, [_threat(norm, eps, a, b, same) for norm, eps in threats])
 
 
-def _threat(norm: Norm, eps: float, a: ModelEntry | None, b: ModelEntry | None) -> ThreatChange:
-    before = selection.find_bracket(a, norm, eps) if a else None
-    after = selection.find_bracket(b, norm, eps) if b else None
+def _threat(
+    norm: Norm, eps: float, a: ModelEntry | None, b: ModelEntry | None, same: bool
+) -> ThreatChange:
     return ThreatChange(
         norm,
         eps,
         (_by(a, norm, eps), _by(b, norm, eps)),
-        Change(before.certified if before else None, after.certified if after else None),
-        Change(before.attacked if before else None, after.attacked if after else None),
+        _change(a, b, Quantity(Metric.CERTIFIED, norm, eps), same),
+        _change(a, b, Quantity(Metric.ATTACKED, norm, eps), same),
+    )
+
+
+def _change(a: ModelEntry | None, b: ModelEntry | None, quantity: Quantity, same: bool) -> Change:
+    return Change(
+        proportion(a, quantity) if a else None,
+        proportion(b, quantity) if b else None,
+        pairs(a, b, quantity) if a and b and same else None,
     )
 
 
@@ -174,6 +219,26 @@ def render(comparison: Comparison, a: str = "A", b: str = "B") -> Table:
             label = f"  {words.threat(threat.norm, threat.eps)}, {_attackers(*threat.by)}"
             table.add_row(label, *_cells(threat.certified), *_cells(threat.attacked))
     return table
+
+
+def told(comparison: Comparison, most: int = 20) -> list[str]:
+    """What broke and what was mended, what is new and what is gone, a line each.
+
+    Args:
+        comparison: what to tell.
+        most: numbers of which samples changed sides, the least likely by chance first.
+    """
+    lines = [f"new in B: {name}" for name in comparison.new]
+    lines += [f"gone from B: {name}" for name in comparison.gone]
+    moved = comparison.moved
+    for model, quantity, _, found in moved[:most]:
+        changed = f"{len(found.broke)} broke, {len(found.mended)} mended of {found.total}"
+        lines.append(f"{model}, {quantity}: {changed}, p {found.p_change:.2g}")
+    if len(moved) > most:
+        lines.append(f"and {words.plural(len(moved) - most, 'further number')}")
+    if moved:
+        lines.append("p: McNemar's exact test, two-sided, of each number by itself")
+    return lines
 
 
 def _attackers(a: str | None, b: str | None) -> str:

@@ -1,6 +1,5 @@
 """The numbers a gate and a comparison are about, told for each sample, and paired by it."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,18 +101,9 @@ def _held(entry: ModelEntry, quantity: Quantity) -> Iterator[bool]:
     known = next((each for each in samples.norms if each.norm is quantity.norm), None)
     if known is None or quantity.eps is None:
         return
-    for place, is_right in enumerate(right):
-        nearest = (
-            known.radius[place]
-            if quantity.metric is Metric.CERTIFIED
-            else _or_infinite(known.distance[place])
-        )
-        limit = min(nearest, _or_infinite(known.failed[place]))
-        yield is_right and limit > quantity.eps
-
-
-def _or_infinite(distance: float | None) -> float:
-    return math.inf if distance is None else distance
+    nearest = known.radius if quantity.metric is Metric.CERTIFIED else known.distance
+    for is_right, *limits in zip(right, nearest, known.failed, strict=True):
+        yield is_right and all(limit is None or limit > quantity.eps for limit in limits)
 
 
 @dataclass(frozen=True)

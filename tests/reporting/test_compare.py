@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from robustness.errors import UsageError
-from robustness.reporting.compare import Change, compare, render
+from robustness.reporting.compare import Change, compare, render, told
 from robustness.results.leaderboard import Proportion, read_leaderboard
 
 
@@ -100,3 +100,64 @@ def test_the_comparison_survives_a_plain_pipe(board):
         assert any(line.split() == [entry.name] for line in lines)
     assert "A: old.json" in text
     assert "B: new.json" in text
+
+
+def turned(board, name, places):
+    """The board with some predictions of one model turned, right to wrong or back."""
+    entry = next(model for model in board.models if model.name == name)
+    samples = entry.samples
+    prediction = [11 - p if i in places else p for i, p in enumerate(samples.prediction)]
+    right = sum(a == b for a, b in zip(samples.label, prediction, strict=True))
+    return boards.edit(
+        board,
+        name,
+        samples=samples.model_copy(update={"prediction": prediction}),
+        clean=Proportion.of(right, len(prediction)),
+    )
+
+
+def places_of(board, name, right, count):
+    samples = next(model for model in board.models if model.name == name).samples
+    return [i for i, p in enumerate(samples.prediction) if (p == 3) == right][:count]
+
+
+def test_what_broke_and_what_was_mended_is_told_with_its_exact_p_value(board):
+    broke = places_of(board, "digits/node", True, 8)
+    mended = places_of(board, "digits/node", False, 1)
+    comparison = compare(board, turned(board, "digits/node", {*broke, *mended}))
+    model, quantity, change, pairs = next(
+        each for each in comparison.moved if str(each[1]) == "clean"
+    )
+    assert model == "digits/node"
+    assert (list(pairs.broke), list(pairs.mended)) == (broke, mended)
+    assert change.b.count == change.a.count - 7
+    assert f"{model}, {quantity}: 8 broke, 1 mended of 599, p 0.039" in told(comparison)
+
+
+def test_equal_runs_have_nothing_to_tell(board):
+    assert compare(board, board).moved == []
+    assert told(compare(board, board)) == []
+
+
+def test_of_many_numbers_those_are_told_that_are_least_likely_chance(board):
+    worse = board
+    for count, name in enumerate(("digits/resnet", "digits/node", "digits/lyanet"), 3):
+        worse = turned(worse, name, places_of(board, name, True, count))
+    lines = told(compare(board, worse), most=1)
+    assert lines[0].startswith("digits/lyanet, clean: 5 broke, 0 mended")
+    assert lines[1] == "and 2 further numbers"
+
+
+def test_models_that_came_and_went_are_told(board):
+    comparison = compare(
+        board.model_copy(update={"models": board.models[1:]}),
+        board.model_copy(update={"models": board.models[:-1]}),
+    )
+    assert told(comparison) == ["new in B: digits/resnet", "gone from B: digits/lyanet-certified"]
+
+
+def test_samples_of_other_images_are_not_paired(board):
+    other = turned(boards.leaderboard(data_digest="00" * 32), "digits/node", [1, 2, 3])
+    comparison = compare(board, other)
+    assert comparison.moved == []
+    assert all(change.pairs is None for _, _, change in comparison.numbers)
