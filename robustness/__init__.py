@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from robustness.errors import OperationalError, SoundnessError, UsageError
 
 if TYPE_CHECKING:
-    from robustness.api import attack, certify, evaluate
+    from robustness.api import attack, certify, evaluate, merge
     from robustness.registry import load_plugin
     from robustness.zoo import load_model
 
@@ -19,9 +19,10 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_plugin",
+    "merge",
 ]
 
-_HOMES = dict.fromkeys(("attack", "certify", "evaluate"), "robustness.api")
+_HOMES = dict.fromkeys(("attack", "certify", "evaluate", "merge"), "robustness.api")
 _HOMES |= {"load_model": "robustness.zoo", "load_plugin": "robustness.registry"}
 
 

@@ -1,5 +1,6 @@
 """What the commands do, in Python: evaluate, attack, certify."""
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from robustness.evaluation.database import DamagedError
 from robustness.evaluation.executors.here import NAME as HERE
 from robustness.evaluation.executors.processes import Limits, call_alone
 from robustness.evaluation.kept import InMemory
+from robustness.evaluation.merging import merge_stores
 from robustness.evaluation.reader import Reader
 from robustness.evaluation.records import NOT_FINITE, SampleRecord, failures
 from robustness.evaluation.runner import Crew, run_plan
@@ -98,7 +100,8 @@ def evaluate(
     memory_limit: str | None = None,
     in_process: bool = False,
     executor: str | None = None,
-) -> Leaderboard:
+    shard: tuple[int, int] | None = None,
+) -> Leaderboard | Any:
     """Evaluate a suite: attack and certify every model, store every sample, write the reports.
 
     The same call again continues after an interruption; what is stored is not computed again.
@@ -122,10 +125,14 @@ def evaluate(
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
         executor: what does the work, by name: `here`, `processes` or another that is registered; by
             default as `workers` says; changes no result. `here` is `in_process` for all code.
+        shard: compute only this share of the work, such as `(2, 3)` for the second of three, into
+            a store in `out`, by default `reports/<suite>-shard-2-of-3`; no report is written. Let
+            other machines compute the others, and `merge` them.
 
     Returns:
-        The leaderboard, which is also written to `out`. Its `soundness.violations` are empty
-        unless a certificate was broken, which is a defect of this package.
+        The leaderboard, which is also written to `out`; None of a share. Its
+        `soundness.violations` are empty unless a certificate was broken, which is a defect of this
+        package.
 
     Raises:
         UsageError: the suite, a model, the data or the folder is not usable; nothing is stored.
@@ -136,10 +143,13 @@ def evaluate(
     limits = Limits.of(unit_timeout, memory_limit, in_process)
     workers = _processes(workers, in_process)
     batch_size = inputs.count("a batch size", batch_size)
-    folder = inputs.folder_to_write(out or Path("reports") / parsed.name)
+    if shard is not None:
+        inputs.require_share(shard)
+    folder = inputs.folder_to_write(out or report_folder(parsed.name, shard))
     require_report_folder(folder)
     parsed = _ready(parsed, data_dir, data is not None)
     with Crew(parsed, workers, data_dir, limits, executor) as crew:
+        crew.plan = replace(crew.plan, share=shard)
         _make(folder)
         with Store(folder / STORE_FILE) as store:
             started = time.perf_counter()
@@ -148,10 +158,50 @@ def evaluate(
             run_plan(crew, store, batch_size, quiet)
             wall = time.perf_counter() - started
             store.end_run(run, wall)
+            if shard is not None:
+                return None
             leaderboard = _with_wall_time(summarise(crew.plan, store, versions), wall, store)
     leaderboard = with_origins(whole_test_set(leaderboard))
     write_report(leaderboard, folder)
     return leaderboard
+
+
+def report_folder(suite: str, shard: tuple[int, int] | None = None) -> Path:
+    """Where the results of a suite, or of a share of it, go by default."""
+    share = "" if shard is None else f"-shard-{shard[0]}-of-{shard[1]}"
+    return Path("reports") / f"{suite}{share}"
+
+
+def merge(stores: Sequence[Path], out: Path) -> Leaderboard:
+    """Unite the results of the shares of one run, and write its reports.
+
+    They are those of one run of everything, bit for bit, but for times. Every unit and the note of
+    every start is taken over; the stores themselves stay as they are.
+
+    Args:
+        stores: report folders, or the stores in them.
+        out: folder for the store of the whole and its reports, which has no store yet.
+
+    Raises:
+        UsageError: the stores are of different suites, images, models or versions, contradict each
+            other, or are not the whole; nothing is written.
+        DamagedError: one of them is damaged; nothing is written.
+    """
+    if not stores:
+        raise UsageError("expected stores to merge, got none; name the folders of all shares")
+    folder = inputs.folder_to_write(out)
+    require_report_folder(folder)
+    if (folder / STORE_FILE).exists():
+        raise UsageError(
+            f"expected a folder without results for the merged ones, got {folder}; choose another "
+            "--out"
+        )
+    files = [path / STORE_FILE if path.is_dir() else path for path in stores]
+    distinct = list({file.resolve(): file for file in files}.values())
+    with contextlib.ExitStack() as opened:
+        whole = [opened.enter_context(Store(file, must_exist=True)) for file in distinct]
+        merge_stores(whole, lambda: _made(folder) / STORE_FILE)
+    return render(folder, folder)
 
 
 def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
@@ -643,6 +693,11 @@ def _ready(suite: Suite, data_dir: Path | None, any_data: bool) -> Suite:
                 f"{trained_on}; give --data {suite.data} if that is meant"
             )
     return suite
+
+
+def _made(folder: Path) -> Path:
+    _make(folder)
+    return folder
 
 
 def _make(folder: Path) -> None:

@@ -30,7 +30,7 @@ from robustness.reporting.compare import compare, render, told
 from robustness.reporting.regression import Verdict
 from robustness.reporting.tables import csv_of, summary_table
 from robustness.reporting.words import plural
-from robustness.results.leaderboard import Leaderboard, read_leaderboard
+from robustness.results.leaderboard import STORE_FILE, Leaderboard, read_leaderboard
 from robustness.starting import Template, start
 from robustness.terminal import answers, remarks
 from robustness.threat import Norm, ThreatModel
@@ -183,9 +183,19 @@ def evaluate(
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
     executor: ExecutorName = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Compute only share I of N, into reports/<suite>-shard-I-of-N by default; "
+            "`robustness merge` unites them.",
+        ),
+    ] = None,
 ) -> None:
     """Attack and certify every model of a suite, and write its reports."""
-    folder = out or Path("reports") / load_suite(suite).name
+    share = None if shard is None else inputs.share(shard)
+    folder = out or api.report_folder(load_suite(suite).name, share)
     log_beside(folder)
     leaderboard = api.evaluate(
         suite,
@@ -202,10 +212,27 @@ def evaluate(
         memory_limit=memory_limit,
         in_process=in_process,
         executor=executor,
+        shard=share,
     )
+    if leaderboard is None:
+        _print_whole(f"share {shard}: {folder / STORE_FILE}; unite all with `robustness merge`")
+        return
     for entry in leaderboard.models:
         _note_foreign(entry.name, data)
     _show(leaderboard, folder)
+
+
+@app.command()
+def merge(
+    stores: Annotated[
+        list[Path],
+        typer.Argument(metavar="STORE...", help="Folders of all shares, or their stores."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the whole and its reports.")],
+) -> None:
+    """Unite the shares of a run (`evaluate --shard`), and write its reports."""
+    log_beside(out)
+    _show(api.merge(stores, out), out)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from robustness.errors import UsageError, os_failure, quoted
 PATH_BYTES = 4095
 NAME_BYTES = 255
 WORKERS_PER_CORE = 32
+MOST_SHARES = 100_000
 
 # Controls, halves of surrogate pairs, line and paragraph separators: in no name that people use.
 _UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}
@@ -72,6 +73,34 @@ Kernel = Annotated[_Whole, Field(ge=1, le=255)]
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 Threads = Annotated[_Whole, Field(ge=1, le=1024)]
+
+
+def share(value: str) -> tuple[int, int]:
+    """Which of how many shares, such as `2/3`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
+    if found is None:
+        raise UsageError(f"expected a share such as 2/3, got {quoted(value)}; correct --shard")
+    number, of = int(found[1]), int(found[2])
+    return require_share((number, of))
+
+
+def require_share(share: tuple[int, int]) -> tuple[int, int]:
+    """Which of how many shares, both from 1.
+
+    Raises:
+        UsageError: it is none.
+    """
+    number, of = share
+    if not 1 <= number <= of <= MOST_SHARES:
+        raise UsageError(
+            f"expected a share from 1/N to N/N, N up to {MOST_SHARES:,}, got {number}/{of}; "
+            "correct it"
+        )
+    return number, of
 
 
 def count(what: str, value: int) -> int:

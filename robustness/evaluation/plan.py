@@ -143,6 +143,7 @@ class Plan:
         order: data-set indices in the suite's order.
         models: what is evaluated.
         jobs: all jobs, those that are refused included.
+        share: which of how many shares of it a run computed, from 1; None for all of it.
     """
 
     suite: Suite
@@ -150,6 +151,7 @@ class Plan:
     order: list[int]
     models: list[ModelInfo]
     jobs: list[Job]
+    share: tuple[int, int] | None = None
 
     @property
     def samples(self) -> int:
@@ -205,15 +207,14 @@ class Plan:
 
     def to_json(self) -> str:
         """For the store, so that a report can be rendered again without models or data."""
-        return json.dumps(
-            {
-                "suite": self.suite.model_dump(mode="json"),
-                "data_digest": self.data_digest,
-                "order": self.order,
-                "models": [vars(model) for model in self.models],
-                "jobs": [vars(job) for job in self.jobs],
-            }
-        )
+        content = {
+            "suite": self.suite.model_dump(mode="json"),
+            "data_digest": self.data_digest,
+            "order": self.order,
+            "models": [vars(model) for model in self.models],
+            "jobs": [vars(job) for job in self.jobs],
+        }
+        return json.dumps(content | ({"share": self.share} if self.share else {}))
 
     @classmethod
     def from_json(cls, text: str, suite: Suite | None = None) -> "Plan":
@@ -226,6 +227,7 @@ class Plan:
             content["order"],
             [ModelInfo(**model) for model in content["models"]],
             jobs,
+            tuple(content["share"]) if "share" in content else None,
         )
 
 

@@ -45,6 +45,7 @@ from robustness.evaluation.kept import Kept
 from robustness.evaluation.plan import Job, Plan, Unit
 from robustness.evaluation.planning import make_plan
 from robustness.evaluation.schedule import Schedule
+from robustness.evaluation.shares import Share
 from robustness.evaluation.suite import Suite
 from robustness.identity import Structure, answers, fingerprint
 from robustness.terminal import progress_bar, remark
@@ -143,6 +144,8 @@ class Workbench:
 def run_plan(crew: "Crew", kept: Kept, batch_size: int, quiet: bool) -> int:
     """Compute every unit of the crew's plan that `kept` lacks, in the plan's two phases.
 
+    Of a plan's share, those that are in it and what they start from.
+
     Args:
         crew: at work: it has planned.
         kept: where results are read and put.
@@ -157,6 +160,7 @@ def run_plan(crew: "Crew", kept: Kept, batch_size: int, quiet: bool) -> int:
     """
     plan = crew.plan
     schedule, computed = Schedule(plan, kept), 0
+    share = None if plan.share is None else Share(plan)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -167,7 +171,8 @@ def run_plan(crew: "Crew", kept: Kept, batch_size: int, quiet: bool) -> int:
     with progress_bar(columns, quiet) as progress:
         for late, what in ((False, "shards"), (True, "shards and audited images")):
             jobs = [job for job in plan.jobs if job.late is late]
-            tasks = _tasks(schedule.missing(jobs), batch_size)
+            missing = schedule.missing(jobs)
+            tasks = _tasks(missing if share is None else share.wanted(missing), batch_size)
             if not tasks:
                 continue
             total = sum(len(task.work) for task in tasks)

@@ -22,6 +22,9 @@ class Schedule:
         plan: what to do.
         kept: where the results are; the certificates' are read once, when the first job of the
             second phase is asked for.
+
+    A plan's share has not all of them: images without a certificate there have no radius, and
+    units that would start from one are not what they are in the whole plan, nor in the share.
     """
 
     def __init__(self, plan: Plan, kept: Kept) -> None:
@@ -57,7 +60,11 @@ class Schedule:
 
     def rows(self, job: Job) -> list[Any]:
         """All rows of a job, those of samples that do not count included."""
-        return self.kept.rows(job, (unit.key for unit in self.units(job)))
+        keys = [unit.key for unit in self.units(job)]
+        if self.plan.share is not None:
+            done = self.kept.done()
+            keys = [key for key in keys if key in done]
+        return self.kept.rows(job, keys)
 
     def seconds(self, jobs: Iterable[Job]) -> float:
         """Compute time of some jobs."""

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,17 +56,19 @@ _TABLE = re.compile(r"[a-z]+(_[a-z]+)*_[1-9][0-9]*")
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run that is stored.
+    """A run that is stored.
 
     Attributes:
         plan: of it.
         environment: versions of all that computed its units.
         wall_seconds: that it took.
+        ended: whether it is complete.
     """
 
     plan: Plan
     environment: dict[str, str]
     wall_seconds: float
+    ended: bool = True
 
 
 @dataclass(frozen=True)
@@ -196,18 +198,20 @@ class Store:
 
         A start that was interrupted lasted until the last unit that it stored.
         """
+        return [wall for plan, *_, wall in self.starts() if _suite_of(plan) == suite]
+
+    def starts(self) -> list[tuple[str, str, float, float]]:
+        """Plan, environment, time and wall time of every start, in order; see `wall_seconds`."""
         starts = sorted(self._starts(), key=lambda start: start.started)
         ends = [*(start.started for start in starts[1:]), math.inf][: len(starts)]
         lasted = []
         for start, end in zip(starts, ends, strict=True):
-            if json.loads(start.plan)["suite"]["name"] != suite:
-                continue
             wall = start.wall
             if wall is None:
                 query = "SELECT max(finished) FROM shards WHERE finished BETWEEN ? AND ?"
                 ((last,),) = self._db.query(query, (start.started, end))
                 wall = (last or start.started) - start.started
-            lasted.append(wall)
+            lasted.append((start.plan, start.environment, start.started, wall))
         return lasted
 
     def last_run(self) -> Run:
@@ -221,14 +225,47 @@ class Store:
             raise UsageError(
                 f"{self.path}: expected a complete run, got none; run `robustness evaluate` again"
             )
-        last = complete[-1]
-        assert last.wall is not None
+        run = self._run(complete[-1])
+        if run.plan.share is not None:
+            number, count = run.plan.share
+            raise UsageError(
+                f"{self.path}: expected the results of a whole run, got share {number} of {count}; "
+                "unite all of them with `robustness merge`"
+            )
+        return run
+
+    def last_start(self) -> Run:
+        """The last run, of a share or not, complete or not.
+
+        Raises:
+            UsageError: there was none, or it was planned by another version.
+        """
+        starts = self._starts()
+        if not starts:
+            raise UsageError(f"{self.path}: expected the results of a run, got none; name another")
+        return self._run(starts[-1])
+
+    def digest(self, key: str) -> str:
+        """SHA-256 of the rows of a unit that is stored; of nothing that differs between runs."""
+        kind, code = self._db.query("SELECT kind, code FROM shards WHERE key = ?", (key,))[0]
+        return _digest(_sorted(_rows(self._db, _table(kind, code), key)))
+
+    def copy(self, key: str, database: Database) -> None:
+        """Copy one unit that is stored to another store's database."""
+        _copy(self._db, database, key)
+
+    def named(self, key: str) -> str:
+        """A unit that is stored, in words."""
+        query = "SELECT kind, job, model FROM shards WHERE key = ?"
+        return _named(*self._db.query(query, (key,))[0])
+
+    def _run(self, start: _Start) -> Run:
         try:
-            parsed, versions = Plan.from_json(last.plan), json.loads(last.environment)
+            parsed, versions = Plan.from_json(start.plan), json.loads(start.environment)
             if any(KINDS[job.kind].version != job.code for job in parsed.jobs):
                 raise ValueError("of another code")
         except (KeyError, TypeError, ValueError):
-            lacking = _lacking_plugins(last.environment)
+            lacking = _lacking_plugins(start.environment)
             if lacking:
                 raise UsageError(
                     f"{self.path}: expected the plugins that the run was planned with, got no "
@@ -238,7 +275,38 @@ class Store:
                 f"{self.path}: expected a run that this version planned, got one of another; run "
                 "`robustness evaluate` again"
             ) from None
-        return Run(parsed, versions, last.wall)
+        return Run(parsed, versions, start.wall or 0.0, start.wall is not None)
+
+    @classmethod
+    def unite(cls, path: Path, stores: Sequence["Store"], run: Run, started: float) -> None:
+        """Make a store of all that others hold, in one step: all of it or nothing.
+
+        Args:
+            path: where nothing is yet.
+            stores: of which none contradicts another; the first that has a unit gives it.
+            run: to be noted as the last one.
+            started: when it began, in seconds since 1970.
+
+        Raises:
+            OperationalError: the disk failed.
+            DamagedError: one of the stores is damaged.
+        """
+
+        def fill(database: Database) -> None:
+            _new(database)
+            with database.transaction():
+                for store in stores:
+                    have = {key for (key,) in database.query("SELECT key FROM shards")}
+                    for key in sorted(store.done() - have):
+                        store.copy(key, database)
+                # A start that was interrupted lasted until the last unit of its own store.
+                notes = [note for store in stores for note in store.starts()]
+                notes.sort(key=lambda note: note[2])
+                last = run.plan.to_json(), json.dumps(run.environment), started, run.wall_seconds
+                for number, note in enumerate([*notes, last], 1):
+                    database.insert("runs", [(number, *note, _digest(number, *note))])
+
+        create(path, fill)
 
     def _starts(self) -> list[_Start]:
         return [_Start(*row[:5]) for row in self._db.query("SELECT * FROM runs ORDER BY id")]
@@ -377,6 +445,10 @@ def _require_units(database: Database) -> None:
         raise DamagedError(f"{database.path}, of which {first}{more} is damaged")
 
 
+def _suite_of(plan: str) -> str:
+    return str(json.loads(plan)["suite"]["name"])
+
+
 def _named(kind: str, job: str, model: str) -> str:
     """A unit in words, as far as its own note can be believed."""
     try:
@@ -420,16 +492,21 @@ def _save(old: Database, new: Database) -> tuple[int, int]:
     whole = [key for key in keys if _is_whole(old, key)]
     with new.transaction():
         for key in whole:
-            note = old.query("SELECT * FROM shards WHERE key = ?", (key,))
-            table = _table(*note[0][1:3])
-            made = _as_made_here(old, table)
-            if made is not None and table not in new.schema():
-                new.query(made)
-            new.insert("shards", note)
-            new.insert(table, [(key, *row) for row in _rows(old, table, key)])
+            _copy(old, new, key)
         runs = old.query_readable("SELECT * FROM runs")
         new.insert("runs", [run for run in runs if _run_is_whole(run)])
     return len(whole), len(keys)
+
+
+def _copy(old: Database, new: Database, key: str) -> None:
+    """Copy one unit, with its note as it is."""
+    note = old.query("SELECT * FROM shards WHERE key = ?", (key,))
+    table = _table(*note[0][1:3])
+    made = _as_made_here(old, table)
+    if made is not None and table not in new.schema():
+        new.query(made)
+    new.insert("shards", note)
+    new.insert(table, [(key, *row) for row in _rows(old, table, key)])
 
 
 def _is_whole(database: Database, key: str) -> bool:

@@ -145,6 +145,8 @@ class Kind(ABC, Generic[R]):
         row: the dataclass of its rows.
         seeded: whether it draws at random, so that the suite's seed is part of its keys.
         late: whether it starts from certified radii, which are then part of its keys.
+        local: of a late one, whether each unit starts from the radii of its own images alone, and
+            which images it has does not depend on any.
         attacks: whether each of its threats has a bracket in the leaderboard.
         shared: whether its units share work with those of other such kinds on the same images.
         alone: whether each of its units is a task of its own, being few and dear.
@@ -155,6 +157,7 @@ class Kind(ABC, Generic[R]):
     row: type[R]
     seeded: ClassVar[bool] = False
     late: ClassVar[bool] = False
+    local: ClassVar[bool] = False
     attacks: ClassVar[bool] = False
     shared: ClassVar[bool] = False
     alone: ClassVar[bool] = False

@@ -55,6 +55,7 @@ class WorstCaseAttack(Kind[Row]):
     row = Row
     seeded = True
     late = True
+    local = True
     attacks = True
 
     def plan(self, asked: Asked) -> Iterator[Job]:
