@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from pydantic import ValidationError
 
 from robustness import inputs
@@ -46,6 +47,7 @@ from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import AuditConfig, Changes, Suite, load_suite
 from robustness.evaluation.summarise import environment, summarise
+from robustness.exchange import PRODUCER, onnx_bytes, vnnlib
 from robustness.files import describe_validation, replace_file, require_own, write_file
 from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.programs.graph import Refusal
@@ -580,6 +582,115 @@ def _inspect(model: str, data: str | None, data_dir: Path | None) -> Inspection:
     if refusal is not None:
         certificates[ProgramCertificate.name] = dict.fromkeys(Norm, refusal)
     return Inspection(operations, refusal, cut, certificates)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model and a property of it as files for other verifiers.
+
+    Attributes:
+        files: `model.onnx`, `sample-I.vnnlib` and `instances.csv`, which names both.
+        label: true class of the image.
+        prediction: class of the deployed model, of which the property speaks.
+        certificate: which certificate of this package proves the property; None where none that
+            is tried does.
+        radius: the largest radius that it proves; 0 where none does.
+    """
+
+    files: list[Path]
+    label: int
+    prediction: int
+    certificate: str | None
+    radius: float
+
+
+def export(
+    model: str,
+    sample: int,
+    eps: str | float,
+    out: Path,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    certificate: str | None = None,
+    seconds: int = 300,
+) -> Exported:
+    """Write a model as ONNX and the property that an image keeps its class within eps, in l-inf.
+
+    The ONNX file is the program that certificates bound, solver steps unrolled and normalisation
+    inside; the property is in VNN-LIB, where *unsat* is the proof.
+
+    Args:
+        model: zoo name, folder, `package.module:factory` or an ONNX file.
+        sample: index of the image in the data set.
+        eps: radius in pixel units, a number or a fraction such as `8/255`.
+        out: folder to write to; nothing is written over that is not such a file.
+        data: data set, by default the one the model was trained on.
+        data_dir: folder with the official image files.
+        certificate: that is to prove the property; by default all that draw no random numbers.
+        seconds: that `instances.csv` gives a verifier.
+
+    Raises:
+        UsageError: an argument is not usable, the program cannot be recorded or exported, or the
+            optional packages are missing.
+    """
+    threat = ThreatModel.parse("Linf", eps)
+    source = data if data is not None else _data_of(model)
+    names = routine() if certificate is None else [CERTIFICATES.require(certificate).name]
+    inputs.count("seconds", seconds)
+    folder = inputs.folder_to_write(out)
+    for name, mark in _EXPORTED.items():
+        require_own(folder / name.format(sample=sample), mark)
+    require_source(source, data_dir)
+    images = load_images(source, "test", data_dir)
+    if not 0 <= sample < len(images):
+        raise UsageError(
+            f"expected a sample from 0 to {len(images) - 1} of {images.name}, got {sample}"
+        )
+    loaded = load_model(model)
+    image, label = images.images[sample : sample + 1], images.labels[sample : sample + 1]
+    with reproducible_arithmetic(), torch.no_grad():
+        logits = loaded.module(image)
+        prediction = int(logits.argmax())
+        try:
+            program = record(loaded.module, images.shape)
+        except Refusal as refused:
+            raise UsageError(
+                f"expected a model whose program can be recorded, got {model}: {refused}"
+            ) from None
+        proved = {
+            name: found[0].radius
+            for name in names
+            if CERTIFICATES[name].refusal(loaded.module, threat.norm) is None
+            for found in [CERTIFICATES[name].certify(loaded.module, image, label, threat.norm)]
+            if found[0].kind is Kind.CERTIFIED
+        }
+    best = max(proved, key=proved.__getitem__, default=None)
+    radius = proved[best] if best is not None else 0.0
+    by = best if radius > threat.eps else None
+    claim = f"{by} proves radius {radius:.6g}" if by else "no certificate that was tried proves it"
+    words = [
+        f"{loaded.name}, SHA-256 {loaded.digest}, on image {sample} of {images.name} (test)",
+        f"class {prediction} (true class {int(label)}) at every image within {threat}",
+        f"{PRODUCER}: {claim}",
+    ]
+    text = vnnlib(image[0], prediction, images.classes, threat.eps, words)
+    content = onnx_bytes(program)
+    _make(folder)
+    files = [folder / name.format(sample=sample) for name in _EXPORTED]
+    model_file, property_file, instances = files
+    write_file(model_file, content)
+    write_file(property_file, text.encode())
+    write_file(instances, f"{model_file.name},{property_file.name},{seconds}\n".encode())
+    return Exported(files, int(label), prediction, by, radius)
+
+
+# What is written by `export`, and what tells it from other files of these names.
+_EXPORTED = {
+    "model.onnx": PRODUCER,
+    "sample-{sample}.vnnlib": PRODUCER,
+    "instances.csv": "model.onnx,sample-",
+}
 
 
 def _certified_sample(sample: SampleRecord, norm: Norm) -> CertifiedSample:

@@ -154,7 +154,7 @@ Tolerance = Annotated[
     ),
 ]
 ModelName = Annotated[
-    str, typer.Argument(help="Zoo name, recipe folder or package.module:factory.")
+    str, typer.Argument(help="Zoo name, recipe folder, module:factory, FILE.onnx or timm:NAME.")
 ]
 
 
@@ -502,6 +502,44 @@ def doctor(
         _print_whole(line)
     if not found.healthy:
         raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+def export(
+    model: ModelName,
+    sample: Annotated[int, typer.Option("--sample", help="Index of the image in the data set.")],
+    eps: Annotated[str, typer.Option("--eps", help="Radius in l-inf, in pixels: 0.1 or 8/255.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    certificate: Annotated[
+        str | None,
+        typer.Option("--certificate", help="That is to prove it; all cheap ones by default."),
+    ] = None,
+    seconds: Annotated[
+        int, typer.Option("--seconds", help="That instances.csv gives a verifier.")
+    ] = 300,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Data set; the model's own by default.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a model as ONNX and an image's robustness as VNN-LIB, for other verifiers."""
+    written = api.export(
+        model,
+        sample,
+        eps,
+        out,
+        data=data,
+        data_dir=data_dir,
+        certificate=certificate,
+        seconds=seconds,
+    )
+    for file in written.files:
+        _print_whole(str(file))
+    claim = f"proved here by {written.certificate}" if written.certificate else "not proved here"
+    _print_whole(
+        f"class {written.prediction} (true class {written.label}), {claim}, where the largest "
+        f"radius is {written.radius:.4g}"
+    )
 
 
 def _radii(rows: list[api.CertifiedSample]) -> str:

@@ -14,6 +14,7 @@ import typer.main
 from robustness.attacks import ATTACKS, VIEWS
 from robustness.certificates import CERTIFICATES, routine
 from robustness.data import DATASETS
+from robustness.data.own import FORMS
 from robustness.errors import UsageError
 from robustness.evaluation.executors import EXECUTORS
 from robustness.evaluation.jobs import KINDS
@@ -103,7 +104,7 @@ def named(command: str, option: str) -> str | None:
             )
         case _, "data":
             what = "The suite's" if command == "evaluate" else "The model's own"
-            return f"One of {_listed(DATASETS)}, or an .npz file. {what} by default."
+            return f"One of {_listed(DATASETS)}, {FORMS}. {what} by default."
         case _, "executor":
             return f"What does the work: {_listed(EXECUTORS)}; as --workers says by default."
     return None

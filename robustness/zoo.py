@@ -26,6 +26,7 @@ from robustness.errors import (
 )
 from robustness.files import read_file
 from robustness.identity import Structure, describe
+from robustness.nets.foreign import is_foreign, load_foreign
 from robustness.recipe import RECIPE_FILE, WEIGHTS_FILE, Recipe, WeightsConfig, read_recipe
 from robustness.registry import Registry
 
@@ -140,7 +141,7 @@ def find_entry(name: str) -> Path:
         return entry
     near = ", ".join(get_close_matches(name, zoo_names(), n=3, cutoff=0.0))
     raise UsageError(
-        "expected a model, a zoo name, a recipe's folder or package.module:factory, "
+        "expected a model, a zoo name, a recipe's folder, module:factory, FILE.onnx or timm:NAME, "
         f"got {name!r}; the nearest are {near}, and `robustness models` lists all"
     )
 
@@ -204,8 +205,8 @@ def training_data(name: str) -> str | None:
 
 
 def is_factory(name: str) -> bool:
-    """Whether a name is of a user's own factory, whose code runs when it is loaded."""
-    return ":" in name and not os.path.exists(name)
+    """Whether a name is of a user's own: a factory, whose code runs, or of another format."""
+    return is_foreign(name) or (":" in name and not os.path.exists(name))
 
 
 def load_model(name: str) -> LoadedModel:
@@ -214,13 +215,17 @@ def load_model(name: str) -> LoadedModel:
     Args:
         name: a zoo name (`digits/lyanet`), a folder with a recipe and its weights, or
             `package.module:factory`, a callable without arguments that returns a
-            `torch.nn.Module` from pixels to logits.
+            `torch.nn.Module` from pixels to logits; an ONNX file, or `timm:NAME`.
 
     Raises:
         UsageError: the model is unknown, its weights are missing, truncated, do not fit the
             architecture, are others' and not given, or do not have the recipe's SHA-256, or the
             factory fails.
     """
+    if is_foreign(name):
+        folder_of_weights = os.environ.get(WEIGHTS_DIR)
+        module = _frozen(load_foreign(name, Path(folder_of_weights) if folder_of_weights else None))
+        return LoadedModel(name, module, describe(module).digest, None)
     if is_factory(name):
         return _load_factory(name)
     folder = find_entry(name)

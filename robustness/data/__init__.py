@@ -8,6 +8,7 @@ from robustness.data import (
     digits,  # noqa: F401  (registers the embedded digits)
     idx,  # noqa: F401  (registers MNIST and Fashion-MNIST)
     npz,
+    own,
 )
 from robustness.data.base import DATASETS, DataSet
 from robustness.data.images import ImageSet
@@ -32,7 +33,8 @@ def load_images(name: str, split: str = "test", data_dir: Path | None = None) ->
         name: `digits`, which comes with the package; `mnist`, `fashion-mnist`, `cifar-10`,
             `cifar-100` or another that is registered; or the path of a user's own file, ending in
             `.npz`. Such a file is a test set: it has no splits, and `train` reads the same images
-            as `test`.
+            as `test`. A folder of a folder per class, `package.module:function` of a
+            `torch.utils.data.Dataset`, and `hf:NAME` of Hugging Face are other images of one's own.
         split: `train` or `test`.
         data_dir: the folder that holds the official files, in its folders `mnist`,
             `fashion-mnist`, `cifar-10-batches-bin` and `cifar-100-binary`. Their form is
@@ -50,6 +52,8 @@ def load_images(name: str, split: str = "test", data_dir: Path | None = None) ->
     require_source(name, data_dir)
     if is_file(name):
         return npz.load(Path(name), split)
+    if name not in DATASETS and own.is_own(name):
+        return own.load(name, split)
     return DATASETS[name].read(split, data_dir)
 
 
@@ -64,8 +68,8 @@ def require_known(name: str) -> str:
     Raises:
         UsageError: it is none.
     """
-    if not is_file(name):
-        DATASETS.require(name, f" or a path ending in {npz.SUFFIX}")
+    if not is_file(name) and (name in DATASETS or not own.is_own(name)):
+        DATASETS.require(name, f" or {own.FORMS}")
     return name
 
 
@@ -79,7 +83,12 @@ def require_source(name: str, data_dir: Path | None) -> None:
         if not os.path.isfile(name):
             got = "something else" if os.path.exists(name) else "no such file"
             raise UsageError(f"{name}: expected an .npz file, got {got}; correct the path")
-    elif not DATASETS[name].embedded and data_dir is not None and not data_dir.is_dir():
+    elif (
+        name in DATASETS
+        and not DATASETS[name].embedded
+        and data_dir is not None
+        and not data_dir.is_dir()
+    ):
         raise UsageError(
             f"{data_dir}: expected a folder with the files of {name}, got "
             f"{'a file' if data_dir.exists() else 'nothing there'}; correct the path"

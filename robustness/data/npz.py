@@ -123,7 +123,9 @@ def checked_images(path: Path, raw: np.ndarray) -> Float[np.ndarray, "n c h w"]:
             path,
             "pixels in [0, 1]",
             f"values from {low:g} to {high:g}",
-            "rescale the images (divide 8-bit pixels by 255)",
+            "rescale the images (divide 8-bit pixels by 255)"
+            if low >= 0
+            else "undo their normalisation, which belongs inside the model",
         )
     if images.ndim == 3:
         images = images[:, None]
