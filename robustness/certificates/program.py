@@ -59,6 +59,13 @@ def network_of(model: nn.Module, shape: tuple[int, int, int]) -> Network:
     return Network(record(model, shape))
 
 
+def _is_compiled(part: nn.Module) -> bool:
+    """Whether kernels of its own stand for the operations of a module."""
+    wrapped = type(part).__module__.startswith("torch._dynamo")
+    compiled = getattr(part, "_compiled_call_impl", None) is not None
+    return wrapped or compiled or isinstance(part, torch.jit.ScriptModule)
+
+
 @register_certificate
 @dataclass(frozen=True)
 class ProgramCertificate(BaseCertificate):
@@ -91,6 +98,8 @@ class ProgramCertificate(BaseCertificate):
         del norm
         if model.training:
             return "the model is in training mode; call eval() first"
+        if any(map(_is_compiled, model.modules())):
+            return "the model is compiled, and what runs is not what is recorded; give it as it was"
         dtype = getattr(model, "dtype", torch.float32)
         return bounds.refusal_of_arithmetic(model, dtype)
 
@@ -123,12 +132,20 @@ class ProgramCertificate(BaseCertificate):
         self, network: Network, images: Tensor, labels: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         logits = torch.cat([network.program.run(image.unsqueeze(0)) for image in images])
+        if logits.shape[1] < 2:
+            return [self._none(norm, "there is one class alone")] * len(images)
         finite = logits.isfinite().all(dim=1)
-        right = finite & (logits.argmax(dim=1) == labels)
-        results = [
-            self._none(norm, "the prediction is wrong" if sane else "the logits are not finite")
-            for sane in finite.tolist()
+        boxed = ((images >= 0) & (images <= 1)).flatten(1).all(dim=1)
+        right = finite & boxed & (logits.argmax(dim=1) == labels)
+        reasons = [
+            "the logits are not finite"
+            if not sane
+            else "the prediction is wrong"
+            if inside
+            else "the image is not in the pixel box"
+            for sane, inside in zip(finite.tolist(), boxed.tolist(), strict=True)
         ]
+        results = [self._none(norm, reason) for reason in reasons]
         chosen = right.nonzero().squeeze(1)
         if len(chosen):
             claims = self._radii(network, images[chosen], labels[chosen], logits[chosen], norm)

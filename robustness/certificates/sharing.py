@@ -22,7 +22,8 @@ class Ledger:
 
     Attributes:
         answers: answer, cost in seconds and arguments by function and identities of the
-            arguments. These are held, so that no other object can take over an identity.
+            arguments, which of numbers, words and tuples of these are their values. Arguments are
+            held, so that no other object can take over an identity.
         saved: seconds that the answers given again had cost.
     """
 
@@ -46,6 +47,14 @@ def shared_work() -> Iterator[Ledger]:
         _ledger = outer
 
 
+def _identity(argument: object) -> object:
+    if isinstance(argument, int | float | str):
+        return type(argument), argument
+    if type(argument) is tuple:
+        return tuple(map(_identity, argument))
+    return id(argument)
+
+
 def shared(function: Callable[P, R]) -> Callable[P, R]:
     """Mark a pure function of its positional arguments whose answers may be shared."""
 
@@ -54,7 +63,7 @@ def shared(function: Callable[P, R]) -> Callable[P, R]:
         ledger = _ledger
         if ledger is None or keywords:
             return function(*arguments, **keywords)
-        key = (function, *map(id, arguments))
+        key = (function, *map(_identity, arguments))
         if key in ledger.answers:
             answer, cost, _ = ledger.answers[key]
             ledger.saved += cost

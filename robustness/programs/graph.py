@@ -24,7 +24,7 @@ class Node:
         func: an operation of torch, or `source`, `take` or `place` of this module.
         args: positional operands: a `Node` where they depend on the image, else constants.
         kwargs: operands by name.
-        shape: of the value, for one image alone in its batch.
+        shape: of the value, for one image alone in its batch; (1,) for one without axes.
         dtype: of the value.
         output: which of several results it is; None where there is one.
     """
@@ -145,4 +145,5 @@ def _same(first: Any, second: Any) -> bool:
 
 def bits(values: Tensor) -> Tensor:
     """The bytes of a tensor, in order: what tells two results apart that compare equal."""
-    return values.detach().reshape(-1).contiguous().view(torch.uint8)
+    flat = values.detach().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)

@@ -29,7 +29,7 @@ from robustness.programs.boxes import Box
 from robustness.programs.forms import Form, advanced
 from robustness.programs.graph import Node, Program, Refusal
 from robustness.programs.operations import Operation, operation_of
-from robustness.programs.operations.base import Rows, unit_rows
+from robustness.programs.operations.base import LARGEST_WHOLE, Rows, unit_rows
 from robustness.programs.operations.elementwise import Rectifier
 from robustness.threat import Norm
 
@@ -204,6 +204,10 @@ class Network:
         return [i for i in found if (step := self.steps[i]) is not None and step.behind_bend]
 
 
+def _moves(step: Step) -> bool:
+    return bool(getattr(step.operation, "moves_entries", False))
+
+
 def _is_affine(step: Step | None) -> bool:
     return step is None or step.operation.affine
 
@@ -221,6 +225,9 @@ class Bounds:
         self.network, self.ball = network, ball
         self.boxes: list[Box] = []
         self.errors: list[Tensor | float] = []
+        # In whose balls a value may be infinite, or no number, and is not only moved about: an
+        # operation may make anything of it, and boxes behind it need not hold that.
+        self.unbounded = torch.zeros(len(ball.images), dtype=torch.bool)
         self._forms: dict[int, Form] = {}
         self._symbols = 0
         # Of halves of the balls, see `imposed`.
@@ -244,6 +251,8 @@ class Bounds:
         with arithmetic_of(step.operation.dtype):
             exact = step.operation.interval(*operands)
             error = step.operation.rounding(exact, *operands)
+        if isinstance(error, float) and error > 0:
+            error = torch.full_like(exact.low, error)
         box = exact if isinstance(error, float) else exact.widened(error)
         # What is not a number is not bounded.
         low = torch.where(box.low.isnan(), -torch.inf, box.low)
@@ -262,6 +271,13 @@ class Bounds:
             low = torch.where(by_form.low > box.low, by_form.low, box.low)
             high = torch.where(by_form.high < box.high, by_form.high, box.high)
             box = Box(low, high)
+        if not _moves(step):
+            for part in (*operands, box):
+                self.unbounded |= ~part.size.isfinite().flatten(1).all(dim=1)
+        elif i == len(self.network) - 1:
+            self.unbounded |= ~box.size.isfinite().flatten(1).all(dim=1)
+        if not step.operation.dtype.is_floating_point:
+            self.unbounded |= (box.size > LARGEST_WHOLE).flatten(1).any(dim=1)
         self.boxes.append(box)
         self.errors.append(error)
 
@@ -297,7 +313,7 @@ class Bounds:
     def lanes(self, part: Int[Tensor, " m"]) -> "Bounds":
         """The bounds of some images, which may come up more than once."""
         found = copy(self)
-        found.ball = self.ball.lanes(part)
+        found.ball, found.unbounded = self.ball.lanes(part), self.unbounded[part]
         found.boxes = [box.lanes(part) for box in self.boxes]
         found.errors = [
             error[part]
@@ -367,7 +383,7 @@ class Bounds:
     ) -> Float[Tensor, "n r"]:
         """Lower bounds of linear functions A v of one step's computed value over the balls.
 
-        -inf where a box on the way is without bound.
+        -inf where any box is without bound.
 
         Args:
             step: the step.
@@ -383,7 +399,7 @@ class Bounds:
         room = _ROOM + _ROOM_PER_TERM * pixels[0, 0].numel()
         least = self.ball.least(pixels) - room * pixels.flatten(2).abs().sum(dim=2)
         bound = offset + least
-        return torch.where(bound.isnan(), -torch.inf, bound)
+        return torch.where(bound.isnan() | self.unbounded.unsqueeze(1), -torch.inf, bound)
 
     def _to_pixels(
         self,

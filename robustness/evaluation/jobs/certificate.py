@@ -59,7 +59,7 @@ class Certifying(Kind[Row]):
     """Each certificate of the suite in each of its norms."""
 
     name = NAME
-    version = 1
+    version = 2
     row = Row
     shared = True
 

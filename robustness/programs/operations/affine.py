@@ -11,6 +11,7 @@ from robustness.numerics.arithmetic import rounding_of_entries
 from robustness.programs.boxes import Box
 from robustness.programs.graph import Node, Refusal
 from robustness.programs.operations.base import (
+    NORMAL,
     Operation,
     Rows,
     broadcast,
@@ -322,9 +323,11 @@ class Addition(Operation):
 
     affine = True
 
-    def __init__(self, node: Node, factors: Sequence[float], offset: Tensor | None) -> None:
+    def __init__(
+        self, node: Node, factors: Sequence[float], offset: Tensor | None, scaled: bool = False
+    ) -> None:
         super().__init__(node)
-        self.factors, self.offset = tuple(factors), offset
+        self.factors, self.offset, self.scaled = tuple(factors), offset, scaled
         self.inputs = [parent.shape for parent in node.parents]
 
     def _terms(self, values: Sequence[Tensor]) -> list[Tensor]:
@@ -361,7 +364,7 @@ class Addition(Operation):
         size = sum(term.abs() for term in self._terms([box.size for box in boxes]))
         if self.offset is not None:
             size = size + self.offset.abs()
-        plain = all(abs(factor) == 1 for factor in self.factors)
+        plain = all(abs(factor) == 1 for factor in self.factors) and not self.scaled
         operands = 1 + max(map(abs, self.factors))
         return rounding_of_entries(1 if plain else 4, size + torch.zeros(self.shape), operands)
 
@@ -389,7 +392,7 @@ def _add(node: Node) -> Operation:
     if isinstance(first, Node) and isinstance(second, Node):
         return Addition(node, (1.0, sign), None)
     if isinstance(first, Node):
-        return Addition(node, (1.0,), sign * constant(second, node.dtype))
+        return Addition(node, (1.0,), sign * constant(second, node.dtype), abs(sign) != 1)
     return Addition(node, (sign,), constant(first, node.dtype))
 
 
@@ -414,14 +417,14 @@ class Conversion(Addition):
         )
 
     def rounding(self, out: Box, *boxes: Box) -> Tensor | float:
-        """Of a conversion to fewer digits."""
-        return 0.0 if self._exact else super().rounding(out, *boxes)
+        """Of a conversion to fewer digits; one to more may flush what it is given."""
+        return NORMAL if self._exact else super().rounding(out, *boxes)
 
 
 def scaled(node: Node, factor: Any, roundings: int = 1, divided: bool = False) -> Operation:
     """The product of a value and a constant, or its quotient by one."""
     value = constant(factor, node.dtype)
     if divided:
-        require(node, bool((value != 0).all()), "a divisor of 0")
+        require(node, bool((value.abs() >= NORMAL).all()), "a divisor of 0")
         value = value.reciprocal()
     return Scaling(node, value, 0.0, roundings + divided)

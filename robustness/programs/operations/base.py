@@ -110,14 +110,17 @@ def by_sign(rows: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def constant(value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A constant operand in float64; a Python number is first rounded to `dtype`, as torch does.
+    """A constant operand in float64, first rounded to `dtype` as torch does.
+
+    It does so with Python numbers, and with tensors of no axes beside values that have some.
 
     Args:
         value: a tensor or a number.
         dtype: of the operation's result.
     """
     if isinstance(value, Tensor):
-        return value.detach().double()
+        fixed = value.detach()
+        return fixed.to(dtype).double() if dtype.is_floating_point else fixed.double()
     return torch.tensor(value, dtype=dtype if dtype.is_floating_point else None).double()
 
 
@@ -150,6 +153,14 @@ def broadcast(value: Float[Tensor, "n *shape"], shape: tuple[int, ...]) -> Tenso
     return value.reshape(len(value), *(1,) * lacking, *value.shape[1:])
 
 
+# The smallest number of float32 that is not flushed to zero where denormals are.
+NORMAL = 2.0**-126
+# Whole numbers beyond this are not all float32 numbers, and may leave the range of their kind.
+LARGEST_WHOLE = 2**24
+COMPARISONS = ("gt", "ge", "lt", "le")
+# What gives truth values of truth values as if they were the numbers 0 and 1.
+_LOGICAL = ("mul", "where", "maximum", "minimum", "amax", "max", "gather", "sort", "_to_copy")
+
 REGISTRY: dict[str, Callable[[Node], Operation]] = {}
 
 
@@ -176,6 +187,7 @@ def operation_of(node: Node) -> Operation:
         raise Refusal(
             f"no rule is known for the operation {node.name}; see CONTRIBUTING.md, 'An operation'"
         )
+    _require_conversions_seen(node)
     try:
         return REGISTRY[node.name](node)
     except Refusal:
@@ -186,6 +198,28 @@ def operation_of(node: Node) -> Operation:
         raise Refusal(
             f"no rule is known for the operation {node.name} with these operands ({kind})"
         ) from error
+
+
+def _require_conversions_seen(node: Node) -> None:
+    """Refuse operations that convert their operands on the way to something else than numbers do.
+
+    Raises:
+        Refusal: it is such an operation.
+    """
+    before = [parent.dtype for parent in node.parents]
+    real = {dtype for dtype in before if dtype.is_floating_point}
+    if node.name in COMPARISONS:
+        require(node, len(real) < 2, "values of different precision")
+        return
+    if not node.dtype.is_floating_point:
+        require(node, not real, "numbers that become integers")
+    elif node.name != "_to_copy":
+        narrowed = torch.float64 in real and node.dtype is not torch.float64
+        require(node, not narrowed, "values of different precision")
+    if node.dtype is torch.bool:
+        moved = getattr(REGISTRY[node.name], "moves_entries", False)
+        require(node, moved or node.name in _LOGICAL, "truth values")
+        require(node, set(before) <= {torch.bool}, "integers that become truth values")
 
 
 def require(node: Node, condition: bool, what: str) -> None:

@@ -19,6 +19,7 @@ from robustness.numerics.arithmetic import LARGEST, current_arithmetic
 from robustness.programs.boxes import Box
 from robustness.programs.graph import Node
 from robustness.programs.operations.base import (
+    NORMAL,
     Operation,
     Rows,
     by_sign,
@@ -150,7 +151,8 @@ class Curve:
     Attributes:
         value: the function.
         slope: its derivative.
-        units: units in the last place by which the library's float result may differ, doubled.
+        units: relative error of the library's float result in units of rounding, twice what all
+            float32 numbers show (`benchmarks/rounding_units.py`).
         absolute: further error, in units of rounding, that does not scale with the result.
         shape: `convex`, `concave`, or `bounded`, with a second derivative within `bend`.
         bend: bound of the second derivative's absolute value, for `bounded`.
@@ -193,13 +195,13 @@ CURVES: dict[str, Curve] = {
     "sigmoid": Curve(torch.sigmoid, _logistic, 12.0, 2.0, bend=0.0963),
     "softplus": Curve(functional.softplus, torch.sigmoid, 16.0, 8.0, shape="convex"),
     "gelu": Curve(
-        functional.gelu, _gelu_slope, 16.0, 8.0, bend=0.798, rising=False, lowest=_GELU_LOWEST
+        functional.gelu, _gelu_slope, 16.0, 48.0, bend=0.798, rising=False, lowest=_GELU_LOWEST
     ),
     "silu": Curve(
         functional.silu, _silu_slope, 16.0, 4.0, bend=0.5, rising=False, lowest=_SILU_LOWEST
     ),
     "log": Curve(torch.log, torch.reciprocal, 8.0, 4.0, shape="concave"),
-    "sqrt": Curve(torch.sqrt, lambda x: 0.5 / torch.sqrt(x), 2.0, shape="concave"),
+    "sqrt": Curve(torch.sqrt, lambda x: 0.5 / torch.sqrt(x), 4.0, shape="concave"),
     "reciprocal": Curve(
         torch.reciprocal, lambda x: -1 / (x * x), 2.0, shape="convex", rising=False
     ),
@@ -228,8 +230,8 @@ class Smooth(Elementwise):
     def interval(self, *boxes: Box) -> Box:
         """The range, by monotony or by the curve's least value."""
         (box,) = boxes
-        if self.node.name in _POSITIVE and not bool((box.low > 0).all()):
-            box = Box(box.low.where(box.low > 0, torch.nan), box.high)
+        if self.node.name in _POSITIVE and not bool((box.low >= NORMAL).all()):
+            box = Box(box.low.where(box.low >= NORMAL, torch.nan), box.high)
         first, last = self.curve.value(box.low), self.curve.value(box.high)
         low, high = torch.minimum(first, last), torch.maximum(first, last)
         if self.node.name in ("sin", "cos"):

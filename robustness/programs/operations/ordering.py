@@ -9,6 +9,8 @@ from robustness.numerics.arithmetic import current_arithmetic
 from robustness.programs.boxes import Box
 from robustness.programs.graph import Node
 from robustness.programs.operations.base import (
+    COMPARISONS,
+    NORMAL,
     Operation,
     Rows,
     broadcast,
@@ -316,17 +318,21 @@ def _pair(given: Any, default: list[int]) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-@register("gt", "ge", "lt", "le")
+def _flushed(ends: Tensor) -> Tensor:
+    return torch.where(ends.abs() < NORMAL, 0.0, ends)
+
+
+@register(*COMPARISONS)
 class Comparison(Operation):
     """x > y and its like: 1 where it holds all over the boxes, 0 where nowhere."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        first, second = node.args
-        self.sides = [
-            None if isinstance(s, Node) else constant(s, node.parents[0].dtype)
-            for s in (first, second)
-        ]
+        kind = node.parents[0].dtype
+        fixed = [s for s in node.args if isinstance(s, Tensor) and s.is_floating_point()]
+        same = all(s.dtype is kind for s in fixed)
+        require(node, same, "a number of another precision")
+        self.sides = [None if isinstance(s, Node) else constant(s, kind) for s in node.args]
 
     def interval(self, *boxes: Box) -> Box:
         """0, 1, or both."""
@@ -337,10 +343,13 @@ class Comparison(Operation):
             box = next(given) if side is None else Box(*[side.expand(count, *side.shape)] * 2)
             sides.append(Box(broadcast(box.low, self.shape), broadcast(box.high, self.shape)))
         less, more = sides if self.node.name in ("lt", "le") else reversed(sides)
+        # Where denormals are flushed, different numbers may compare as equal.
         if self.node.name in ("lt", "gt"):
-            always, ever = less.high < more.low, less.low < more.high
+            always = (less.high < more.low) & (_flushed(less.high) < _flushed(more.low))
+            ever = less.low < more.high
         else:
-            always, ever = less.high <= more.low, less.low <= more.high
+            always = less.high <= more.low
+            ever = (less.low <= more.high) | (_flushed(less.low) <= _flushed(more.high))
         zero = torch.zeros((count, *self.shape), dtype=torch.float64)
         return Box(zero + always, zero + ever)
 

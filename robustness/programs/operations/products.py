@@ -14,6 +14,7 @@ from robustness.programs.boxes import Box
 from robustness.programs.graph import Node
 from robustness.programs.operations.affine import Scaling, scaled
 from robustness.programs.operations.base import (
+    NORMAL,
     Operation,
     Rows,
     broadcast,
@@ -86,7 +87,7 @@ class Quotient(Operation):
         self.limit = _NORMALISED if _is_normalised(node) else math.inf
 
     def _inverse_of(self, divisor: Box) -> Box:
-        positive = divisor.low > 0
+        positive = divisor.low >= NORMAL
         return Box(
             torch.where(positive, divisor.high.reciprocal(), torch.nan) * (1 - 2.0**-50),
             torch.where(positive, divisor.low.reciprocal(), torch.nan) * (1 + 2.0**-50),
@@ -117,7 +118,7 @@ class Quotient(Operation):
             lost = flat.expand(len(rows), 1, *self.shape).squeeze(1)
             lost = summed_to(lost.unsqueeze(1).double(), tuple(shape[1:])).squeeze(1) > 0
             # A divisor of no known sign: its lines are of no use, and none may be NaN.
-            safe = torch.where(lost & (boxes[1].low <= 0), 1.0, boxes[1].low)
+            safe = torch.where(lost & (boxes[1].low < NORMAL), 1.0, boxes[1].low)
             divisor = Box(safe, torch.maximum(safe, boxes[1].high))
             inverse = self._inverse_of(divisor)
         else:
@@ -241,7 +242,7 @@ class ConstantOver(Operation):
 
 
 def _reciprocal(box: Box) -> Box:
-    positive = box.low > 0
+    positive = box.low >= NORMAL
     return Box(
         torch.where(positive, box.high.reciprocal(), torch.nan),
         torch.where(positive, box.low.reciprocal(), torch.nan),
@@ -250,5 +251,7 @@ def _reciprocal(box: Box) -> Box:
 
 @register("pow")
 def _pow(node: Node) -> Operation:
-    require(node, node.args[1] == 2, "an exponent other than 2")
+    exponent = node.args[1]
+    plain = isinstance(exponent, float | int) and exponent == 2
+    require(node, plain, "an exponent other than the number 2")
     return Square(node)

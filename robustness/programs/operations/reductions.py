@@ -306,6 +306,9 @@ class GroupNorm(Operation):
             + of_mean * inverse * scale
         )
         error = error * (1 + 1e-6) + 1e-35 * (1 + size) * (1 + inverse * scale)
+        # Squares and what is summed of them must not overflow.
+        bounded = (self.count * largest**2 <= LARGEST) & (size * inverse * scale <= LARGEST)
+        error = torch.where(bounded, error, torch.inf)
         return error.view(len(size), *self.shape)
 
     def lines(self, rows: Rows, out: Box, *boxes: Box) -> tuple[list[Tensor | None], Tensor]:

@@ -4,15 +4,13 @@ One rule serves all of them: what stands where is found by running the operation
 entries.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from robustness.programs.boxes import Box
 from robustness.programs.graph import Node
-from robustness.programs.operations.base import Operation, Rows, dot, register
+from robustness.programs.operations.base import Operation, Rows, dot, register, require
 
 
 @register(
@@ -28,21 +26,27 @@ class Selection(Operation):
     """Views, permutations, slices, concatenations, paddings and writes of parts."""
 
     affine = True
+    moves_entries = True
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
+        require(node, node.func is not torch.ops.aten.view.dtype, "bits read as another number")
         sizes = [parent.size for parent in node.parents]
         numbered, start = [], 1
         for parent, size in zip(node.parents, sizes, strict=True):
             entries = torch.arange(start, start + size, dtype=torch.float64)
             numbered.append(entries.view(parent.shape))
             start += size
-        silent = _with_constants(node, torch.zeros_like)
-        self._where = silent.run(*numbered).flatten().long()
+        moving = _in_float64(node)
         zeros = [torch.zeros(parent.shape, dtype=torch.float64) for parent in node.parents]
-        constants = _with_constants(node, lambda t: t).run(*zeros)
+        constants = moving.run(*zeros).flatten().double()
+        # What a constant fills is the same in both.
+        shown = moving.run(*numbered).flatten().double() - constants
+        self._where = shown.nan_to_num(0.0, 0.0, 0.0).long()
+        require(node, len(self._where) == node.size, "a result of another size")
         # A number that is filled in is rounded to the precision of the values.
-        self._constants = constants.to(node.dtype).double().flatten()
+        self._constants = constants.to(node.dtype).double()
+        self._finite = bool(self._constants.isfinite().all())
         self._sizes = sizes
         total = start - 1
         moved = torch.arange(1, total + 1)
@@ -103,14 +107,18 @@ class Selection(Operation):
             for part, box in zip(parts, boxes, strict=True)
         ]
         offset = dot(rows, self._constants.expand(count, -1))
+        if not self._finite:
+            # Memory that is not written yet: what shows none of it does not depend on it.
+            shown = torch.where(flat == 0, 0.0, flat * self._constants)
+            offset = shown.sum(dim=2)
         return list(found), offset
 
 
-def _with_constants(node: Node, change: Any) -> Node:
-    """The node with its constant values in float64, changed; indices stay as they are."""
+def _in_float64(node: Node) -> Node:
+    """The node with its constant values in float64; whole numbers, as indices are, stay."""
 
     def changed(value: Tensor) -> Tensor:
-        return change(value.double()) if value.is_floating_point() else value
+        return value.double() if value.is_floating_point() else value
 
     args, kwargs = pytree.tree_map_only(Tensor, changed, (node.args, node.kwargs))
     return Node(node.index, node.func, args, kwargs, node.shape, node.dtype, node.output)
