@@ -141,6 +141,23 @@ def check(
 
 
 @dataclass(frozen=True)
+class _Number:
+    """A number that is not judged yet.
+
+    Attributes:
+        case: as far as it is known.
+        limits: what holds it.
+        called: how a finding begins.
+        remark: what may explain a fall; empty where nothing does.
+    """
+
+    case: Case
+    limits: Limits
+    called: str
+    remark: str
+
+
+@dataclass(frozen=True)
 class _Gate:
     results: Leaderboard
     baseline: Leaderboard | None
@@ -156,7 +173,7 @@ class _Gate:
             before.append(Case("", "comparability", Outcome.PASS))
         compared = self.baseline if not reasons else None
         cases, notes = list(before), []
-        numbers = []
+        numbers: list[_Number] = []
         for expected in compared.models if compared else []:
             found = find(self.results, expected.name)
             if found is None:
@@ -186,10 +203,7 @@ class _Gate:
         reasons = obstacles(before, after, other_seeds=self.thresholds.other_seeds)
         return reasons if self.baseline.models else [*reasons, "the baseline holds no model"]
 
-    def _numbers(
-        self, found: ModelEntry, expected: ModelEntry | None
-    ) -> Iterator[tuple[Case, Limits, str]]:
-        """Each number of a model, not yet judged; its limits; and how it is called."""
+    def _numbers(self, found: ModelEntry, expected: ModelEntry | None) -> Iterator[_Number]:
         every = quantities(found) if expected is None else quantities(expected)
         for quantity in every:
             old = None if expected is None else proportion(expected, quantity)
@@ -200,18 +214,21 @@ class _Gate:
             if expected is not None and self.thresholds.significance is not None:
                 case = replace(case, p_value=_p_value(found, expected, case))
             limits = self.thresholds.of(found.name, quantity, self.tolerance)
-            yield case, limits, _called(found, quantity)
+            remark = _remark(found, expected, quantity)
+            yield _Number(case, limits, _called(found, quantity), remark)
 
-    def _judged(self, numbers: list[tuple[Case, Limits, str]]) -> Iterator[Case]:
-        tested = [case.p_value for case, _, _ in numbers if case.p_value is not None]
+    def _judged(self, numbers: list[_Number]) -> Iterator[Case]:
+        tested = [n.case.p_value for n in numbers if n.case.p_value is not None]
         adjusted = iter(holm(tested))
-        for number, limits, called in numbers:
-            case = number
-            if case.p_value is not None:
-                case = replace(case, p_value=next(adjusted))
-            yield self._judge(case, limits, called)
+        for number in numbers:
+            if number.case.p_value is None:
+                yield self._judge(number)
+            else:
+                case = replace(number.case, p_value=next(adjusted))
+                yield self._judge(replace(number, case=case))
 
-    def _judge(self, case: Case, limits: Limits, called: str) -> Case:
+    def _judge(self, number: _Number) -> Case:
+        case, limits, called = number.case, number.limits, number.called
         old, new = case.old, case.new
         if new is None:
             threat = case.quantity.threat if case.quantity else case.what
@@ -229,7 +246,7 @@ class _Gate:
         if beyond:
             significance = self.thresholds.significance
             if significance is None or case.p_value is None or case.p_value < significance:
-                return _regression(case, change)
+                return _regression(case, change + number.remark)
             return replace(case, text=f"within chance {change}")
         if limits.fall is not None and _exceeds(_rise(old, new), limits.fall, old, new):
             return replace(case, text=f"improvement {change}")
@@ -256,6 +273,18 @@ def _called(entry: ModelEntry, quantity: Quantity) -> str:
     if quantity.metric is Metric.CERTIFIED:
         return called
     return f"{called} ({selection.strength(entry, quantity.norm, quantity.eps)})"
+
+
+def _remark(found: ModelEntry, expected: ModelEntry | None, quantity: Quantity) -> str:
+    if expected is None or quantity.metric is not Metric.ATTACKED:
+        return ""
+    other = _versions(expected, quantity) != _versions(found, quantity)
+    return "; the attacks are of other versions" if other else ""
+
+
+def _versions(entry: ModelEntry, at: Quantity) -> set[tuple[str, str]]:
+    rows = [row for row in entry.attacks if (row.norm, row.eps) == (at.norm, at.eps)]
+    return {(row.attack, row.version) for row in rows}
 
 
 def _p_value(found: ModelEntry, expected: ModelEntry, case: Case) -> float | None:

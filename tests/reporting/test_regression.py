@@ -147,3 +147,17 @@ def test_an_empty_baseline_promises_nothing(board):
 def test_a_tolerance_that_is_no_proportion_is_refused(board, tolerance):
     with pytest.raises(UsageError, match="expected a tolerance"):
         check(board, board, tolerance)
+
+
+def test_a_fall_under_attacks_of_other_versions_says_so(board):
+    fallen = boards.shift(board, NODE, "attacked", -30)
+    rows = fallen.models[1].attacks
+    newer = [row.model_copy(update={"version": f"{row.version}, 40 steps"}) for row in rows]
+    both = boards.shift(boards.edit(fallen, NODE, attacks=newer), NODE, "certified", -30)
+    said = "; the attacks are of other versions"
+    found = check(both, board).findings
+    assert {("attacked" in finding, finding.endswith(said)) for finding in found} == {
+        (True, True),
+        (False, False),
+    }
+    assert not any(finding.endswith(said) for finding in check(fallen, board).findings)
