@@ -67,8 +67,8 @@ class CertifiedLyapunovConfig(Config):
     temperature: Positive
 
 
-class CertifiedIntervalConfig(Config):
-    """The Lyapunov loss of a target-seeking field at its worst over an l-infinity box.
+class GrowingBoxConfig(Config):
+    """An l-infinity box that grows in training.
 
     The box grows from nothing to `eps` between the shares `warm_up` and `ramp` of all training
     steps. `clean` is the share of the plain cross-entropy, `regularisation` the weight of the
@@ -76,7 +76,6 @@ class CertifiedIntervalConfig(Config):
     checkpoint is chosen by what is certified at `test_eps`, which is best smaller than `eps`.
     """
 
-    kind: Literal["certified-interval"]
     eps: Positive
     test_eps: Positive
     warm_up: float = Field(default=0.05, ge=0.0, le=1.0)
@@ -85,7 +84,7 @@ class CertifiedIntervalConfig(Config):
     regularisation: NonNegative = 0.5
 
     @model_validator(mode="after")
-    def _ramp_ends_after_the_warm_up(self) -> "CertifiedIntervalConfig":
+    def _ramp_ends_after_the_warm_up(self) -> "GrowingBoxConfig":
         if self.ramp < self.warm_up:
             raise ValueError(f"expected ramp >= warm_up, got {self.ramp} and {self.warm_up}")
         return self
@@ -95,6 +94,30 @@ class CertifiedIntervalConfig(Config):
         if progress >= self.ramp:
             return 1.0
         return max(0.0, (progress - self.warm_up) / (self.ramp - self.warm_up))
+
+
+class CertifiedIntervalConfig(GrowingBoxConfig):
+    """The Lyapunov loss of a target-seeking field at its worst over an l-infinity box."""
+
+    kind: Literal["certified-interval"]
+
+
+class ProvedConfig(GrowingBoxConfig):
+    """V at the horizon at its worst over an l-infinity box, by bounds of the recorded program.
+
+    The bounds pass through every step of the solver, whatever the model is made of. `lyapunov` is
+    the weight of LyaNet's loss beside it: for a neural ODE on the class state the Monte Carlo loss
+    over `states` states in `extent` of the authors' ball, for a ContinuousNet that over the states
+    of solved trajectories. `steering` is the weight of the potential of what the softmaxes of
+    LyaNet's simplex variant are taken of, at its worst, which has gradients where V has none: V is
+    bounded there, and flat where a box is wide.
+    """
+
+    kind: Literal["proved"]
+    steering: NonNegative = 0.0
+    lyapunov: NonNegative = 0.0
+    states: Width = 32
+    extent: Positive = 0.4
 
 
 class PathIntegralLyapunovConfig(Config):
@@ -168,6 +191,7 @@ LossConfig = Annotated[
     | PathIntegralLyapunovConfig
     | CertifiedLyapunovConfig
     | CertifiedIntervalConfig
+    | ProvedConfig
     | InvarianceConfig
     | AdversarialConfig
     | SteadyStateConfig

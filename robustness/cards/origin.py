@@ -14,6 +14,7 @@ _BY_LOSS = {
     "lyapunov-path-integral": Origin(family="LyaNet, path integral", paper=_LYANET),
     "certified-lyapunov": Origin(family="LyaNet, certified", paper=_LYANET),
     "certified-interval": Origin(family="LyaNet, interval bounds", paper=_LYANET),
+    "proved": Origin(family="bounds of the program", paper="https://arxiv.org/abs/1810.12715"),
     "invariance-monte-carlo": Origin(family="FI-ODE", paper="https://arxiv.org/abs/2210.16940"),
     "adversarial": Origin(family="adversarial training", paper="https://arxiv.org/abs/1706.06083"),
     "steady-state": Origin(family="TisODE", paper="https://arxiv.org/abs/1910.05513"),

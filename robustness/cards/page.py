@@ -30,6 +30,7 @@ LOSSES = {
     "lyapunov-path-integral": "path integral Lyapunov loss (arXiv 2202.02526)",
     "certified-lyapunov": "Lyapunov loss at its worst over an l2 ball, by Lipschitz margins",
     "certified-interval": "Lyapunov loss at its worst over an l-infinity box, by interval bounds",
+    "proved": "V at the horizon at its worst over an l-infinity box, by bounds of the program",
     "invariance-monte-carlo": "forward invariance at sampled states, after FI-ODE (2210.16940)",
     "adversarial": "cross-entropy at images found by projected gradient descent (1706.06083)",
     "steady-state": "cross-entropy and the distance travelled after the horizon, after TisODE",

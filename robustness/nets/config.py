@@ -166,12 +166,14 @@ class OrthogonalEncoderConfig(Config):
 
 
 class LyaNetFieldConfig(Config):
-    """LyaNet's data-controlled field."""
+    """LyaNet's data-controlled field; `feedback` scales its weights on the state at the start."""
 
     kind: Literal["lyanet"]
     variant: Literal["normalised", "simplex"]
     width: Width
     gain: Positive = 1.0
+    # Left out where it is 1, so that it changes no digest.
+    feedback: Annotated[Positive, Field(exclude_if=lambda factor: factor == 1.0)] = 1.0
 
     @property
     def features(self) -> int | None:
@@ -181,7 +183,7 @@ class LyaNetFieldConfig(Config):
     def build(self, classes: int, features: int) -> nn.Module:
         """The field."""
         del features
-        return LyaNetField(classes, self.width, self.variant, self.gain)
+        return LyaNetField(classes, self.width, self.variant, self.gain, feedback=self.feedback)
 
 
 class TargetSeekingFieldConfig(Config):
@@ -328,7 +330,7 @@ class ConvResidualConfig(Config):
 
 
 class ContinuousNetConfig(Config):
-    """Stages of convolutional ODE blocks."""
+    """Stages of convolutional ODE blocks; without `norms` for interval bounds."""
 
     kind: Literal["continuous-net"]
     normalise: NormaliseConfig = NormaliseConfig()
@@ -336,6 +338,8 @@ class ContinuousNetConfig(Config):
     strides: Widths
     stem: list[Width] = Field(default=[], max_length=MOST_LAYERS)
     solver: SolverConfig
+    # Left out where they are there, so that it changes no digest.
+    norms: Annotated[bool, Field(exclude_if=bool)] = True
 
     @model_validator(mode="after")
     def _as_many_strides_as_widths(self) -> "ContinuousNetConfig":
@@ -352,6 +356,7 @@ class ContinuousNetConfig(Config):
             list(self.stem),
             self.solver.build(),
             classes,
+            self.norms,
         )
 
 

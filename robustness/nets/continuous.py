@@ -5,7 +5,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustness.nets.convolutions import normalised_convolution
+from robustness.nets.convolutions import (
+    draw_for_boxes,
+    normalised_convolution,
+    plain_convolution,
+)
 from robustness.nets.encoders import Normalise
 from robustness.nets.solvers import Solver
 
@@ -21,11 +25,20 @@ class ConvField(nn.Module):
 
     Args:
         channels: channels of the state, a multiple of 8 or fewer than 8.
+        norms: whether there are group norms, which interval bounds do not pass through in earnest.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norms: bool = True) -> None:
         super().__init__()
         groups = max(1, channels // _GROUP)
+        if not norms:
+            self.layers = nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+            )
+            return
         self.layers = nn.Sequential(
             nn.GroupNorm(groups, channels),
             nn.ReLU(),
@@ -106,6 +119,8 @@ class ContinuousNet(StagedODE):
         stem: channels of further convolutions of stride 2 in front of the first stage.
         solver: how every block is solved.
         classes: number of logits.
+        norms: whether there are batch norms in front of the blocks and group norms in their fields.
+            Without, the weights are drawn so that boxes keep their size, as for `ConvReLUEncoder`.
     """
 
     def __init__(
@@ -117,19 +132,26 @@ class ContinuousNet(StagedODE):
         stem: list[int],
         solver: Solver,
         classes: int,
+        norms: bool = True,
     ) -> None:
         super().__init__(normalise, solver, classes)
         self.transitions, self.fields = nn.ModuleList(), nn.ModuleList()
         inputs, before = channels, nn.Sequential()
+        led = normalised_convolution if norms else plain_convolution
         for outputs in stem:
-            before.extend([*normalised_convolution(inputs, outputs, 2), nn.ReLU()])
+            before.extend([*led(inputs, outputs, 2), nn.ReLU()])
             inputs = outputs
         for outputs, stride in zip(widths, strides, strict=True):
-            convolution = normalised_convolution(inputs, outputs, stride)
-            self.transitions.append(nn.Sequential(*before, *convolution, nn.ReLU()))
+            self.transitions.append(
+                nn.Sequential(*before, *led(inputs, outputs, stride), nn.ReLU())
+            )
             before = nn.Sequential()
-            self.fields.append(ConvField(outputs))
+            self.fields.append(ConvField(outputs, norms))
             inputs = outputs
+        if not norms:
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    draw_for_boxes(module)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
     @property

@@ -27,6 +27,21 @@ def normalised_convolution(inputs: int, outputs: int, stride: int) -> list[nn.Mo
     return [convolution, nn.BatchNorm2d(outputs)]
 
 
+def plain_convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    """A 3x3 convolution of padding 1 with its bias, for interval bounds."""
+    return [nn.Conv2d(inputs, outputs, _KERNEL, stride, _PADDING)]
+
+
+def draw_for_boxes(layer: nn.Conv2d | nn.Linear) -> None:
+    """Draw weights of std sqrt(2 pi) / n for n inputs, and biases of 0.
+
+    At the start the sides of a box then keep their mean length from layer to layer (Shi et al.,
+    arXiv 2103.17268, section 3.2).
+    """
+    nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel())
+    nn.init.zeros_(cast(Tensor, layer.bias))
+
+
 class ConvEncoder(nn.Sequential):
     """3x3 convolutions with batch norm and ReLU, then one linear layer onto the features.
 
@@ -53,8 +68,7 @@ class ConvReLUEncoder(nn.Sequential):
     """Convolutions and one linear layer, each with ReLU: what interval bounds pass through.
 
     Without batch norm the function that is trained on bounds is the one that is certified.
-    Weights are drawn so that at the start the sides of a box keep their mean length from layer
-    to layer (Shi et al., arXiv 2103.17268, section 3.2): std sqrt(2 pi) / n for n inputs.
+    Weights are drawn by `draw_for_boxes`.
 
     Args:
         shape: channels, height and width of an image.
@@ -83,8 +97,7 @@ class ConvReLUEncoder(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), dense, nn.ReLU())
         for layer in self:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.normal_(layer.weight, std=math.sqrt(2 * math.pi) / layer.weight[0].numel())
-                nn.init.zeros_(cast(Tensor, layer.bias))
+                draw_for_boxes(layer)
 
 
 class ConvResidualBlock(nn.Module):

@@ -49,18 +49,29 @@ class LyaNetField(nn.Module):
         variant: `normalised` or `simplex`.
         gain: the authors' gain; a constant here, where their training loop alters it.
         softening: smallest |raw| that is divided by; torch's normalisation uses 1e-12.
+        feedback: factor of the weights A that the state enters by, before training. A small one
+            keeps boxes of states, whose entries reach 15, from widening the next velocity's.
     """
 
     corners: Tensor
 
     def __init__(
-        self, classes: int, width: int, variant: str, gain: float, softening: float = 1e-12
+        self,
+        classes: int,
+        width: int,
+        variant: str,
+        gain: float,
+        softening: float = 1e-12,
+        feedback: float = 1.0,
     ) -> None:
         super().__init__()
         self.classes, self.width, self.variant = classes, width, variant
         self.gain, self.softening = gain, softening
         self.rate = lyapunov_rate(classes)
         self.from_state = nn.Linear(classes, width)
+        if feedback != 1:
+            with torch.no_grad():
+                self.from_state.weight.mul_(feedback)
         self.to_state = nn.Linear(width, classes)
         self.register_buffer("corners", class_corners(classes), persistent=False)
 

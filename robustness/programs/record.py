@@ -92,9 +92,40 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 def _record_once(twin: nn.Module, image: Float[Tensor, "1 c h w"]) -> Program:
     recorder = _Recorder()
     source = recorder.source(image)
+    return _recorded(recorder, lambda: twin(source))
+
+
+def record_with_parameters(
+    model: nn.Module, image: Float[Tensor, "1 c h w"]
+) -> tuple[Program, dict[int, str]]:
+    """A recording that follows the model's parameters as it follows the image.
+
+    It is one recording at one image, and no check that the program speaks for others; see `record`.
+
+    Args:
+        model: may keep what it computes.
+        image: where it is recorded.
+
+    Returns:
+        The program, and the names of the parameters by the indices of the nodes they enter at.
+
+    Raises:
+        Refusal: see `record`; a path that depends on a parameter's value is refused too.
+    """
+    recorder = _Recorder()
+    source = recorder.source(image)
+    given: dict[str, Tensor] = {
+        name: recorder.source(p.detach()) for name, p in model.named_parameters()
+    }
+    names = dict(enumerate(given, start=1))
+    call = torch.func.functional_call
+    return _recorded(recorder, lambda: call(model, given, (source,))), names
+
+
+def _recorded(recorder: "_Recorder", call: Callable[[], Any]) -> Program:
     try:
         with torch.no_grad(), recorder:
-            logits = twin(source)
+            logits = call()
     except Refusal:
         raise
     except Exception as error:

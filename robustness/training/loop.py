@@ -41,6 +41,7 @@ from robustness.recipe import (
     MeasuredConfig,
     MonteCarloLyapunovConfig,
     PathIntegralLyapunovConfig,
+    ProvedConfig,
     Recipe,
     StableEquilibriumConfig,
     SteadyStateConfig,
@@ -52,6 +53,7 @@ from robustness.terminal import progress_bar
 from robustness.training import intervals, losses, stability
 from robustness.training.adversarial import adversarial
 from robustness.training.augmentation import augment
+from robustness.training.proved import ProvedTraining
 
 # Validation batches; a fixed size keeps the chosen checkpoint independent of batch_size.
 _VALIDATION_BATCH = 256
@@ -255,6 +257,9 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
         return lambda x, y, generator, _: adversarial(
             model, x, y, choice.norm, choice.eps, choice.steps, generator, choice.step_size
         )
+    if isinstance(choice, ProvedConfig):
+        proved = ProvedTraining(choice, model, classes)
+        return proved.loss
     if isinstance(choice, PathIntegralLyapunovConfig) and isinstance(model, ContinuousNet):
         rate = choice.rate or lyapunov_rate(classes)
         return lambda x, y, *_: losses.continuous_lyapunov(model, x, y, choice.through_solver, rate)
@@ -394,6 +399,8 @@ def _certified_judge(
             losses.certified_margin_radius(model, x, y) > choice.eps,
             losses.certified_lyapunov(model, x, y, choice.eps, choice.temperature),
         )
+    if isinstance(choice, ProvedConfig):
+        return ProvedTraining(choice, module, 0).judge
     if isinstance(choice, CertifiedIntervalConfig):
         return lambda x, y: (
             intervals.certified_by_intervals(model, x, y, choice.test_eps),

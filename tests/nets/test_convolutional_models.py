@@ -100,3 +100,16 @@ def test_a_convolutional_velocity_is_blind_to_the_batch_while_training() -> None
     together = field(torch.zeros(()), state, nothing)
     alone = field(torch.zeros(()), state[:1], nothing[:1])
     torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_continuous_net_without_norms_has_none_and_its_digest_says_so() -> None:
+    configs = [MODEL.validate_python(CONTINUOUS | more) for more in ({}, {"norms": False})]
+    normed, plain = (config.build((1, 28, 28), 3) for config in configs)
+    norms = nn.BatchNorm2d | nn.GroupNorm
+    assert any(isinstance(module, norms) for module in normed.modules())
+    assert not any(isinstance(module, norms) for module in plain.modules())
+    assert all(layer.bias is not None for layer in plain.modules() if isinstance(layer, nn.Conv2d))
+    assert plain(torch.rand(2, 1, 28, 28)).shape == (2, 3)
+    # An entry from before the setting keeps its digest.
+    assert "norms" not in configs[0].model_dump()
+    assert configs[1].model_dump()["norms"] is False

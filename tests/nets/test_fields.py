@@ -172,3 +172,13 @@ def test_a_grid_copies_no_matrix_per_state():
         field.on_grid(torch.randn(64, 4), torch.randn(8, 32**2))
     most = max(event.cpu_memory_usage for event in profile.events())
     assert most < 8 * 64 * 32**2 * 4 / 8  # bytes of the copies, an eighth of them allowed
+
+
+def test_feedback_scales_what_the_state_enters_by_before_training_and_nothing_else() -> None:
+    states = []
+    for feedback in (1.0, 0.1):
+        torch.manual_seed(0)
+        states.append(LyaNetField(3, 2, "simplex", 1.0, feedback=feedback).state_dict())
+    plain, weak = states
+    assert torch.equal(weak.pop("from_state.weight"), 0.1 * plain.pop("from_state.weight"))
+    assert all(torch.equal(weak[name], plain[name]) for name in plain)

@@ -61,6 +61,15 @@ RECIPES = {
         + "kernel = 4 }\n",
         'loss = { kind = "certified-interval", eps = 0.05, test_eps = 0.02 }\n',
     ),
+    "proved": (
+        NEURAL_ODE
+        + 'field = { kind = "lyanet", variant = "simplex", width = 8, gain = 5.0, '
+        + "feedback = 0.02 }\n"
+        + 'encoder = { kind = "conv-relu", widths = [8], strides = [2], outputs = 64, '
+        + "kernel = 4 }\n",
+        'loss = { kind = "proved", eps = 0.01, test_eps = 0.01, warm_up = 0.5, ramp = 1.0, '
+        "steering = 1.0, lyapunov = 0.1, states = 4, regularisation = 0.0 }\n",
+    ),
     "simplex": (
         NEURAL_ODE
         + "initial = 0.1\n"
@@ -91,7 +100,9 @@ def test_a_trained_recipe_loads_and_has_learnt_more_than_chance(name: str, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["certified", "interval", "simplex", "continuous lyapunov"])
+@pytest.mark.parametrize(
+    "name", ["certified", "interval", "simplex", "continuous lyapunov", "proved"]
+)
 def test_training_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     weights = []
     for copy in ("a", "b"):
@@ -111,6 +122,7 @@ def test_training_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
         ("simplex", "certified", "expected a target-seeking field for the certified-lyapunov"),
         ("residual", "path integral", "neural-ode model for the lyapunov-path-integral loss"),
         ("adversarial", "simplex", "expected a simplex field"),
+        ("residual", "proved", "expected a lyanet or target-seeking field, or a continuous-net"),
         ("residual", "steady state", "neural-ode model for the steady-state loss"),
     ],
 )

@@ -1,7 +1,9 @@
 """What an operation knows of itself: its interval, its rounding, and its lines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -109,6 +111,19 @@ def by_sign(rows: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     return rows.clamp_min(0) * positive.unsqueeze(1) + rows.clamp_max(0) * negative.unsqueeze(1)
 
 
+_live: ContextVar[bool] = ContextVar("live", default=False)
+
+
+@contextmanager
+def live_constants() -> Iterator[None]:
+    """Within this context operations keep constants as they are, attached to their gradients."""
+    token = _live.set(True)
+    try:
+        yield
+    finally:
+        _live.reset(token)
+
+
 def constant(value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
     """A constant operand in float64, first rounded to `dtype` as torch does.
 
@@ -119,6 +134,8 @@ def constant(value: Any, dtype: torch.dtype = torch.float64) -> Tensor:
         dtype: of the operation's result.
     """
     if isinstance(value, Tensor):
+        if _live.get():
+            return value
         fixed = value.detach()
         return fixed.to(dtype).double() if dtype.is_floating_point else fixed.double()
     return torch.tensor(value, dtype=dtype if dtype.is_floating_point else None).double()

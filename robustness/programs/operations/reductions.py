@@ -145,12 +145,21 @@ class _Exponentials(Operation):
     def _function(self, sums: Box) -> Box:
         raise NotImplementedError
 
+    def _trained(self, logarithms: Box) -> Box:
+        """The function of log(1 / s_i), in exact arithmetic."""
+        raise NotImplementedError
+
     def _function_lines(self, sums: Box) -> _Between:
         raise NotImplementedError
 
     def interval(self, *boxes: Box) -> Box:
         """By monotony in every difference."""
-        found = self._function(self._sums(self._pairs(boxes[0])))
+        pairs = self._pairs(boxes[0])
+        if boxes[0].low.dtype is torch.float64:
+            found = self._function(self._sums(pairs))
+        else:
+            # Boxes that train, see `programs.live`: their gradients must not overflow.
+            found = self._trained(Box(-pairs.high.logsumexp(-1), -pairs.low.logsumexp(-1)))
         return Box(
             found.low.movedim(-1, self.axis + 1).contiguous(),
             found.high.movedim(-1, self.axis + 1).contiguous(),
@@ -176,6 +185,9 @@ class Softmax(_Exponentials):
     def _function(self, sums: Box) -> Box:
         return _loosened(Box(sums.high.reciprocal(), sums.low.reciprocal()))
 
+    def _trained(self, logarithms: Box) -> Box:
+        return Box(logarithms.low.exp(), logarithms.high.exp())
+
     def _function_lines(self, sums: Box) -> _Between:
         return _convex(torch.reciprocal, lambda s: -1 / (s * s), sums)
 
@@ -197,6 +209,9 @@ class LogSoftmax(_Exponentials):
 
     def _function(self, sums: Box) -> Box:
         return _loosened(Box(-sums.high.log(), -sums.low.log())).widened(torch.tensor(2.0**-50))
+
+    def _trained(self, logarithms: Box) -> Box:
+        return logarithms
 
     def _function_lines(self, sums: Box) -> _Between:
         return _convex(lambda s: -s.log(), lambda s: -1 / s, sums)

@@ -82,11 +82,12 @@ class Selection(Operation):
         if self._in_order:
             assert values[0] is not None
             return values[0].reshape(count, *self.shape)
-        parts = [torch.zeros(count, 1, dtype=torch.float64)]
+        dtype = next(value.dtype for value in values if value is not None)
+        parts = [torch.zeros(count, 1, dtype=dtype)]
         for value, size in zip(values, self._sizes, strict=True):
-            zero = torch.zeros(count, size, dtype=torch.float64)
+            zero = torch.zeros(count, size, dtype=dtype)
             parts.append(zero if value is None else value.flatten(1))
-        return torch.cat(parts, dim=1)[:, self._where].view(count, *self.shape)
+        return torch.cat(parts, dim=1).index_select(1, self._where).view(count, *self.shape)
 
     def lines(self, rows: Rows, out: Box, *boxes: Box) -> tuple[list[Tensor | None], Tensor]:
         """The coefficients of each entry, put back to where it came from."""
