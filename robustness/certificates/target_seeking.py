@@ -13,8 +13,8 @@ network alone: the flow costs nothing. Two routes bound these margins:
 
 - the l2 ball, where a Lipschitz constant of the encoder is proved: a margin shrinks by at most
   its slope times |x' - x|; an l-infinity ball is covered by the l2 ball around it;
-- the l-infinity box, where every layer of the encoder has an interval rule: interval and linear
-  bounds over the box (see `target_boxes`).
+- the l-infinity box, where the encoder is a sequence of affine layers and rectifiers: boxes of its
+  recorded program, and lines through it (see `target_boxes`).
 
 Where both apply, the larger radius counts.
 """
@@ -39,8 +39,7 @@ from robustness.certificates.flows.constants import (
     target_margins,
 )
 from robustness.certificates.flows.margins import Claim, certified, claims_by_margins
-from robustness.certificates.flows.target_boxes import box_radii
-from robustness.certificates.layers import boxes
+from robustness.certificates.flows.target_boxes import box_radii, refusal_of_boxes
 from robustness.certificates.limits import Limit
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.numerics import arithmetic
@@ -67,7 +66,7 @@ class TargetSeekingCertificate(BaseCertificate):
         if flow is not None:
             return flow
         assert isinstance(model, NeuralODEClassifier)
-        by_box = _refusal_of_boxes(model)
+        by_box = refusal_of_boxes(model)
         return by_box and f"{by_ball}, and {by_box}"
 
     @torch.no_grad()
@@ -80,13 +79,9 @@ class TargetSeekingCertificate(BaseCertificate):
         if refusal_of_proof(model) is None:
             margins, constant = target_margins(model, images, labels), pixel_slope(model).value
             routes.append(claims_by_margins(margins, constant, images[0].numel(), norm))
-        if norm is Norm.LINF and _refusal_of_boxes(model) is None:
+        if norm is Norm.LINF and refusal_of_boxes(model) is None:
             routes.append(_by_box(model, images, labels))
         return certified(self.name, routes, model, images, labels, norm)
-
-
-def _refusal_of_boxes(model: NeuralODEClassifier) -> str | None:
-    return boxes.refusal(model.normalise) or boxes.refusal(model.encoder)
 
 
 def _by_box(model: NeuralODEClassifier, images: Tensor, labels: Tensor) -> list[Claim]:

@@ -219,9 +219,12 @@ class Bounds:
         network: the program.
         ball: the images.
         refine: steps whose boxes are narrowed by lines, where they are undecided.
+        forms: whether values behind the cut are carried as affine forms, too.
     """
 
-    def __init__(self, network: Network, ball: Ball, refine: Sequence[int] = ()) -> None:
+    def __init__(
+        self, network: Network, ball: Ball, refine: Sequence[int] = (), forms: bool = True
+    ) -> None:
         self.network, self.ball = network, ball
         self.boxes: list[Box] = []
         self.errors: list[Tensor | float] = []
@@ -241,7 +244,7 @@ class Bounds:
             self._forward(i, step)
             if i in wanted:
                 self.narrow(i)
-            if i == network.cut:
+            if forms and i == network.cut:
                 self._open_forms(i)
         # They have given their boxes.
         self._forms = {}

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from robustness.certificates import CERTIFICATES, Kind, target_seeking
 from robustness.certificates.flows import target_boxes
 from robustness.certificates.flows.target_boxes import box_margins, box_radii
-from robustness.certificates.layers import boxes, linear_bounds
 from robustness.data import load_images
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.fields import lyapunov_rate
 from robustness.nets.solvers import FixedStepSolver
+from robustness.programs.operations import affine
 from robustness.threat import Norm
 from robustness.training.intervals import certified_by_intervals
 from robustness.training.loop import train
@@ -96,7 +96,7 @@ def test_the_linear_bound_only_ever_adds_to_the_intervals(monkeypatch):
     both = box_margins(model, images, labels, eps)
     assert both.linear.any()
     monkeypatch.setattr(
-        linear_bounds, "lower_bounds", lambda *given: torch.full_like(given[1].offset, -1e9)
+        target_boxes.Bounds, "lower", lambda *given: torch.full(given[2].shape[:2], -1e9).double()
     )
     intervals = box_margins(model, images, labels, eps)
     assert not intervals.linear.any()
@@ -184,7 +184,7 @@ def test_where_both_routes_apply_the_larger_radius_counts(monkeypatch):
     labels = model(images).argmax(dim=1)
     best = CERTIFICATE.certify(model, images, labels, Norm.LINF)
     by_box = box_radii(model, images, labels).radii
-    monkeypatch.setattr(target_seeking.boxes, "refusal", lambda _: "no boxes")
+    monkeypatch.setattr(target_seeking, "refusal_of_boxes", lambda _: "no boxes")
     by_ball = CERTIFICATE.certify(model, images, labels, Norm.LINF)
     for radius, box, ball in zip(best, by_box.tolist(), by_ball, strict=True):
         assert radius.radius == pytest.approx(max(box, ball.radius), rel=1e-6)
@@ -220,8 +220,8 @@ def test_a_conv_relu_encoder_is_certified_in_both_norms_and_not_through_the_ball
             ["no Lipschitz constant", "no interval rule is known for Tanh"],
         ),
         (
-            {"encoder": nn.Sequential(nn.Conv2d(1, 4, 3, groups=1, dilation=2), nn.Flatten())},
-            ["no Lipschitz constant", "Conv2d with dilation"],
+            {"encoder": nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1)))},
+            ["no Lipschitz constant", "Flatten with axes"],
         ),
     ],
 )
@@ -232,6 +232,59 @@ def test_what_neither_route_covers_is_refused_with_both_reasons(attributes, reas
         assert reason in refusal
     with pytest.raises(ValueError, match="without"):
         CERTIFICATE.certify(model, random_images(2, 1), torch.tensor([0, 0]), Norm.LINF)
+
+
+class OwnConv(nn.Conv2d):
+    def _conv_forward(self, inputs, weight, bias):
+        return super()._conv_forward(inputs, 2 * weight, bias)
+
+
+class OwnReLU(nn.ReLU):
+    def forward(self, inputs):
+        return super().forward(inputs) + 1
+
+
+class Reversed(nn.Sequential):
+    def __iter__(self):
+        return reversed(list(super().__iter__()))
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.register_forward_pre_hook(lambda *_: None)
+    return layer
+
+
+def replaced() -> nn.Module:
+    layer = nn.ReLU()
+    layer.forward = lambda inputs: inputs + 1
+    return layer
+
+
+REFUSED = {
+    "an unknown layer": (nn.Tanh, "for Tanh"),
+    "batch norm": (lambda: nn.BatchNorm2d(2), "for BatchNorm2d"),
+    "a flattened batch": (lambda: nn.Flatten(0), "Flatten with axes"),
+    "an altered convolution": (lambda: OwnConv(1, 1, 3), "for OwnConv"),
+    "an altered relu": (OwnReLU, "for OwnReLU"),
+    "an altered order": (lambda: Reversed(nn.Flatten(), nn.ReLU()), "for Reversed"),
+    "a hook": (hooked, "for Linear"),
+    "a replaced forward": (replaced, "for ReLU"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_encoder_that_boxes_are_not_meant_for_is_refused_wherever_the_layer_stands(case):
+    build, message = REFUSED[case]
+    model = changed(encoder=nn.Sequential(nn.ReLU(), nn.Sequential(build())))
+    assert message in target_boxes.refusal_of_boxes(model)
+
+
+def test_every_layer_of_the_encoders_for_intervals_is_known():
+    for encoder in ("conv-relu", "mlp"):
+        assert target_boxes.refusal_of_boxes(Blueprint(encoder=encoder).build()) is None
+    flow = Blueprint(encoder="flow").build()
+    assert "ContractiveStep" in target_boxes.refusal_of_boxes(flow)
 
 
 def test_wrong_predictions_ties_and_broken_logits_have_radius_zero():
@@ -260,7 +313,7 @@ def test_a_certificate_that_forgets_float32_rounding_is_caught(monkeypatch, soun
     plan = Blueprint(encoder="conv-relu", depth=2, scale=3.0, offsets=1e4, gain=1.0, coupling=0.0)
     if not sound:
         monkeypatch.setattr(
-            boxes, "rounding_of_entries", lambda *factors: torch.zeros_like(factors[1])
+            affine, "rounding_of_entries", lambda *factors: torch.zeros_like(factors[1])
         )
         nothing = torch.zeros(1).double()
         monkeypatch.setattr(target_boxes, "flow_allowance", lambda *_: nothing)

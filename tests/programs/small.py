@@ -5,6 +5,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from robustness.programs.boxes import Box
 from robustness.programs.network import Ball, Bounds, Network
 from robustness.programs.record import record
 from robustness.programs.slopes import climbed
@@ -17,6 +18,31 @@ def bounds_of(model: nn.Module, images: Tensor, eps: float, norm: Norm = Norm.LI
     network = Network(record(model, tuple(images.shape[1:])))
     radii = torch.full((len(images),), eps, dtype=torch.float64)
     return Bounds(network, Ball(images.double().unsqueeze(1), radii, norm), network.bends)
+
+
+class Flat(nn.Module):
+    """A module whose result is flattened to what a recording takes for logits."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*modules)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images).flatten(1)
+
+
+def boxed(images: Tensor, eps: float, *modules: nn.Module) -> Bounds:
+    """Boxes by intervals alone of modules one behind the other; the last is of the flat result."""
+    network = Network(record(Flat(*modules).eval(), tuple(images.shape[1:])))
+    radii = torch.full((len(images),), eps, dtype=torch.float64)
+    ball = Ball(images.double().unsqueeze(1), radii, Norm.LINF)
+    return Bounds(network, ball, forms=False)
+
+
+def last_box(bounds: Bounds) -> Box:
+    """The box of the flat result, shape (n, d)."""
+    box = bounds.boxes[-1]
+    return Box(box.low.flatten(1), box.high.flatten(1))
 
 
 def both(bounds: Bounds, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ class Certifying(Kind[Row]):
     """Each certificate of the suite in each of its norms."""
 
     name = NAME
-    version = 2
+    version = 3
     row = Row
     shared = True
 

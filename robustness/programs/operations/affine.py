@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,16 @@ class Linear(Operation):
     offset: Tensor | float
     terms: int
 
+    @cached_property
+    def sizes(self) -> Tensor:
+        """The matrix of absolute values."""
+        return self.weight.abs()
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """The largest absolute value of the matrix."""
+        return self.sizes.max()
+
     def apply(self, values: Tensor, weight: Tensor) -> Tensor:
         """The matrix times values of shape (n, *shape of the operand)."""
         raise NotImplementedError
@@ -60,7 +71,7 @@ class Linear(Operation):
         """The exact image's hull."""
         (box,) = boxes
         centre = self.apply(box.centre, self.weight) + self.offset
-        half = self.apply(box.half, self.weight.abs())
+        half = self.apply(box.half, self.sizes)
         return Box(centre - half, centre + half)
 
     def rounding(self, out: Box, *boxes: Box) -> Tensor | float:
@@ -68,8 +79,8 @@ class Linear(Operation):
         del out
         (box,) = boxes
         offset = self.offset.abs() if isinstance(self.offset, Tensor) else abs(self.offset)
-        size = self.apply(box.size, self.weight.abs()) + offset
-        operands = self.weight.abs().max() + _largest(box).flatten()
+        size = self.apply(box.size, self.sizes) + offset
+        operands = self.largest + _largest(box).flatten()
         return rounding_of_entries(
             self.terms + 1, size, operands.view(-1, *(1,) * (size.dim() - 1))
         )

@@ -22,7 +22,6 @@ from robustness.programs.operations.base import (
     NORMAL,
     Operation,
     Rows,
-    by_sign,
     constant,
     dot,
     register,
@@ -56,12 +55,12 @@ class Elementwise(Operation):
         del out
         (box,) = boxes
         below, above = self.below(box), self.above(box)
+        up, down = rows.clamp_min(0), rows.clamp_max(0)
         if below.slope is above.slope:
             back = rows * below.slope.unsqueeze(1)
         else:
-            back = by_sign(rows, below.slope, above.slope)
-        offset = dot(rows.clamp_min(0), below.intercept) + dot(rows.clamp_max(0), above.intercept)
-        return [back], offset
+            back = up * below.slope.unsqueeze(1) + down * above.slope.unsqueeze(1)
+        return [back], dot(up, below.intercept) + dot(down, above.intercept)
 
     @property
     def side(self) -> int:
