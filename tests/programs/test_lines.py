@@ -173,4 +173,4 @@ def test_the_backward_step_of_a_convolution_is_its_transpose_for_every_stride_an
         exact = in_double(layer)(image.double()).flatten(1)
         rows = torch.randn(1, 4, exact.shape[1], generator=generator).double()
         found = lower(boxed(image, 0.0, layer), rows)
-        torch.testing.assert_close(found, (rows @ exact.unsqueeze(2)).squeeze(2), rtol=0, atol=1e-4)
+        torch.testing.assert_close(found, (rows @ exact.unsqueeze(2)).squeeze(2), rtol=0, atol=1e-3)
