@@ -267,8 +267,10 @@ def a_unit(rows: int = 3) -> tuple[Result, tuple[Job, str]]:
 
 def test_a_unit_is_whole_as_sqlite_stores_it(tmp_path: Path) -> None:
     unit, (job, model) = a_unit()
-    search = Job("nearest", 1, 0, 1, 1, "nearest", Norm.L2)
-    found = nearest.Row(1, Status.ADVERSARIAL, None, float("nan"), float("inf"), "")
+    search = Job("nearest", 2, 0, 1, 1, "nearest", Norm.L2)
+    found = nearest.Row(
+        1, Status.ADVERSARIAL, None, float("nan"), float("inf"), "", 1, 8, 8, None, None
+    )
     with Store(tmp_path / STORE_FILE) as store:
         assert store.done() == set()
         for _ in range(2):  # as where two runs compute the same
