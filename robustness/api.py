@@ -54,8 +54,8 @@ from robustness.programs.graph import Refusal
 from robustness.programs.network import Network
 from robustness.programs.record import record
 from robustness.recipe import read_recipe
-from robustness.reporting.report import require_report_folder, write_report
-from robustness.reporting.tables import csv_of
+from robustness.reporting.report import require_report_folder, write_index, write_report
+from robustness.reporting.spreadsheet import csv_of
 from robustness.results.leaderboard import (
     LEADERBOARD_FILE,
     STORE_FILE,
@@ -237,6 +237,31 @@ def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
         _make(out / _ROWS)
         write_file(out / _ROWS / f"{name}.csv", text.encode())
     return leaderboard
+
+
+def render_index(folder: Path, out: Path) -> Path:
+    """Write the page that leads to the reports in the folders of `folder`.
+
+    Args:
+        folder: holds folders with a `leaderboard.json` each.
+        out: folder to write `index.html` to; links lead to the reports as if they lay there.
+
+    Raises:
+        UsageError: there are none, or the page cannot be written.
+    """
+    found = sorted(folder.glob(f"*/{LEADERBOARD_FILE}"))
+    if not found:
+        raise UsageError(
+            f"{folder}: expected the folder of a report, or one of several, got neither; run "
+            "`robustness evaluate` first"
+        )
+    return write_index({file.parent.name: read_leaderboard(file) for file in found}, out)
+
+
+def is_of_reports(folder: Path) -> bool:
+    """Whether a folder holds no report itself, but folders of reports."""
+    own = (folder / STORE_FILE, folder / LEADERBOARD_FILE)
+    return not any(map(Path.exists, own)) and any(folder.glob(f"*/{LEADERBOARD_FILE}"))
 
 
 def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:

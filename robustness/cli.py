@@ -28,7 +28,8 @@ from robustness.recipe import Recipe
 from robustness.reporting import gate, history
 from robustness.reporting.compare import compare, render, told
 from robustness.reporting.regression import Verdict
-from robustness.reporting.tables import csv_of, summary_table
+from robustness.reporting.spreadsheet import csv_of
+from robustness.reporting.tables import summary_table
 from robustness.reporting.words import plural
 from robustness.results.leaderboard import STORE_FILE, Leaderboard, read_leaderboard
 from robustness.starting import Template, start
@@ -237,14 +238,20 @@ def merge(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="Report folder of a run, or its store.")],
+    results: Annotated[
+        Path,
+        typer.Argument(help="Report folder of a run, its store, or a folder of such folders."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
     rows: Annotated[
         bool, typer.Option("--rows", help="Write every row of the store too, as rows/<kind>.csv.")
     ] = False,
 ) -> None:
-    """Render the reports of a run again from its store."""
+    """Render the reports of a run again from its store; of several reports, the page of all."""
     log_beside(out)
+    if api.is_of_reports(results):
+        answers.print(escape(f"index: {api.render_index(results, out)}"))
+        return
     _show(api.render(results, out, rows=rows), out)
 
 

@@ -12,8 +12,6 @@ import typer
 
 from robustness import cli
 from robustness.data import load_images
-from robustness.reporting import report
-from robustness.results.leaderboard import Leaderboard
 from robustness.zoo import find_entry, zoo_names
 
 ENTRIES = [name for name in zoo_names("digits") if not name.endswith("-certified")]
@@ -133,18 +131,7 @@ def every_command_works(entry: str, workplace: Path) -> None:
         assert call(command, model=entry, folder="entry") == 0, command
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time; it is left in where all figures are drawn."""
-
-    def none(leaderboard: Leaderboard) -> dict[str, bytes]:
-        return {}
-
-    monkeypatch.setattr(report, "figures", none)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_command_works_on_an_entry_of_the_zoo(entry: str, workplace: Path) -> None:
     every_command_works(entry, workplace)
@@ -156,7 +143,6 @@ def test_every_command_works_on_the_certified_entry(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("kind", ["plain", "torchdiffeq", "adaptive"])
 def test_every_command_works_on_a_users_module_or_says_what_it_needs(
     kind: str, workplace: Path, capsys: pytest.CaptureFixture[str]

@@ -107,7 +107,9 @@ def check_report(folder: Path, board: Leaderboard, release: str) -> None:
     markdown = (folder / "out/leaderboard.md").read_text(encoding="utf-8")
     assert "| widest bracket |" in markdown
     assert f"| {width:.4g} |" in markdown
-    assert "<th>widest bracket</th>" in (folder / "out/index.html").read_text(encoding="utf-8")
+    assert '<th scope="col">widest bracket</th>' in (folder / "out/index.html").read_text(
+        encoding="utf-8"
+    )
     row = f"{entry.name},,,column,widest bracket,,,,{width!r},,"
     assert row in (folder / "out/leaderboard.csv").read_text(encoding="utf-8").splitlines()
 

@@ -14,8 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from robustness.claims.models import MODELS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Interval
-from robustness.reporting.drawing import DASHES, INK, PALETTE, STYLE, svg
-from robustness.reporting.figures import FLOOR
+from robustness.reporting.drawing import DASHES, FLOOR, INK, PALETTE, STYLE, svg
 
 COLOURS = dict(zip(MODELS, PALETTE, strict=False))
 

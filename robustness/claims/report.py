@@ -13,7 +13,7 @@ from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Claim, Comparison, Interval, claims
 from robustness.errors import os_failure
 from robustness.files import replace_file, require_own_folder
-from robustness.reporting.html import data_uri
+from robustness.reporting.images import data_uri
 from robustness.reporting.markdown import table, text
 from robustness.results.leaderboard import Summary
 
@@ -250,6 +250,6 @@ def _html(sections: Sequence[Section], drawn: dict[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    uris = {name: data_uri(content) for name, content in drawn.items()}
+    uris = {name: data_uri(content, "svg+xml") for name, content in drawn.items()}
     page = environment.get_template("page.html.j2")
     return page.render(sections=sections, figures=uris, captions=CAPTIONS)

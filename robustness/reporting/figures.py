@@ -1,365 +1,495 @@
-"""The report's figures as SVG: brackets over radii, decay of V, accuracy along the horizon."""
+"""The figures of a suite's page: who stands where, by attack, over the radius, at what price."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import cycle, pairwise
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from robustness.reporting import selection, words
-from robustness.reporting.certificate_figures import certificates_figure, distances_figure
-from robustness.reporting.drawing import (
-    FAINT,
-    INK,
-    STYLE,
-    colours,
-    dashes,
-    name_rows,
-    svg,
-    text_colour,
+from robustness.reporting import ranking, selection, svg, words
+from robustness.reporting.ranking import Threat
+from robustness.reporting.sections import listed
+from robustness.results.leaderboard import (
+    WORST_CASE,
+    AttackRow,
+    Bracket,
+    Distances,
+    Leaderboard,
+    ModelEntry,
 )
-from robustness.results.leaderboard import Curve, Decay, Envelope, Leaderboard, ModelEntry
 from robustness.threat import Norm
 
-# A potential below this is 0 for every purpose, and a logarithm has to end somewhere; the
-# caption says where.
-FLOOR = 1e-6
-# The largest potential drawn; a bound that is beyond it, or without bound, ends there.
-_MOST_DRAWN = 1e3
-
-# Distance of two labels, as a fraction of the height of the axes.
-LABEL_GAP = 0.075
+WIDTH = 640.0
+# As many models are drawn over the radius unless a reader chooses others.
+CHOSEN = 5
+# Images of as many models are shown.
+PICTURED = 4
 
 
-def figures(leaderboard: Leaderboard) -> dict[str, bytes]:
-    """Every figure that the leaderboard has data for: name to SVG."""
-    drawn = {name: draw(leaderboard) for name, draw in FIGURES.items()}
-    return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
+@dataclass(frozen=True)
+class Figure:
+    """A figure.
 
-
-# --- certified and attacked accuracy against the radius ---------------------------------
-
-
-def bracket_figure(leaderboard: Leaderboard) -> Figure | None:
-    """Small multiples: a row per model, a column per norm; None without any curve."""
-    norms = list(dict.fromkeys(c.norm for m in leaderboard.models for c in m.curves))
-    if not norms:
-        return None
-    rows = len(leaderboard.models)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 0.9 + 1.75 * rows), layout="constrained")
-        axes = figure.subplots(rows, len(norms), sharex="col", sharey=True, squeeze=False)
-        for entry, line in zip(leaderboard.models, axes, strict=True):
-            for norm, ax in zip(norms, line, strict=True):
-                _draw_panel(ax, entry, norm, colours(leaderboard)[entry.name], marks(leaderboard))
-        for norm, ax in zip(norms, axes[-1], strict=True):
-            ax.set_xlabel(f"radius ε in {words.SYMBOLS[norm]}, pixel units")
-            ax.set_xlim(0, _furthest(leaderboard, norm))
-            ax.xaxis.set_major_locator(MaxNLocator(6))
-        name_rows(axes[:, 0], leaderboard.models, leaderboard)
-        axes[0, 0].set_ylim(0, 1.02)
-        axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
-        figure.legend(handles=_bracket_legend(leaderboard), loc="outside upper center", ncols=4)
-    return figure
-
-
-def marks(leaderboard: Leaderboard) -> dict[str, str]:
-    """The marker of each strength of attack in the leaderboard: a dot for a whole worst case."""
-    found = dict.fromkeys(
-        selection.strength(m, b.norm, b.eps) for m in leaderboard.models for b in m.brackets
-    )
-    full = [name for name in selection.FULL.values() if name in found] or [selection.WORST]
-    weaker = (name for name in found if name not in full)
-    return dict.fromkeys(full, "o") | dict(zip(weaker, cycle("s^vPX"), strict=False))
-
-
-def _draw_panel(
-    ax: Axes, entry: ModelEntry, norm: Norm, colour: str, markers: dict[str, str]
-) -> None:
-    curve = next((c for c in entry.curves if c.norm is norm), None)
-    if curve is None:
-        ax.text(0.5, 0.5, "not evaluated", transform=ax.transAxes, ha="center", color=FAINT)
-        return
-    grid, lower, upper = bounds(curve, entry.clean.value)
-    ax.fill_between(grid, lower, upper, color=colour, alpha=0.16, linewidth=0)
-    ax.plot(grid, upper, color=colour, linewidth=1.3, linestyle="--")
-    ax.plot(grid, lower, color=colour, linewidth=1.8)
-    for eps, height in zip(curve.attacked_eps, curve.attacked, strict=True):
-        by = selection.strength(entry, norm, eps) if eps > 0 else next(iter(markers))
-        style = _mark(by, markers) | {"color": colour}
-        ax.plot([eps], [height], linestyle="none", clip_on=False, **style)
-    for row in selection.autoattack_rows(entry, norm):
-        value = row.robust
-        reach = [[max(value.value - value.low, 0.0)], [max(value.high - value.value, 0.0)]]
-        ax.errorbar(
-            [row.eps],
-            [value.value],
-            yerr=reach,
-            fmt="D",
-            markersize=5,
-            markerfacecolor="white",
-            markeredgecolor=INK,
-            ecolor=INK,
-            elinewidth=0.9,
-            capsize=2.5,
-            zorder=4,
-        )
-
-
-def _mark(by: str, markers: dict[str, str]) -> dict[str, Any]:
-    """How attacked accuracy of a strength is drawn: hollow where it is not the worst case's."""
-    face = {} if by in selection.FULL.values() else {"markerfacecolor": "white"}
-    return {"marker": markers[by], "markersize": 3.5, "markeredgewidth": 0.9} | face
-
-
-def bounds(curve: Curve, clean: float) -> tuple[list[float], list[float], list[float]]:
-    """Radii, and what is proved below and found above robust accuracy on each stretch.
-
-    Robust accuracy never rises with the radius. An attacked accuracy therefore bounds it at
-    every larger radius, up to the next attacked one, and a certified accuracy at every smaller
-    radius, down to the previous grid point. Each jump is given as two points at one radius.
+    Attributes:
+        name: its file's name, and with its threat its id.
+        title: its heading.
+        caption: what is drawn and how to read it.
+        canvas: the drawing.
+        threat: `threat_id` of what it is about; empty where it is about all.
+        lines: numbers and names of models whose lines can be shown or hidden, those that are
+            drawn first in front; empty for none.
     """
-    certified = dict(zip(curve.certified_eps, curve.certified, strict=True))
-    attacked = {0.0: clean} | dict(zip(curve.attacked_eps, curve.attacked, strict=True))
-    radii = sorted({0.0, *certified, *attacked})
-    grid: list[float] = []
-    lower: list[float] = []
-    upper: list[float] = []
-    # The last stretch has no length: it only brings the lines down to their last values.
-    for left, right in pairwise([*radii, radii[-1]]):
-        above = min(value for eps, value in attacked.items() if eps <= left)
-        below = max((value for eps, value in certified.items() if eps >= right), default=0.0)
-        grid += [left, right]
-        lower += [below, below]
-        upper += [above, above]
-    return grid, lower, upper
+
+    name: str
+    title: str
+    caption: str
+    canvas: svg.Canvas
+    threat: str = ""
+    lines: tuple[tuple[int, str, bool], ...] = ()
 
 
-def _furthest(leaderboard: Leaderboard, norm: Norm) -> float:
-    """Where the axis ends: past the last attack and the last certified image."""
-    ends = []
-    for curve in (c for m in leaderboard.models for c in m.curves if c.norm is norm):
-        ends += curve.attacked_eps
-        positive = zip(curve.certified_eps, curve.certified, strict=True)
-        ends += [eps for eps, value in positive if value > 0]
+def figures(leaderboard: Leaderboard, threat: Threat) -> list[Figure]:
+    """Those of the suite's page that there is data for, at one threat."""
+    drawn = (
+        dumbbells(leaderboard, threat),
+        attacks_figure(leaderboard, threat),
+        price_figure(leaderboard, threat),
+    )
+    return [figure for figure in drawn if figure is not None]
+
+
+def short(entry: ModelEntry, leaderboard: Leaderboard) -> str:
+    """A model's name without the folder that all share."""
+    folders = {model.name.rpartition("/")[0] for model in leaderboard.models}
+    return entry.name.rpartition("/")[2] if len(folders) == 1 else entry.name
+
+
+def clipped(name: str, letters: int = 30) -> str:
+    """A name that leaves room for the drawing."""
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+
+
+# --- ranked dumbbells -------------------------------------------------------------------
+
+
+def dumbbells(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
+    """Certified, worst case, plain attack and clean accuracy of each model, best first."""
+    rows = [(e, b) for e, b in ranking.ranked(leaderboard, threat) if b is not None]
+    if not rows:
+        return None
+    plain = ranking.plain_attack(leaderboard)
+    names = [clipped(short(entry, leaderboard)) for entry, _ in rows]
+    left = 24 + svg.LETTER * max(map(len, names))
+    top, step = 40.0, 23.0
+    bottom = top + step * len(rows)
+    x = svg.Axis(0, 1, left, WIDTH - 22)
+    canvas = svg.Canvas(WIDTH, bottom + 24, _dumbbells_alt(leaderboard, rows, threat))
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        canvas.line(x(value), top - 6, x(value), bottom, class_="grid")
+        label = f"{100 * value:.0f}%"
+        canvas.text(x(value), bottom + 16, label, class_="tick", text_anchor="middle")
+    plain_name = (plain or "").upper()
+    shown = [("square", "good", "certified"), ("dot", "known", "all attacks")]
+    shown += [("ring", "weak", f"{plain_name} alone")] if plain else []
+    svg.legend(
+        canvas, left - 6, 14, [*shown, ("tick", "clean", "clean"), ("band", "band", "not known")]
+    )
+    for number, ((entry, bracket), name) in enumerate(zip(rows, names, strict=True)):
+        y = top + step * (number + 0.5)
+        low, high = bracket.certified.value, bracket.attacked.value
+        canvas.text(left - 12, y + 4, name, text_anchor="end")
+        canvas.line(x(0), y, x(1), y, class_="grid")
+        if high > low:
+            canvas.add("rect", x=x(low), y=y - 4, width=x(high) - x(low), height=8, class_="band")
+        row = ranking.attack_row(entry, plain or "", threat)
+        said = f"{entry.name}: certified {words.percent(low)}, attacked {words.percent(high)}"
+        canvas.open(title=f"{said}, clean {words.percent(entry.clean.value)}")
+        if row is not None and row.subset == entry.clean.total:
+            if row.robust.value > high:
+                canvas.line(x(high), y, x(row.robust.value), y, class_="weak wide")
+            svg.mark(canvas, "ring", x(row.robust.value), y, "weak")
+        svg.mark(canvas, "tick", x(entry.clean.value), y, "clean")
+        svg.mark(canvas, "dot", x(high), y, "known")
+        svg.mark(canvas, "square", x(low), y, "good")
+        canvas.close()
+    return Figure(
+        "standing",
+        f"Who stands where at {words.threat_symbol(*threat)}",
+        "Robust accuracy lies in the band, from what is proved to what no attack broke. An orange "
+        f"line is what {plain_name or 'a plain attack'} alone would have reported too much.",
+        canvas,
+        ranking.threat_id(threat),
+    )
+
+
+def _dumbbells_alt(
+    leaderboard: Leaderboard,
+    rows: Sequence[tuple[ModelEntry, Bracket]],
+    threat: Threat,
+) -> str:
+    said = f"A row for each of {words.plural(len(rows), 'model')}. "
+    return said + " ".join(ranking.found(leaderboard, threat))
+
+
+# --- what each attack leaves ------------------------------------------------------------
+
+
+def attacks_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
+    """From the weakest attack to all of them: what each leaves of each model."""
+    stages = _stages(leaderboard, threat)
+    lines = {}
+    for entry in leaderboard.models:
+        bracket = selection.find_bracket(entry, *threat)
+        rows = [ranking.attack_row(entry, stage, threat) for stage in stages[:-1]]
+        if bracket is not None and any(rows):
+            lines[entry.name] = (entry, rows, bracket)
+    if len(stages) < 2 or not lines:
+        return None
+    misled = {
+        name
+        for name, (entry, _, _) in lines.items()
+        if (ranking.gap(entry, ranking.plain_attack(leaderboard), threat) or 0)
+        >= ranking.MISLEADING
+    }
+    names = {name: clipped(short(lines[name][0], leaderboard), 26) for name in lines}
+    left, right = 46.0, WIDTH - 24 - svg.LETTER * max(map(len, names.values()))
+    top, bottom = 34.0, 34.0 + max(250.0, 14.5 * len(lines))
+    y = svg.Axis(0, 1, bottom, top)
+    places = np.linspace(left + 24, right - 16, len(stages)).tolist()
+    canvas = svg.Canvas(WIDTH, bottom + 16, _attacks_alt(lines, misled, stages))
+    svg.percent_grid(canvas, left, right, y)
+    for stage, x in zip(stages, places, strict=True):
+        some = {r.subset for _, rows, _ in lines.values() for r in rows if r and r.attack == stage}
+        sizes = [n for n in some if n < leaderboard.suite.samples]
+        name = {WORST_CASE: "all attacks", "autoattack": "AutoAttack"}.get(stage, stage.upper())
+        side = "end" if stage == WORST_CASE else "middle"
+        canvas.text(x, 14, name, class_="strong", text_anchor=side)
+        if sizes:
+            canvas.text(x, 27, f"first {words.extent(sizes)}", class_="tick", text_anchor="middle")
+        canvas.line(x, top, x, bottom, class_="grid")
+    ends = {}
+    for name, (entry, rows, bracket) in sorted(lines.items(), key=lambda item: item[0] in misled):
+        style = "weak" if name in misled else "ghost"
+        points = [(places[-1], y(bracket.attacked.value))]
+        few: list[tuple[float, float]] = []
+        for x, row in zip(places, rows, strict=False):
+            if row is not None:
+                whole = row.subset == entry.clean.total
+                (points if whole else few).append((x, y(row.robust.value)))
+        points.sort()
+        canvas.open(title=_attack_title(entry, rows, bracket))
+        canvas.path(points, class_=f"{style} wide")
+        for x, height in points:
+            svg.mark(canvas, "dot", x, height, "weak" if name in misled else "clean")
+        for x, height in few:
+            svg.mark(canvas, "diamond", x, height, "weak" if name in misled else "clean")
+        canvas.close()
+        ends[name] = points[-1][1]
+    for name, height in svg.within(svg.spread(ends, 13.5), top, bottom + 6).items():
+        x = places[-1]
+        canvas.line(x + 6, ends[name], right + 2, height, class_="link")
+        canvas.text(
+            right + 6, height + 4, names[name], class_="strong weak" if name in misled else "tick"
+        )
+    return Figure(
+        "attacks",
+        f"What each attack leaves at {words.threat_symbol(*threat)}",
+        "Accuracy under each attack alone, weakest first, and under all of the run together. A "
+        "line that falls only at the end is a model that plain attacks report as robust and that "
+        "is not. Diamonds off the lines are of fewer images, and do not compare.",
+        canvas,
+        ranking.threat_id(threat),
+    )
+
+
+def _stages(leaderboard: Leaderboard, threat: Threat) -> list[str]:
+    """Attacks that ran at the threat, weakest first; all together come last."""
+    ran = dict.fromkeys(
+        r.attack for m in leaderboard.models for r in m.attacks if (r.norm, r.eps) == threat
+    )
+    order = ["fgsm", "mi-fgsm", "deepfool", "pgd", "apgd", "square", "autoattack"]
+    known = [name for name in order if name in ran]
+    return [*known, WORST_CASE]
+
+
+def _attack_title(entry: ModelEntry, rows: Sequence[AttackRow | None], bracket: Bracket) -> str:
+    said = [f"{r.attack} {words.percent(r.robust.value)} of {r.subset}" for r in rows if r]
+    return f"{entry.name}: {', '.join(said)}, all {words.percent(bracket.attacked.value)}"
+
+
+def _attacks_alt(lines: dict[str, tuple], misled: set[str], stages: Sequence[str]) -> str:
+    ways = listed([s if s != WORST_CASE else "all attacks" for s in stages])
+    said = f"Lines of {words.plural(len(lines), 'model')} under {ways}. "
+    if not misled:
+        return said + "No line falls steeply at the end."
+    falls = [
+        f"{name} falls to {words.percent(lines[name][2].attacked.value)} %"
+        for name in sorted(misled)
+    ]
+    return said + f"Only at the end {listed(falls)}."
+
+
+# --- over the radius --------------------------------------------------------------------
+
+
+def standing(entry: ModelEntry, known: Distances) -> tuple[list[float], list[float]]:
+    """Radii, and the share of samples that nothing found breaks at each and up to the next.
+
+    At every radius that was attacked this is the attacked accuracy of the bracket there.
+    """
+    assert entry.samples is not None
+    last = [
+        min(
+            float("inf") if distance is None else distance,
+            float("inf") if failed is None else failed,
+        )
+        if prediction == label
+        else 0.0
+        for distance, failed, prediction, label in zip(
+            known.distance, known.failed, entry.samples.prediction, entry.samples.label, strict=True
+        )
+    ]
+    return _survival(last)
+
+
+def proved(entry: ModelEntry, known: Distances) -> tuple[list[float], list[float]]:
+    """Radii, and the share of samples that are certified at each and up to the next."""
+    assert entry.samples is not None
+    radii = [
+        min(radius, float("inf") if failed is None else failed) if prediction == label else 0.0
+        for radius, failed, prediction, label in zip(
+            known.radius, known.failed, entry.samples.prediction, entry.samples.label, strict=True
+        )
+    ]
+    return _survival(radii)
+
+
+def _survival(last: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Where the share of values above x changes, and what it is from there on."""
+    values = np.sort(np.array(last))
+    grid = np.unique(np.concatenate([[0.0], values[np.isfinite(values)]]))
+    above = len(values) - np.searchsorted(values, grid, side="right")
+    return grid.tolist(), (above / len(values)).tolist()
+
+
+def lowered(grid: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
+    """A falling line through what is known at some radii, nowhere above the true one.
+
+    Between two radii the truth is anywhere between their values, so the line runs a point ahead.
+    """
+    ahead = [*values[1:], values[-1]] if values else []
+    return list(zip(grid, ahead, strict=True))
+
+
+def furthest(leaderboard: Leaderboard, norm: Norm) -> float:
+    """Where an axis of radii ends: past the last attack and the last certified image."""
+    ends = [b.eps for m in leaderboard.models for b in m.brackets if b.norm is norm]
+    for entry in leaderboard.models:
+        for curve in (c for c in entry.curves if c.norm is norm):
+            positive = zip(curve.certified_eps, curve.certified, strict=True)
+            ends += [eps for eps, value in positive if value > 0]
     return 1.03 * max(ends, default=0.0) or 1.0
 
 
-def _bracket_legend(leaderboard: Leaderboard) -> list[Line2D | Patch]:
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], color=INK, linestyle="--", label="attacked"),
-        Patch(facecolor=INK, alpha=0.16, label="bracket: not known"),
-        Line2D([], [], color=INK, linewidth=1.8, label="certified"),
-    ]
-    markers = marks(leaderboard)
-    handles += [
-        Line2D([], [], color=INK, linestyle="none", label=f"by {by}", **_mark(by, markers))
-        for by in markers
-    ]
-    rows = [
-        row
-        for entry in leaderboard.models
-        for norm in Norm
-        for row in selection.autoattack_rows(entry, norm)
-    ]
-    if rows:
-        some = any(row.subset < leaderboard.suite.samples for row in rows)
-        where = f", first {words.extent(row.subset for row in rows)} samples" if some else ""
-        label = f"AutoAttack alone{where} (95%)"
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=INK,
-                linewidth=0.9,
-                marker="D",
-                markersize=5,
-                markerfacecolor="white",
-                markeredgecolor=INK,
-                label=label,
-            )
+def radius_figure(leaderboard: Leaderboard) -> Figure | None:
+    """Certified and attacked accuracy over the radius, a panel per norm, of some models."""
+    norms = [n for n in selection.norms(leaderboard) if _has_curves(leaderboard, n)]
+    first = ranking.default_threat(leaderboard)
+    if not norms or first is None:
+        return None
+    chosen = _chosen(leaderboard, first)
+    left, gap, top, height = 46.0, 44.0, 14.0, 230.0
+    width = (WIDTH - left - 14 - gap * (len(norms) - 1)) / len(norms)
+    best = [entry for entry, _ in ranking.ranked(leaderboard, first)]
+    order = [*chosen, *(entry for entry in best if not any(entry is c for c in chosen))]
+    canvas = svg.Canvas(WIDTH, top + height + 42, _radius_alt(leaderboard, chosen, norms))
+    y = svg.Axis(0, 1, top + height, top)
+    for place, norm in enumerate(norms):
+        start = left + place * (width + gap)
+        x = svg.Axis(0, furthest(leaderboard, norm), start, start + width)
+        svg.percent_grid(canvas, start, start + width, y)
+        svg.radius_axis(
+            canvas, x, top + height, f"radius ε in {words.SYMBOLS[norm]}", 6 // len(norms) + 1
         )
-    return handles
+        for number, entry in enumerate(order):
+            hidden = None if number < len(chosen) else "none"
+            canvas.open(data_model=str(number), display=hidden, class_=svg.hue(number))
+            _radius_lines(canvas, entry, norm, x, y)
+            canvas.close()
+    lines = [(number, entry.name, number < len(chosen)) for number, entry in enumerate(order)]
+    return Figure(
+        "radius",
+        "Certified and attacked accuracy over the radius",
+        "Solid: proved. Dashed: what was found, with a mark where attacks were made; between marks "
+        "only images count that were found at other radii. The truth lies between the two lines.",
+        canvas,
+        lines=tuple(lines),
+    )
 
 
-# --- along the horizon ------------------------------------------------------------------
+def _has_curves(leaderboard: Leaderboard, norm: Norm) -> bool:
+    return any(curve.norm is norm for entry in leaderboard.models for curve in entry.curves)
 
 
-def decay_figure(leaderboard: Leaderboard) -> Figure | None:
-    """V(t) of all neural ODEs on one logarithmic axis; None if there are none."""
-    decays = _decays(leaderboard)
-    if not decays:
-        return None
-    with mpl.rc_context(STYLE):
-        figure, ax = _horizon_axes()
-        ax.set_yscale("log")
-        for name, decay in decays.items():
-            colour, dash = colours(leaderboard)[name], dashes(leaderboard)[name]
-            low, median, high = map(_positive, (decay.low, decay.median, decay.high))
-            ax.fill_between(decay.time, low, high, color=colour, alpha=0.13, linewidth=0)
-            ax.plot(decay.time, median, color=colour, linestyle=dash, linewidth=1.8)
-        ax.axhline(math.log(2), color=INK, linewidth=1.0, linestyle=(0, (1, 1.5)))
-        ax.annotate(
-            "ln 2: below it the prediction is right",
-            (0.99, math.log(2)),
-            xytext=(0, 4),
-            textcoords="offset points",
-            fontsize=8,
-            ha="right",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
-        )
-        ax.set_ylabel("potential V(t)")
-        _label_ends(ax, {n: _positive(d.median) for n, d in decays.items()}, leaderboard)
-    return figure
+def _chosen(leaderboard: Leaderboard, threat: Threat) -> list[ModelEntry]:
+    """The best few, and the one about which attacks mislead most."""
+    best = [entry for entry, _ in ranking.ranked(leaderboard, threat)]
+    misled = ranking.most_misleading(leaderboard, threat)
+    if misled is None or any(misled.entry is entry for entry in best[:CHOSEN]):
+        return best[:CHOSEN]
+    return [*best[: CHOSEN - 1], misled.entry]
 
 
-def envelope_figure(leaderboard: Leaderboard) -> Figure | None:
-    """V(t) as measured and between which numbers it is proved to lie; None if there is no proof.
-
-    Of each model the largest radius is drawn at which V is proved to fall for half of the samples,
-    or else the smallest.
-    """
-    drawn = {name: of for name, of in map(_drawn_envelope, leaderboard.models) if of is not None}
-    if not drawn:
-        return None
-    with mpl.rc_context(STYLE):
-        figure, ax = _horizon_axes()
-        ax.set_yscale("log")
-        measured = [v for of in drawn.values() for v in _positive(of.potential) if v > 0]
-        for name, of in drawn.items():
-            colour, dash = colours(leaderboard)[name], dashes(leaderboard)[name]
-            ends = np.clip(np.asarray([of.low, of.high], dtype=float), FLOOR, _MOST_DRAWN)
-            ax.fill_between(of.time, *ends, color=colour, alpha=0.16, linewidth=0)
-            for end in ends:
-                ax.plot(of.time, end, color=colour, linewidth=0.8)
-            ax.plot(of.time, _positive(of.potential), color=colour, linestyle=dash, linewidth=1.8)
-        ax.set_ylim(max(FLOOR, 0.1 * min(measured, default=FLOOR)), _MOST_DRAWN)
-        ax.set_ylabel("potential V(t), proved between")
-        lines = {n: _positive(of.potential) for n, of in drawn.items()}
-        at = {n: f"{n}, {words.threat_symbol(of.norm, of.eps)}" for n, of in drawn.items()}
-        _label_ends(ax, lines, leaderboard, at)
-    return figure
-
-
-def _drawn_envelope(entry: ModelEntry) -> tuple[str, Envelope | None]:
-    known = [of for of in entry.envelopes if of.time and of.decays is not None]
-    norms = [norm for norm in Norm if any(of.norm is norm for of in known)]
-    known = sorted((of for of in known if of.norm is norms[0]), key=lambda of: of.eps)
-    falling = [of for of in known if of.decays is not None and of.decays.value >= 0.5]
-    return entry.name, next(iter(falling[-1:] or known), None)
-
-
-def horizon_figure(leaderboard: Leaderboard) -> Figure | None:
-    """Accuracy of the state at each time, of all neural ODEs; None if there are none."""
-    decays = _decays(leaderboard)
-    if not decays:
-        return None
-    with mpl.rc_context(STYLE):
-        figure, ax = _horizon_axes()
-        for name, decay in decays.items():
-            colour, dash = colours(leaderboard)[name], dashes(leaderboard)[name]
-            ax.plot(decay.time, decay.accuracy, color=colour, linestyle=dash, linewidth=1.8)
-        ax.set_ylim(0, 1.02)
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-        ax.set_ylabel("accuracy of the state at time t")
-        _label_ends(ax, {n: np.array(d.accuracy) for n, d in decays.items()}, leaderboard)
-    return figure
-
-
-def _decays(leaderboard: Leaderboard) -> dict[str, Decay]:
-    return {m.name: m.decay for m in leaderboard.models if m.decay is not None and m.decay.time}
-
-
-def _horizon_axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(9.0, 3.9), layout="constrained")
-    ax = figure.subplots()
-    ax.set_xlim(0, 1)
-    ax.set_xlabel("time t / T")
-    return figure, ax
-
-
-def _positive(values: Sequence[float]) -> np.ndarray:
-    """Values for a logarithmic axis: tiny ones at the floor, failed ones left out."""
-    array = np.asarray(values, dtype=float)
-    failed = ~np.isfinite(array) | (array < 0)
-    return np.where(failed, np.nan, np.maximum(array, FLOOR))
-
-
-def _label_ends(
-    ax: Axes,
-    lines: dict[str, np.ndarray],
-    leaderboard: Leaderboard,
-    labels: Mapping[str, str] = MappingProxyType({}),
+def _radius_lines(
+    canvas: svg.Canvas, entry: ModelEntry, norm: Norm, x: svg.Axis, y: svg.Axis
 ) -> None:
-    """Name each line beside its end, moved apart where two lines end close together."""
-    ax.set_ylim(ax.get_ylim())  # labels are placed in fractions of limits that no longer move
-    heights = {name: _end_height(ax, line) for name, line in lines.items()}
-    for name, height in spread(heights, LABEL_GAP).items():
-        colour = colours(leaderboard)[name]
-        connector = {"arrowstyle": "-", "color": colour, "linewidth": 0.9}
-        ax.annotate(
-            labels.get(name, name),
-            (1.0, heights[name]),
-            xycoords="axes fraction",
-            xytext=(1.04, height),
-            textcoords="axes fraction",
-            color=text_colour(colour),
-            fontweight="bold",
-            va="center",
-            annotation_clip=False,
-            parse_math=False,
-            arrowprops=connector | {"shrinkA": 2, "shrinkB": 1, "relpos": (0, 0.5)},
+    found, below = curves_of(entry, norm, x.high)
+    for points, dashes in ((below, ""), (found, "5 3")):
+        if points:
+            seen = svg.thinned(svg.mapped(x, y, points))
+            canvas.path(seen, class_="wide", stroke_dasharray=dashes)
+    for bracket in (b for b in entry.brackets if b.norm is norm):
+        said = (
+            f"{entry.name} at {words.threat_symbol(norm, bracket.eps)}: certified "
+            f"{words.percent(bracket.certified.value)}, attacked "
+            f"{words.percent(bracket.attacked.value)} by "
+            f"{selection.strength(entry, norm, bracket.eps)}"
         )
+        svg.mark(canvas, "ring", x(bracket.eps), y(bracket.attacked.value), "", said)
 
 
-def _end_height(ax: Axes, line: np.ndarray) -> float:
-    """Where a line ends, as a fraction of the height of the axes."""
-    known = line[np.isfinite(line)]
-    if not len(known):
-        return 0.5
-    to_fraction = ax.transData + ax.transAxes.inverted()
-    return float(np.clip(to_fraction.transform((1.0, known[-1]))[1], 0.0, 1.0))
+def curves_of(
+    entry: ModelEntry, norm: Norm, end: float
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """The lines of what was found and of what is proved, up to the end of an axis.
 
-
-def spread(heights: dict[str, float], gap: float) -> dict[str, float]:
-    """Move heights apart until neighbours are at least `gap` from each other.
-
-    Labels keep their order; a group that collides is centred on the mean of its heights.
+    Sample by sample where samples are known, else through the points of the stored curve.
     """
-    groups: list[tuple[list[str], float]] = []
-    for name in sorted(heights, key=lambda n: heights[n]):
-        names, centre = [name], heights[name]
-        while groups and _top(groups[-1], gap) + gap > centre - gap * (len(names) - 1) / 2:
-            names = groups.pop()[0] + names
-            centre = sum(heights[n] for n in names) / len(names)
-        groups.append((names, centre))
-    return dict(_places(groups, gap))
+    known = (
+        next((n for n in entry.samples.norms if n.norm is norm), None) if entry.samples else None
+    )
+    reached = max((b.eps for b in entry.brackets if b.norm is norm), default=0.0)
+    if known is not None:
+        found = _until(*standing(entry, known), reached)
+        below = _until(*proved(entry, known), end)
+        return svg.steps(*found), svg.steps(*below)
+    curve = next((c for c in entry.curves if c.norm is norm), None)
+    if curve is None:
+        return [], []
+    attacked = {0.0: entry.clean.value} | dict(zip(curve.attacked_eps, curve.attacked, strict=True))
+    radii = sorted(attacked)
+    found = _until(radii, [attacked[eps] for eps in radii], reached)
+    return svg.steps(*found), lowered(curve.certified_eps, curve.certified)
 
 
-def _top(group: tuple[list[str], float], gap: float) -> float:
-    names, centre = group
-    return centre + gap * (len(names) - 1) / 2
+def _until(
+    grid: Sequence[float], values: Sequence[float], end: float
+) -> tuple[list[float], list[float]]:
+    """The part of a falling line up to an end, which it reaches."""
+    kept = [(a, b) for a, b in zip(grid, values, strict=True) if a <= end]
+    if not kept:
+        return [], []
+    xs, ys = [a for a, _ in kept], [b for _, b in kept]
+    if xs[-1] < end:
+        xs, ys = [*xs, end], [*ys, ys[-1]]
+    return xs, ys
 
 
-def _places(groups: list[tuple[list[str], float]], gap: float) -> Iterator[tuple[str, float]]:
-    for names, centre in groups:
-        bottom = centre - gap * (len(names) - 1) / 2
-        yield from ((name, bottom + gap * place) for place, name in enumerate(names))
+def _radius_alt(
+    leaderboard: Leaderboard, chosen: Sequence[ModelEntry], norms: Sequence[Norm]
+) -> str:
+    said = f"Two lines for each of {listed([e.name for e in chosen])}. "
+    parts = []
+    for norm in norms:
+        radii = selection.radii(leaderboard, norm)
+        if not radii:
+            continue
+        eps = radii[-1]
+        ends = [
+            f"{e.name} {words.bracket(b, ' to ')}"
+            for e in chosen
+            if (b := selection.find_bracket(e, norm, eps)) is not None
+        ]
+        parts.append(
+            f"at {words.threat_symbol(norm, eps)}, percent certified to attacked: {', '.join(ends)}"
+        )
+    return said + "; ".join(parts).capitalize() + "."
 
 
-FIGURES: dict[str, Callable[[Leaderboard], Figure | None]] = {
-    "brackets": bracket_figure,
-    "certificates": certificates_figure,
-    "distances": distances_figure,
-    "decay": decay_figure,
-    "envelope": envelope_figure,
-    "horizon": horizon_figure,
-}
+# --- clean against certified ------------------------------------------------------------
+
+
+def price_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
+    """Clean against certified accuracy, with the front that nobody beats in both."""
+    rows = [(e, b) for e, b in ranking.ranked(leaderboard, threat) if b is not None]
+    if not any(b.certified.count for _, b in rows):
+        return None
+    points = [(entry.clean.value, b.certified.value) for entry, b in rows]
+    best = sorted({points[i] for i in ranking.front(points)})
+    left, right, top, bottom = 46.0, WIDTH - 20, 26.0, 276.0
+    low = min(a for a, _ in points)
+    low = max(0.0, np.floor(20 * (low - 0.02)) / 20)
+    x, y = svg.Axis(float(low), 1, left, right), svg.Axis(0, 1, bottom, top)
+    canvas = svg.Canvas(WIDTH, bottom + 42, _price_alt(rows))
+    svg.percent_grid(canvas, left, right, y)
+    for value in np.linspace(float(low), 1, 6).tolist():
+        canvas.line(x(value), bottom, x(value), bottom + 4, class_="axis")
+        canvas.text(
+            x(value), bottom + 17, f"{100 * value:.3g}%", class_="tick", text_anchor="middle"
+        )
+    canvas.text(
+        (left + right) / 2,
+        bottom + 34,
+        f"clean accuracy, {words.plural(leaderboard.suite.samples, 'image')}",
+        text_anchor="middle",
+    )
+    canvas.text(left, 12, "certified accuracy")
+    line = [(x(low), y(best[0][1]))]
+    for (a, b), after in zip(best, [*best[1:], None], strict=True):
+        line.append((x(a), y(b)))
+        line.append((x(a), y(after[1]) if after else y(0)))
+    canvas.path(line, class_="good wide", stroke_dasharray="4 3")
+    labelled = {}
+    for (entry, _), (a, b) in zip(rows, points, strict=True):
+        on_front = (a, b) in best
+        said = f"{entry.name}: clean {words.percent(a)}, certified {words.percent(b)}"
+        svg.mark(
+            canvas,
+            "square" if on_front else "ring",
+            x(a),
+            y(b),
+            "good" if on_front else "clean",
+            said,
+        )
+        if b > 0:
+            labelled[entry.name] = (entry, x(a), y(b))
+    heights = svg.within(svg.spread({n: h for n, (_, _, h) in labelled.items()}, 14), top, bottom)
+    for name, height in heights.items():
+        entry, a, _ = labelled[name]
+        said = clipped(short(entry, leaderboard))
+        end = a + 12 + svg.LETTER * len(said) > right
+        side = {"text_anchor": "end"} if end else {}
+        # To its left runs the front.
+        canvas.text(a - 9 if end else a + 9, height + (18 if end else 4), said, **side)
+    nothing = sum(not b.certified.count for _, b in rows)
+    if nothing:
+        said = f"{words.plural(nothing, 'model')} of which nothing is proved"
+        canvas.text(left + 6, bottom - 8, said, class_="tick")
+    return Figure(
+        "price",
+        f"What proofs cost at {words.threat_symbol(*threat)}",
+        "Clean against certified accuracy on the same images. On the dashed front no model is "
+        "better in one without being worse in the other.",
+        canvas,
+        ranking.threat_id(threat),
+    )
+
+
+def _price_alt(rows: Sequence[tuple[ModelEntry, Bracket]]) -> str:
+    points = [(entry.clean.value, b.certified.value) for entry, b in rows]
+    said = [
+        f"{rows[i][0].name} with {words.percent(points[i][0])} % clean and "
+        f"{words.percent(points[i][1])} % certified"
+        for i in ranking.front(points)
+        if points[i][1] > 0
+    ]
+    return f"A point for each of {words.plural(len(rows), 'model')}; on the front: {listed(said)}."

@@ -1,29 +1,186 @@
-"""The report as one page that needs nothing else: no network, no script, no other file."""
+"""A report as pages that need nothing else: no network, no other file, and no script to be read.
+
+Each page allows, by the hash of its content, its own style and its own few lines of script, which
+sort, filter and choose what is there already.
+"""
 
 import base64
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from robustness.errors import printable
-from robustness.reporting import columns, prose, selection, tables, words
-from robustness.reporting.drawing import colours
+from robustness.reporting import (
+    figures,
+    images,
+    model_figures,
+    model_sections,
+    pages,
+    prose,
+    ranking,
+    selection,
+    svg,
+    tables,
+    words,
+)
 from robustness.reporting.pictures import PARTS, path_of, pictures
-from robustness.results.leaderboard import CertificateRow, Leaderboard
-from robustness.results.severity import severity
-from robustness.threat import format_eps
+from robustness.reporting.sections import Table
+from robustness.results.leaderboard import Leaderboard, ModelEntry
 
-REASONS_SHOWN = 4
+_VERSIONS = ("lyanet-robustness", "python", "torch", "torchdiffeq", "torchattacks", "pyautoattack")
 
 
-def html_text(leaderboard: Leaderboard, figures: dict[str, bytes]) -> str:
-    """The whole page.
+def html_pages(leaderboard: Leaderboard) -> dict[str, str]:
+    """Every page of a report: its path inside the report's folder, and what is in it."""
+    names = pages.model_pages(leaderboard)
+    told = zip(names, leaderboard.models, strict=True)
+    suite = {pages.SUITE_PAGE: suite_page(leaderboard)}
+    return suite | {name: model_page(leaderboard, entry) for name, entry in told}
 
-    Args:
-        leaderboard: what to report.
-        figures: SVG by name, embedded in the page.
-    """
-    return _environment().get_template("report.html.j2").render(_context(leaderboard, figures))
+
+def suite_page(leaderboard: Leaderboard) -> str:
+    """The page of a suite: what was found, the ranking, the figures, how to run it again."""
+    first = ranking.default_threat(leaderboard)
+    every = selection.threats(leaderboard)
+    order = [t for t in every if t == first] + [t for t in every if t != first]
+    labels = [(ranking.threat_id(t), words.threat_symbol(*t)) for t in order]
+    marks = [ranking.trust(entry, leaderboard) for entry in leaderboard.models]
+    pngs = pictures(leaderboard)
+    return _page(
+        "suite.html.j2",
+        prose.title(leaderboard),
+        board=leaderboard,
+        suite=leaderboard.suite,
+        ran_on=prose.ran_on(leaderboard),
+        soundness_line=tables.soundness_line(leaderboard.soundness),
+        threats=[
+            (*label, ranking.found(leaderboard, threat))
+            for label, threat in zip(labels, order, strict=True)
+        ],
+        first=labels[0][0] if labels else "",
+        rankings=[
+            (*label, ranking.ranking_table(leaderboard, threat))
+            for label, threat in zip(labels, order, strict=True)
+        ],
+        families=sorted({e.origin.family for e in leaderboard.models if e.origin}),
+        smoothed=selection.smoothed(leaderboard),
+        marks=ranking.MARKS,
+        marks_used=[mark for mark in ranking.MARKS if mark in marks],
+        figures=[f for _, f in suite_figures(leaderboard)],
+        pictures=_suite_pictures(leaderboard),
+        violations=[
+            (violation, {part: pngs[path_of(number, part)] for part in PARTS})
+            for number, violation in enumerate(leaderboard.soundness.violations)
+            if violation.picture is not None
+        ],
+        command=prose.command(leaderboard),
+        commit=leaderboard.environment.get("commit", ""),
+        versions=_versions(leaderboard.environment),
+        partial=selection.partial_attacks(leaderboard),
+    )
+
+
+def suite_figures(leaderboard: Leaderboard) -> list[tuple[bool, figures.Figure]]:
+    """The drawings of a suite's page, and whether each is one of those that are shown first."""
+    first = ranking.default_threat(leaderboard)
+    if first is None:
+        return []
+    drawn: list[tuple[bool, figures.Figure]] = []
+    for threat in selection.threats(leaderboard):
+        drawn += [(threat == first, f) for f in figures.figures(leaderboard, threat)]
+    if (radius := figures.radius_figure(leaderboard)) is not None:
+        drawn.append((True, radius))
+    order = ("standing", "attacks", "radius", "price")
+    return sorted(drawn, key=lambda pair: (order.index(pair[1].name), not pair[0]))
+
+
+def _suite_pictures(leaderboard: Leaderboard) -> list[tuple[str, str, list[images.Shown]]]:
+    found = []
+    for norm in selection.norms(leaderboard):
+        nearest = images.nearest_of_each(leaderboard, norm, figures.PICTURED)
+        shown = [
+            images.shown(entry, pages.model_page(leaderboard, entry), norm, example)
+            for entry, example in nearest
+        ]
+        if shown:
+            found.append((norm.value, words.SYMBOLS[norm], shown))
+    return found
+
+
+def model_page(leaderboard: Leaderboard, entry: ModelEntry) -> str:
+    """The page of one model: all that is known of it."""
+    limits = {limit for row in entry.certificates for limit in row.limits}
+    return _page(
+        "model.html.j2",
+        f"{entry.name}: adversarial robustness",
+        entry=entry,
+        suite=leaderboard.suite,
+        anchor=pages.anchor(leaderboard, entry),
+        mark=ranking.trust(entry, leaderboard),
+        root=prose.ROOT,
+        facts=model_sections.facts(entry),
+        figures=model_figures.figures(leaderboard, entry),
+        sections=model_sections.sections(leaderboard, entry),
+        pictures=[
+            (words.SYMBOLS[row.norm], [images.shown(entry, "", row.norm, e) for e in row.examples])
+            for row in entry.nearest
+            if row.examples
+        ],
+        limits={
+            name: meaning
+            for name, meaning in prose.limit_meanings(leaderboard).items()
+            if name in {limit.value for limit in limits}
+        },
+        ran_on=prose.ran_on(leaderboard),
+        commit=leaderboard.environment.get("commit", ""),
+    )
+
+
+def suites_page(table: Table) -> str:
+    """The page of several suites, a row each."""
+    return _page("suites.html.j2", "Adversarial robustness, proved and attacked", suites=table)
+
+
+def is_own(file: Path) -> bool:
+    """Whether a page is one that this module wrote."""
+    with file.open("rb") as page:
+        return b'<meta name="generator" content="lyanet-robustness">' in page.read(2000)
+
+
+def _versions(environment: Mapping[str, str]) -> str:
+    known = [f"{name} {environment[name]}" for name in _VERSIONS if name in environment]
+    return ", ".join(known)
+
+
+def _page(template: str, title: str, **content: Any) -> str:
+    style, script = _part("page.css") + svg.figure_style(), _part("page.js")
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            title=title,
+            style=style,
+            script=script,
+            style_hash=_source(style),
+            script_hash=_source(script),
+            **content,
+        )
+    )
+
+
+@cache
+def _part(name: str) -> str:
+    return files("robustness.reporting").joinpath(f"templates/{name}").read_text("utf-8")
+
+
+def _source(text: str) -> str:
+    """How a content security policy names what it allows."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _readable(value: Any) -> Any:
@@ -31,8 +188,10 @@ def _readable(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
-def _environment() -> Environment:
-    environment = Environment(
+@cache
+def environment() -> Environment:
+    """What renders the pages."""
+    made = Environment(
         loader=PackageLoader("robustness.reporting", "templates"),
         autoescape=True,  # names and reasons come from users' files
         finalize=_readable,
@@ -40,12 +199,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": words.percent,
-        "precisely": words.precisely,
-        "interval": words.interval,
-        "radius": format_eps,
-        "extent": words.extent,
         "sentence": prose.sentence,
         "unidentified": prose.unidentified,
         "failed": prose.failed,
@@ -53,89 +208,15 @@ def _environment() -> Environment:
         "moment": words.moment,
         "setting": words.setting,
         "index_list": words.index_list,
-        "data_uri": data_uri,
-        "png_uri": png_uri,
+        "extent": words.extent,
+        "data_uri": images.data_uri,
     }
-    environment.globals |= {
-        "threat": words.threat_symbol,
+    made.globals |= {
         "plural": words.plural,
         "symbols": words.SYMBOLS,
-        "radii": selection.radii,
-        "more_cells": columns.cells,
-        "find_bracket": selection.find_bracket,
-        "autoattack_row": selection.autoattack_row,
-        "autoattack_sizes": selection.autoattack_sizes,
-        "attack_lines": selection.attack_lines,
-        "certificate_rows": selection.certificate_rows,
-        "reasons": reasons,
-        "costs": selection.costs,
-        "doubts": selection.doubts,
-        "doubted": selection.doubted,
-        "beyond": selection.beyond,
-        "strength": selection.strength,
-        "strengths": selection.strengths,
-        "severity": severity,
-        "verdict": prose.verdict,
-        "flag_page": prose.flag_page,
-        "counts": words.counts,
-        "subset_line": prose.subset_line,
-    }
-    return environment
-
-
-def _context(leaderboard: Leaderboard, figures: dict[str, bytes]) -> dict[str, Any]:
-    pngs = pictures(leaderboard)
-    return {
-        "board": leaderboard,
-        "suite": leaderboard.suite,
-        "title": prose.title(leaderboard),
-        "ran_on": prose.ran_on(leaderboard),
-        "colours": colours(leaderboard),
-        "flow": selection.flow_rows(leaderboard),
-        "flow_rule": prose.FLOW,
-        "flow_heading": prose.FLOW_HEADING,
-        "more_headings": columns.headings(),
-        "wholes": any(map(selection.beyond, leaderboard.models)),
-        "headline": selection.headline(leaderboard),
-        "norms": selection.norms(leaderboard),
-        "threats": selection.threats(leaderboard),
-        "figures": [
-            (name, prose.TITLES[name], prose.CAPTIONS[name], svg) for name, svg in figures.items()
-        ],
+        "hue": svg.hue,
         "glossary": prose.GLOSSARY,
         "digest_means": prose.DIGEST,
-        "mark": prose.DOUBTED,
-        "mark_means": prose.DOUBTED_MEANS,
-        "marked": any(map(selection.doubted, leaderboard.models)),
-        "soundness_rule": prose.SOUNDNESS,
-        "smoothed": selection.smoothed(leaderboard),
-        "limit_meanings": prose.limit_meanings(leaderboard),
-        "pictures": [
-            (violation, {part: pngs[path_of(number, part)] for part in PARTS})
-            for number, violation in enumerate(leaderboard.soundness.violations)
-            if violation.picture is not None
-        ],
-        "soundness_line": tables.soundness_line(leaderboard.soundness),
-        "partial": selection.partial_attacks(leaderboard),
+        "subset_line": prose.subset_line,
     }
-
-
-def data_uri(svg: bytes) -> str:
-    """An SVG as the source of an image: inline, its element ids would clash between figures."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
-def png_uri(png: bytes) -> str:
-    """A PNG as the source of an image."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def reasons(row: CertificateRow) -> list[tuple[str, int]]:
-    """The most frequent reasons that limit a certificate's radii, the rest in one line."""
-    every = list(row.reasons.items())
-    shown, rest = every[:REASONS_SHOWN], every[REASONS_SHOWN:]
-    if len(rest) == 1:  # naming it takes no more room than counting it
-        return every
-    if rest:
-        shown.append((words.plural(len(rest), "other reason"), sum(n for _, n in rest)))
-    return shown
+    return made

@@ -4,11 +4,9 @@ A PNG has 256 levels and an adversarial image may differ by less. The pictures a
 numbers that refute a certificate are in leaderboard.json.
 """
 
-import io
-
 import numpy as np
-from matplotlib.image import imsave
 
+from robustness.reporting.images import png
 from robustness.results.leaderboard import Leaderboard, Picture
 
 FOLDER = "counterexamples"
@@ -43,10 +41,4 @@ def _pngs(picture: Picture) -> list[bytes]:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Pixels of [0, 1], shape (c, h, w) with one channel or three, as PNG."""
-    colours = np.moveaxis(image if len(image) == 3 else image[:1].repeat(3, axis=0), 0, 2)
-    factor = max(1, round(_SIDE / max(colours.shape[:2])))
-    enlarged = colours.clip(0, 1).repeat(factor, axis=0).repeat(factor, axis=1)
-    buffer = io.BytesIO()
-    imsave(buffer, enlarged, format="png", metadata={"Software": ""})
-    return buffer.getvalue()
+    return png(image, max(1, round(_SIDE / max(image.shape[1:]))))

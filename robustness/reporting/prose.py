@@ -1,5 +1,7 @@
 """The report's fixed sentences, shared by the page and the Markdown file."""
 
+from importlib.resources import files
+
 from robustness.certificates.limits import MEANINGS
 from robustness.reporting import words
 from robustness.results.leaderboard import Flag, Leaderboard, ModelEntry
@@ -8,62 +10,8 @@ from robustness.results.severity import Severity, severity
 # Why samples failed: as many reasons are named.
 _REASONS = 5
 
-CAPTIONS = {
-    "brackets": (
-        "Robust accuracy against the radius of the perturbation. The true value lies in the "
-        "shaded bracket: at least the solid line, which is proved, and at most the dashed line, "
-        "where attacks succeeded. Marks are the radii that were attacked, by what the legend "
-        "says: those of weaker attacks are hollow and do not compare with the others. Between two "
-        "of them the dashed line is held at the smaller one's value, since robust accuracy never "
-        "rises with the radius. A wide band means that neither proof nor attack settles the "
-        "matter, not that the model is weak. A diamond, if any, is AutoAttack alone with its 95% "
-        "interval; on fewer samples than the dashed line, it may lie on either side of it."
-    ),
-    "certificates": (
-        "Accuracy that each certificate alone gives, against the radius. Solid lines are proved; "
-        "dash-dotted ones hold with a stated probability and speak of the smoothed classifier; "
-        "dotted ones are estimates, which prove nothing wherever they lie. Between two radii of "
-        "its grid a line is held at the value of the larger one, so that it is nowhere above what "
-        "its certificate gives. Models of which no certificate gives any radius are left out."
-    ),
-    "distances": (
-        "A point per sample: how far it is proved to keep its class, and the distance of the "
-        "nearest adversarial image that the run found. The true radius lies between the two, so "
-        "a sample is settled where its point touches the diagonal; a point below it would refute "
-        "the certificate. Triangles are samples of which no adversarial image was found up to "
-        "the largest radius attacked. Misclassified samples are left out."
-    ),
-    "decay": (
-        "The potential V(t) = −log p(t), with p(t) the probability that the state at time t "
-        "gives the true class, on unperturbed samples. Lines are medians, bands hold the middle "
-        "80% of the samples. A straight fall on this logarithmic scale is exponential decay, "
-        "which is what a Lyapunov condition asks for. Below ln 2 the true class has more than "
-        "half of the probability, so the prediction is right; above, it need not be wrong. "
-        "Values under 10⁻⁶ are drawn there; those that overflowed are left out."
-    ),
-    "envelope": (
-        "Between which numbers V(t) is proved to lie at every step of the solver, for every image "
-        "within the stated radius, rounding included: medians of the lower and the upper ends "
-        "over the samples, and of the measured V(t) of the same samples, unperturbed. Of each "
-        "model the largest radius is drawn at which V is proved to have fallen by the horizon "
-        "for half of the samples, else the smallest. Where a band widens, the bound has lost hold "
-        "of the trajectories; it does not say that they part."
-    ),
-    "horizon": (
-        "Accuracy if the state were read at time t instead of at the horizon T, on unperturbed "
-        "samples. A curve that is flat well before the end has converged; one that still moves "
-        "at the end owes its accuracy to where integration happens to stop."
-    ),
-}
-
-TITLES = {
-    "brackets": "Brackets over the radius",
-    "certificates": "Certified accuracy over the radius",
-    "distances": "Certified radius and adversarial distance",
-    "decay": "Decay of the potential",
-    "envelope": "Proved envelope of the potential",
-    "horizon": "Accuracy along the horizon",
-}
+# The checkout, as seen from the folder of a report in reports/<suite>/.
+ROOT = "../.."
 
 GLOSSARY = {
     "Threat model": (
@@ -165,34 +113,11 @@ FLOW = (
 )
 
 
-FLOW_HEADING = (
-    "model",
-    "images",
-    "class is another without the flow",
-    "95%",
-    "clean",
-    "clean without the flow",
-)
-
-
 ENVELOPE = (
     "For every image within the radius, at every step of the solver and rounding included, V(t) is "
     "proved to lie between two numbers. V falls where its upper end at the horizon is below its "
     "lower end at the start; the label leads where no image of the ball is misread. Ends are "
     "medians over the images."
-)
-
-
-ENVELOPE_HEADING = (
-    "model",
-    "threat",
-    "images",
-    "V proved to fall",
-    "label proved to lead",
-    "V(0), at least",
-    "V(T), at least",
-    "V(T), measured",
-    "V(T), at most",
 )
 
 
@@ -203,7 +128,7 @@ def limit_meanings(leaderboard: Leaderboard) -> dict[str, str]:
     return {limit.value: meaning for limit, meaning in MEANINGS.items() if limit in found}
 
 
-def flag_page(name: str, root: str = "../..") -> str:
+def flag_page(name: str, root: str = ROOT) -> str:
     """Where a flag is explained: a link from a report in reports/<suite>/ of a checkout.
 
     Args:
@@ -233,6 +158,14 @@ def ran_on(leaderboard: Leaderboard) -> str:
     suite = leaderboard.suite
     samples = words.plural(suite.samples, "sample")
     return f"{samples} of the {suite.split} split of {suite.data}, seed {suite.seed}"
+
+
+def command(leaderboard: Leaderboard) -> str:
+    """What runs the suite again on the same images."""
+    suite = leaderboard.suite
+    bundled = files("robustness").joinpath(f"suites/{suite.name}.toml").is_file()
+    name = suite.name if bundled else f"{suite.name}.toml"
+    return f"robustness evaluate {name} --samples {suite.samples} --seed {suite.seed}"
 
 
 def subset_line(attack: str, leaderboard: Leaderboard, sizes: str) -> str:

@@ -12,6 +12,7 @@ from robustness.results.leaderboard import (
     Bracket,
     CertificateRow,
     Cost,
+    Envelope,
     Flag,
     Leaderboard,
     ModelEntry,
@@ -218,43 +219,57 @@ def beyond(entry: ModelEntry) -> WholeTestSet | None:
 
 
 def flow_rows(leaderboard: Leaderboard) -> list[list[str]]:
+    """What is predicted without the flow, a row for each neural ODE and set of images.
+
+    The model, and what `flow_rows_of` says.
+    """
+    return [[entry.name, *cells] for entry in leaderboard.models for cells in flow_rows_of(entry)]
+
+
+def flow_rows_of(entry: ModelEntry) -> list[list[str]]:
     """What is predicted without the flow, on the suite's samples and on the whole test set.
 
-    A row for each neural ODE and set of images: the model, how many images, of how many of them
-    the class is another, its 95% interval, and accuracy with and without the flow, in percent.
+    How many images, of how many of them the class is another, its 95% interval, and accuracy with
+    and without the flow, in percent; nothing for a model without an ODE.
+    """
+    if entry.nfe is None:
+        return []
+    whole = beyond(entry)
+    sets = [] if whole and entry.without_flow is None else [(entry.clean, entry.without_flow)]
+    if whole is not None:
+        sets.append((whole.clean, whole.without_flow))
+    return [[f"{clean.total:,}", *_flow_cells(clean, flow)] for clean, flow in sets]
+
+
+def envelope_rows(entry: ModelEntry) -> list[list[str]]:
+    """The proved envelope of V(t) of a model at each threat; see `model_sections.envelope`.
+
+    Where nothing is proved the row has the reason.
     """
     rows = []
-    for entry in leaderboard.models:
-        if entry.nfe is None:
+    for of in entry.envelopes:
+        named = words.threat_symbol(of.norm, of.eps)
+        if of.decays is None or of.leads is None or not of.time:
+            images = str(sum(of.refusals.values()))
+            rows.append([named, images, next(iter(of.refusals), ""), *[words.ABSENT] * 5])
             continue
-        whole = beyond(entry)
-        sets = [] if whole and entry.without_flow is None else [(entry.clean, entry.without_flow)]
-        if whole is not None:
-            sets.append((whole.clean, whole.without_flow))
-        rows += [
-            [entry.name, f"{clean.total:,}", *_flow_cells(clean, flow)] for clean, flow in sets
-        ]
+        ends = (of.low[0], of.low[-1], of.potential[-1], of.high[-1])
+        counts = [f"{share.count:,}" for share in (of.decays, of.leads)]
+        shown = [f"{end:.3g}" if math.isfinite(end) else "no bound" for end in ends]
+        rows.append([named, f"{of.decays.total:,}", *counts, *shown])
     return rows
 
 
-def envelope_rows(leaderboard: Leaderboard) -> list[list[str]]:
-    """The proved envelope of V(t) at each threat, by the columns of `prose.ENVELOPE_HEADING`.
+def drawn_envelope(entry: ModelEntry) -> Envelope | None:
+    """The envelope that is drawn; None where nothing is proved.
 
-    A model of which nothing is proved has a row with the reason.
+    The largest radius at which V is proved to fall for half of the samples, or else the smallest.
     """
-    rows = []
-    for entry in leaderboard.models:
-        for of in entry.envelopes:
-            named = [entry.name, words.threat_symbol(of.norm, of.eps)]
-            if of.decays is None or of.leads is None or not of.time:
-                images = str(sum(of.refusals.values()))
-                rows.append([*named, images, next(iter(of.refusals), ""), *[words.ABSENT] * 5])
-                continue
-            ends = (of.low[0], of.low[-1], of.potential[-1], of.high[-1])
-            counts = [f"{share.count:,}" for share in (of.decays, of.leads)]
-            shown = [f"{end:.3g}" if math.isfinite(end) else "no bound" for end in ends]
-            rows.append([*named, f"{of.decays.total:,}", *counts, *shown])
-    return rows
+    known = [of for of in entry.envelopes if of.time and of.decays is not None]
+    norms = [norm for norm in Norm if any(of.norm is norm for of in known)]
+    known = sorted((of for of in known if of.norm is norms[0]), key=lambda of: of.eps)
+    falling = [of for of in known if of.decays is not None and of.decays.value >= 0.5]
+    return next(iter(falling[-1:] or known), None)
 
 
 def _flow_cells(clean: Proportion, flow: WithoutFlow | None) -> list[str]:

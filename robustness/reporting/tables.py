@@ -1,15 +1,13 @@
 """The table a run prints and the tidy table that other programs read."""
 
-import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.box import Box
 from rich.table import Table
 from rich.text import Text
 
-from robustness.errors import printable
 from robustness.reporting import columns, selection, words
+from robustness.reporting.spreadsheet import csv_of
 from robustness.results.leaderboard import (
     Leaderboard,
     ModelEntry,
@@ -34,9 +32,6 @@ SAMPLE_COLUMNS = (
     "found_by",
     "failed_at",
 )
-
-# What a cell begins with that spreadsheets take for a formula.
-_FORMULAS = ("=", "+", "-", "@")
 
 COLUMNS = (
     "model",
@@ -151,22 +146,6 @@ def csv_text(leaderboard: Leaderboard) -> str:
     for model, name, value in columns.values(leaderboard):
         rows.append((model, "", "", "column", name, "", "", "", value, "", ""))
     return csv_of(COLUMNS, rows)
-
-
-def csv_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Comma-separated values that a spreadsheet takes for data: no text in it is a formula."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(map(_harmless, row) for row in rows)
-    return buffer.getvalue()
-
-
-def _harmless(cell: object) -> object:
-    """Text that a spreadsheet would run, behind an apostrophe as OWASP advises; else the cell."""
-    if not isinstance(cell, str):
-        return cell
-    return f"'{printable(cell)}" if cell.startswith(_FORMULAS) else printable(cell)
 
 
 def _tidy_rows(entry: ModelEntry, samples: int) -> Iterator[tuple[object, ...]]:

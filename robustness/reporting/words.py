@@ -40,6 +40,11 @@ def threat_symbol(norm: Norm, eps: float) -> str:
     return f"{SYMBOLS[ThreatModel(norm, eps).norm]} {format_eps(eps)}"
 
 
+def radius(eps: float) -> str:
+    """A radius as it is written, such as `8/255` or `0.1`."""
+    return format_eps(eps)
+
+
 def bracket(value: Bracket | None, dash: str = "-") -> str:
     """`certified-attacked` in percent."""
     if value is None:

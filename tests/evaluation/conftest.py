@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,20 +6,6 @@ from suites import SUITE
 from robustness.attacks import Stage, default_stages
 from robustness.evaluation.jobs import audit
 from robustness.evaluation.suite import Suite, load_suite
-from robustness.reporting import report
-from robustness.results.leaderboard import Leaderboard
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_figures() -> Iterator[None]:
-    """Drawing is tested elsewhere, and takes longer than a small suite."""
-
-    def none(leaderboard: Leaderboard) -> dict[str, bytes]:
-        return {}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "figures", none)
-        yield
 
 
 @pytest.fixture

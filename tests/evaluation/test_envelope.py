@@ -40,9 +40,9 @@ def test_a_suite_bounds_the_potential_of_its_first_samples_at_every_threat(tmp_p
     assert far.decays.count == 0
     assert far.high[-1] > near.high[-1]
     assert board.models[1].envelopes == []
-    rows = selection.envelope_rows(board)
-    assert [row[1] for row in rows] == ["ℓ∞ 0.0001", "ℓ∞ 0.3"]
-    assert rows[0][2:4] == ["2", str(near.decays.count)]
-    said = markdown_text(board, ["envelope"])
-    assert "## Certified decay" in said
-    assert "| `digits/lyanet-certified` | ℓ∞ 0.0001 | 2 |" in said
+    rows = selection.envelope_rows(board.models[0])
+    assert [row[0] for row in rows] == ["ℓ∞ 0.0001", "ℓ∞ 0.3"]
+    assert rows[0][1:3] == ["2", str(near.decays.count)]
+    said = markdown_text(board)
+    assert "### Certified decay" in said
+    assert "| ℓ∞ 0.0001 | 2 |" in said

@@ -15,7 +15,7 @@ from robustness.api import certify, evaluate
 from robustness.errors import UsageError
 from robustness.evaluation.executors import processes as leash
 from robustness.evaluation.suite import Suite
-from robustness.reporting.html import html_text
+from robustness.reporting.html import model_page
 from robustness.reporting.markdown import markdown_text
 from robustness.results.leaderboard import STORE_FILE, Leaderboard
 from robustness.zoo import load_model, zoo_folder
@@ -113,7 +113,7 @@ def test_a_model_whose_logits_change_between_calls_is_named_and_no_result_of_it_
     board = run(suite(f"{name}:Net"), tmp_path)
     said = "its logits, which change between calls of the same image"
     assert board.models[0].unidentified == [said]
-    for page in (markdown_text(board, []), html_text(board, {})):
+    for page in (markdown_text(board), model_page(board, board.models[0])):
         assert f"Not identifiable: {said}." in page
     run(suite(f"{name}:Net"), tmp_path)
     assert stored(tmp_path) == 4
@@ -126,10 +126,11 @@ def test_what_cannot_be_told_of_a_model_is_in_the_report(
     source = USERS_MODEL.replace("{scale}", "SCALE").replace("super().__init__()", kept)
     board = run(suite(f"{user_code(source)}:Net"), tmp_path)
     assert board.models[0].unidentified == ["the attribute log (builtins.list_iterator)"]
-    assert "list\\_iterator" in markdown_text(board, [])
+    assert "list\\_iterator" in markdown_text(board)
     again = run(suite("digits/resnet"), tmp_path)
     assert again.models[0].unidentified == []
-    assert "Not identifiable" not in markdown_text(again, []) + html_text(again, {})
+    pages = markdown_text(again) + model_page(again, again.models[0])
+    assert "Not identifiable" not in pages
 
 
 def test_a_model_that_becomes_another_in_the_middle_ends_the_run_and_stores_nothing(

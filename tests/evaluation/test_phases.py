@@ -181,7 +181,8 @@ def test_flags_are_computed_on_the_first_samples_and_reported(
         ("toy", True, 0.5),
     ]
     assert (seen["images"], seen["sources"]) == (8, [])
-    assert "attacks.md#toy" in (tmp_path / "index.html").read_text()
+    (page,) = (tmp_path / "models").iterdir()
+    assert "attacks.md#toy" in page.read_text()
 
 
 def test_checks_are_made_where_the_worst_case_runs_and_else_at_the_middle_radius() -> None:

@@ -4,25 +4,25 @@ import pytest
 
 from robustness.errors import UsageError
 from robustness.reporting.columns import COLUMNS, Column, Value
-from robustness.reporting.html import html_text
+from robustness.reporting.html import suite_page
 from robustness.reporting.markdown import markdown_text
 from robustness.reporting.tables import csv_text
 from robustness.results.leaderboard import Leaderboard, ModelEntry
 
 
 def test_a_column_stands_behind_those_of_this_package(board: Leaderboard) -> None:
-    before = (csv_text(board), markdown_text(board, []), html_text(board, {}))
+    before = (csv_text(board), markdown_text(board), suite_page(board))
 
     def letters(entry: ModelEntry) -> Value:
         return "<b>|" if entry is board.models[0] else None
 
     with COLUMNS.having(Column("letters", letters)):
-        rows, markdown, page = csv_text(board), markdown_text(board, []), html_text(board, {})
+        rows, markdown, page = csv_text(board), markdown_text(board), suite_page(board)
     assert rows == f"{before[0]}{board.models[0].name},,,column,letters,,,,<b>|,,\n"
     assert r"| \<b\>\| |" in markdown
-    assert "<th>letters</th>" in page
-    assert "<td>&lt;b&gt;|</td>" in page
-    assert (csv_text(board), markdown_text(board, []), html_text(board, {})) == before
+    assert '<th scope="col">letters</th>' in page
+    assert 'data-h="letters" data-v="&lt;b&gt;|">&lt;b&gt;|</td>' in page
+    assert (csv_text(board), markdown_text(board), suite_page(board)) == before
 
 
 @pytest.mark.parametrize(("value", "got"), [(1 / 1j, "a complex"), (None, "ZeroDivisionError")])

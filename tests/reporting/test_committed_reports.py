@@ -4,10 +4,9 @@ import pytest
 
 from robustness.api import committed_leaderboards
 from robustness.cards.measure import whole_test_set
-from robustness.reporting.figures import FIGURES
-from robustness.reporting.html import html_text
-from robustness.reporting.markdown import markdown_text
-from robustness.reporting.tables import csv_text
+from robustness.cards.origin import with_origins
+from robustness.reporting.index import index_page
+from robustness.reporting.report import render
 from robustness.zoo import zoo_folder
 
 BOARDS = committed_leaderboards()
@@ -15,18 +14,25 @@ BOARDS = committed_leaderboards()
 
 @pytest.mark.parametrize("folder", list(BOARDS))
 def test_a_committed_report_is_what_its_leaderboard_gives(folder: str) -> None:
-    """All but the figures, which are slow to draw."""
-    board, page = BOARDS[folder], zoo_folder().parent / folder
+    board, place = BOARDS[folder], zoo_folder().parent / folder
     again = f"run `robustness report {folder} --out {folder}`"
-    assert board == whole_test_set(board), again
-    drawn = {
-        name: file.read_bytes()
-        for name in FIGURES
-        if (file := page / f"figures/{name}.svg").is_file()
-    }
-    for name, text in (
-        ("leaderboard.md", markdown_text(board, list(drawn))),
-        ("leaderboard.csv", csv_text(board)),
-        ("index.html", html_text(board, drawn)),
-    ):
-        assert (page / name).read_text(encoding="utf-8") == text, again
+    assert board == with_origins(whole_test_set(board)), again
+    files = render(board)
+    for name, content in files.items():
+        assert (place / name).read_bytes() == content, again
+    lying = {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()}
+    assert lying == set(files), again
+
+
+def test_no_page_of_a_committed_report_is_larger_than_300_kilobytes() -> None:
+    pages = (zoo_folder().parent / "reports").rglob("*.html")
+    sizes = {page: page.stat().st_size for page in pages if "claims" not in str(page)}
+    assert len(sizes) > len(BOARDS)
+    assert max(sizes.values()) < 300_000, max(sizes, key=sizes.__getitem__)
+
+
+def test_the_committed_page_of_all_suites_is_of_their_leaderboards() -> None:
+    root = zoo_folder().parent / "reports"
+    boards = {folder.removeprefix("reports/"): board for folder, board in BOARDS.items()}
+    again = "run `robustness report reports --out reports`"
+    assert (root / "index.html").read_text(encoding="utf-8") == index_page(boards), again

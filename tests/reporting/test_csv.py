@@ -5,7 +5,8 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
-from robustness.reporting.tables import csv_of, csv_text, samples_csv
+from robustness.reporting.spreadsheet import csv_of
+from robustness.reporting.tables import csv_text, samples_csv
 from robustness.results.leaderboard import Proportion, WithoutFlow
 
 

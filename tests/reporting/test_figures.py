@@ -1,135 +1,192 @@
+"""What figures draw is what the leaderboard says, read back from the places of their marks."""
+
 import math
+import re
 from itertools import pairwise
 from xml.etree import ElementTree
 
 import boards
 import numpy as np
 import pytest
-from matplotlib.text import Text
 
-from robustness.certificates.base import Kind
-from robustness.reporting import figures
-from robustness.results.leaderboard import Curve, Decay, Envelope, Proportion
+from robustness.reporting import figures, images, model_figures, ranking, svg
+from robustness.reporting.html import suite_figures
+from robustness.results.leaderboard import Decay, Envelope, Proportion
 from robustness.threat import Norm
 
-ODES = ("digits/node", "digits/lyanet", "digits/lyanet-certified")
+AT = (Norm.LINF, 0.05)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(figure):
+    return ElementTree.fromstring(figure.canvas.file)
 
 
 def words_in(figure):
-    return [text.get_text() for text in figure.findobj(Text)]
+    return [text.text for text in parsed(figure).iter(f"{SVG}text")]
 
 
-def colour_of(figure, name):
-    return next(t.get_color() for t in figure.findobj(Text) if t.get_text() == name)
+def titled(figure):
+    """Groups by the first word of their titles, without its colon."""
+    groups = parsed(figure).iter(f"{SVG}g")
+    found = {}
+    for group in groups:
+        title = group.find(f"{SVG}title")
+        if title is not None:
+            found[title.text.split(":")[0]] = group
+    return found
 
 
-def test_the_bracket_figure_names_every_model_and_both_norms(board):
-    shown = words_in(figures.bracket_figure(board))
-    assert {entry.name for entry in board.models} <= set(shown)
-    assert any("ℓ∞" in text for text in shown)
-    assert any("ℓ2" in text for text in shown)
-    assert "AutoAttack alone, first 64 samples (95%)" in shown
+def shares(figure, axis):
+    """From a place along an axis, `x` or `y`, to the share that it stands for."""
+    ticks = {}
+    for text in parsed(figure).iter(f"{SVG}text"):
+        if re.fullmatch(r"(0|100)%", text.text):
+            ticks[text.text] = float(text.get(axis))
+    low, high = ticks["0%"], ticks["100%"]
+    return lambda place: (float(place) - low) / (high - low)
 
 
-def test_every_ode_and_only_an_ode_is_followed_along_the_horizon(board):
-    for figure in (figures.decay_figure(board), figures.horizon_figure(board)):
-        shown = words_in(figure)
-        assert all(shown.count(name) == 1 for name in ODES)
-        assert "digits/resnet" not in shown
+def test_a_dumbbell_has_its_marks_where_the_numbers_are(searched):
+    figure = figures.dumbbells(searched, AT)
+    share = shares(figure, "x")
+    groups = titled(figure)
+    order = [entry.name for entry, _ in ranking.ranked(searched, AT)]
+    assert list(groups) == order
+    for entry in searched.models:
+        group = groups[entry.name]
+        bracket = next(b for b in entry.brackets if (b.norm, b.eps) == AT)
+        square = group.find(f"{SVG}rect")
+        ring, dot = group.findall(f"{SVG}circle")
+        assert share(float(square.get("x")) + 4.5) == pytest.approx(
+            bracket.certified.value, abs=0.001
+        )
+        assert "known" in dot.get("class")
+        assert share(dot.get("cx")) == pytest.approx(bracket.attacked.value, abs=0.001)
+        plain = ranking.attack_row(entry, "pgd", AT).robust.value
+        assert share(ring.get("cx")) == pytest.approx(plain, abs=0.001)
 
 
-def test_a_model_has_the_same_colour_in_every_figure(board):
-    drawn = [figures.bracket_figure(board), figures.decay_figure(board)]
-    drawn.append(figures.horizon_figure(board))
-    for name in ODES:
-        assert len({colour_of(figure, name) for figure in drawn}) == 1
+def test_the_story_of_the_attacks_ends_with_all_of_them_and_leaves_few_images_apart(searched):
+    figure = figures.attacks_figure(searched, (Norm.LINF, 0.1))
+    shown = words_in(figure)
+    stages = [w for w in shown if w in ("FGSM", "PGD", "AutoAttack", "all attacks")]
+    assert stages == ["FGSM", "PGD", "AutoAttack", "all attacks"]
+    assert "first 64" in shown
+    groups, heights = titled(figure), {}
+    for entry in searched.models:
+        group = groups[entry.name]
+        dots = group.findall(f"{SVG}circle")
+        assert len(dots) == 3  # AutoAttack's is a diamond of its own
+        heights[entry.name] = [float(dot.get("cy")) for dot in dots]
+    tick = {t.text: float(t.get("y")) for t in parsed(figure).iter(f"{SVG}text")}
+    low, high = tick["0%"] - 4, tick["100%"] - 4
+    for entry in searched.models:
+        bracket = next(b for b in entry.brackets if (b.norm, b.eps) == (Norm.LINF, 0.1))
+        end = (heights[entry.name][-1] - low) / (high - low)
+        assert end == pytest.approx(bracket.attacked.value, abs=0.002)
+    (misled,) = [g for g in groups.values() if "weak" in g.find(f"{SVG}path").get("class")]
+    assert misled is groups["digits/lyanet"]
 
 
-def test_the_line_at_ln_2_is_drawn_and_labelled(board):
-    figure = figures.decay_figure(board)
-    (ax,) = figure.axes
-    heights = [line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1]
-    assert math.log(2) in heights
-    assert any(text.startswith("ln 2") for text in words_in(figure))
-    assert ax.get_yscale() == "log"
+def test_lines_over_the_radius_meet_every_bracket(board):
+    """Sample by sample, what is proved and what was found are those of each evaluated radius."""
+    for entry in board.models:
+        for known in entry.samples.norms:
+            found, below = figures.standing(entry, known), figures.proved(entry, known)
+            for bracket in (b for b in entry.brackets if b.norm is known.norm):
+                for (grid, values), side in ((found, "attacked"), (below, "certified")):
+                    last = max(i for i, radius in enumerate(grid) if radius <= bracket.eps)
+                    assert values[last] == pytest.approx(getattr(bracket, side).value)
 
 
-def test_every_certificate_and_every_model_it_speaks_of_is_named(board):
-    shown = words_in(figures.certificates_figure(board))
-    assert {"lyapunov", "target-seeking", "estimate", "certified"} <= set(shown)
-    assert {"digits/lyanet", "digits/lyanet-certified"} <= set(shown)
-    assert "digits/resnet" not in shown
-
-
-def test_no_certificate_is_drawn_above_what_it_gives(board):
-    """The true curve is known where radii are: here one certificate with radii 0.1 and 0.9."""
-    radii = np.array([0.1, 0.9])
-    grid = [0.0, 0.5, 1.0]
+def test_failed_samples_neither_stand_nor_are_proved_from_where_they_failed(board):
     entry = board.models[-1]
-    row = next(r for r in entry.certificates if r.norm is Norm.L2 and r.kind is Kind.CERTIFIED)
-    row = row.model_copy(
-        update={"curve_eps": grid, "curve": [float((radii > e).mean()) for e in grid]}
-    )
-    alone = board.model_copy(update={"models": [entry.model_copy(update={"certificates": [row]})]})
-    figure = figures.certificates_figure(alone)
-    ((line,),) = [ax.lines for ax in figure.axes if len(ax.lines)]
-    stretches = [(a, b) for a, b in pairwise(line.get_path().vertices) if b[0] > a[0]]
-    assert len(stretches) == 2
-    for (left, _), (right, height) in stretches:
-        for eps in np.linspace(left, right, 9)[1:-1]:
-            assert height <= (radii > eps).mean()
+    known = entry.samples.norms[0]
+    failing = known.model_copy(update={"failed": [0.0] * len(known.failed)})
+    for curve in (figures.standing(entry, failing), figures.proved(entry, failing)):
+        assert curve == ([0.0], [0.0])
+
+
+def test_five_models_are_chosen_and_among_them_the_one_that_misleads(board, searched):
+    many = [searched.models[-1].model_copy(update={"name": f"m{i}"}) for i in range(8)]
+    crowd = searched.model_copy(update={"models": [*many, searched.models[2]]})
+    figure = figures.radius_figure(crowd)
+    drawn = [name for _, name, shown in figure.lines if shown]
+    assert len(drawn) == 5
+    assert "digits/lyanet" in drawn
+    assert len(figure.lines) == 9
+    hidden = [g for g in parsed(figure).iter(f"{SVG}g") if g.get("display") == "none"]
+    assert len(hidden) == 2 * 4
+    assert all(shown for _, _, shown in figures.radius_figure(board).lines)
+
+
+def test_the_front_is_of_models_that_none_beats_in_both():
+    points = [(0.9, 0.5), (0.95, 0.3), (0.9, 0.4), (0.99, 0.0), (0.95, 0.3), (0.8, 0.5)]
+    assert ranking.front(points) == [0, 1, 3, 4]
+
+
+def test_a_figure_without_data_is_left_out(board):
+    nothing = Proportion.of(0, boards.SAMPLES)
+    models = []
+    for entry in board.models:
+        brackets = [b.model_copy(update={"certified": nothing}) for b in entry.brackets]
+        models.append(entry.model_copy(update={"brackets": brackets, "attacks": []}))
+    bare = board.model_copy(update={"models": models})
+    assert figures.price_figure(bare, AT) is None
+    assert figures.attacks_figure(bare, AT) is None
+    assert suite_figures(board.model_copy(update={"models": []})) == []
+    (resnet,) = [e for e in board.models if e.nfe is None]
+    drawn = [figure.name for figure in model_figures.figures(board, resnet)]
+    assert drawn == ["distribution"]
+
+
+def test_no_certificate_is_drawn_above_what_it_gives_nor_in_steps_that_are_not_there():
+    """The true curve is known where radii are: here of a thousand, on a grid of 21."""
+    radii = np.sort(np.random.default_rng(0).gamma(3.0, 0.1, 1000))
+    grid = np.linspace(0, 1, 21).tolist()
+    curve = [float((radii > eps).mean()) for eps in grid]
+    line = figures.lowered(grid, curve)
+    xs, ys = [x for x, _ in line], [y for _, y in line]
+    for eps in np.linspace(0, 1, 401)[1:-1]:
+        assert np.interp(eps, xs, ys) <= (radii > eps).mean() + 1e-12
+    flat = sum(a == b for a, b in pairwise(ys[:-1]) if a > 0)
+    assert flat == 0  # it falls all the way, as the radii are spread
 
 
 def test_each_sample_is_one_point_of_radius_and_distance(board):
-    figure = figures.distances_figure(board)
     entry = board.models[-1]
-    known = next(n for n in entry.samples.norms if n.norm is Norm.L2)
-    marked = [line for line in figure.axes[-1].lines if line.get_marker() != "None"]
-    points = sum(len(line.get_xdata()) for line in marked)
-    assert points == sum(distance != 0.0 for distance in known.distance)
-    (nearest,) = [line for line in marked if line.get_marker() == "o"]
-    assert set(nearest.get_ydata()) == {d for d in known.distance if d}
+    drawn = parsed(model_figures.samples_figure(entry))
+    dots = [p.get("d") for p in drawn.iter(f"{SVG}path") if "dots" in (p.get("class") or "")]
+    known = entry.samples.norms
+    assert [d.count("M") for d in dots] == [sum(bool(d) for d in n.distance) for n in known]
+    none = [p.get("d") for p in drawn.iter(f"{SVG}path") if p.get("class") == "clean"]
+    assert [d.count("M") for d in none if d] == [n.distance.count(None) for n in known]
 
 
-def test_a_board_without_odes_has_only_the_bracket_figure(board):
-    discrete = board.model_copy(update={"models": board.models[:1]})
-    assert list(figures.figures(discrete)) == ["brackets"]
+def test_work_falls_from_all_that_stood_to_what_is_left(searched):
+    entry = searched.models[-1]
+    figure = model_figures.work_figure(entry)
+    rows = [row for row in entry.attacks if row.attack == "worst-case"]
+    lines = [p for p in parsed(figure).iter(f"{SVG}path") if "ln" in p.get("class")]
+    assert len(lines) == len(rows)
+    assert model_figures.work_figure(searched.models[0].model_copy(update={"attacks": []})) is None
 
 
-def test_a_board_without_curves_or_models_has_no_figures(board):
-    assert figures.figures(board.model_copy(update={"models": []})) == {}
-    bare = boards.edit(board.model_copy(update={"models": board.models[:1]}), "digits/resnet")
-    (entry,) = bare.models
-    empty = bare.model_copy(update={"models": [entry.model_copy(update={"curves": []})]})
-    assert figures.figures(empty) == {}
+def test_the_line_at_ln_2_is_where_it_belongs(board):
+    entry = board.models[1]
+    figure = model_figures.decay_figure(entry)
+    assert any(text.startswith("ln 2") for text in words_in(figure))
+    powers = {}
+    for text in parsed(figure).iter(f"{SVG}text"):
+        if text.text in ("1", "10¹") and text.get("text-anchor") == "end":
+            powers[text.text] = float(text.get("y")) - 4
+    (line,) = [x for x in parsed(figure).iter(f"{SVG}line") if x.get("stroke-dasharray") == "2 3"]
+    height = (powers["1"] - float(line.get("y1"))) / (powers["1"] - powers["10¹"])
+    assert 10**height == pytest.approx(math.log(2), rel=0.01)
 
 
-@pytest.mark.slow
-def test_figures_are_well_formed_and_the_same_every_time(board, drawn):
-    first = drawn.figures
-    assert figures.figures(board.model_copy(deep=True)) == first
-    assert list(first) == ["brackets", "certificates", "distances", "decay", "horizon"]
-    for content in first.values():
-        ElementTree.fromstring(content)
-        assert b"<dc:date>" not in content
-
-
-def test_drawing_leaves_no_setting_of_matplotlib_changed(drawn):
-    assert drawn.after == drawn.before
-
-
-@pytest.mark.slow
-def test_any_name_can_be_drawn(board):
-    names = ["$\\frac{", "名前", "<script>alert(1)</script>", "a_b^c"]
-    models = [board.models[-1].model_copy(update={"name": name}) for name in names]
-    contents = figures.figures(board.model_copy(update={"models": models}))
-    assert len(contents) == 5
-    for content in contents.values():
-        ElementTree.fromstring(content)
-        assert b"<script" not in content
-
-
-def test_values_that_a_logarithm_cannot_show_do_not_break_the_figure(board):
+def test_values_that_a_logarithm_cannot_show_do_not_break_a_figure(board):
     broken = Decay(
         time=[0.0, 0.5, 1.0],
         median=[2.3, 0.0, math.nan],
@@ -137,53 +194,18 @@ def test_values_that_a_logarithm_cannot_show_do_not_break_the_figure(board):
         high=[2.3, math.inf, math.inf],
         accuracy=[0.1, 0.5, 0.5],
     )
-    lost = broken.model_copy(update={"median": [math.nan] * 3})
-    for decay in (broken, lost):
-        figure = figures.decay_figure(boards.edit(board, "digits/node", decay=decay))
-        ElementTree.fromstring(figures.svg(figure))
+    for decay in (broken, broken.model_copy(update={"median": [math.nan] * 3})):
+        entry = board.models[1].model_copy(update={"decay": decay})
+        drawn = model_figures.decay_figure(entry).canvas.file
+        assert b"nan" not in drawn.replace(b"nan at", b"")
+        ElementTree.fromstring(drawn)
 
 
-def test_more_models_than_colours_still_differ_by_their_dashes(board):
-    many = [board.models[1].model_copy(update={"name": f"m{i}"}) for i in range(10)]
-    crowd = board.model_copy(update={"models": many})
-    colours, dashes = figures.colours(crowd), figures.dashes(crowd)
-    assert len({(colours[m.name], dashes[m.name]) for m in many}) == len(many)
-
-
-def test_the_band_holds_every_robust_accuracy_that_the_measurements_allow():
-    curve = Curve(
-        norm=Norm.L2,
-        certified_eps=[0.0, 1.0, 2.0],
-        certified=[0.8, 0.5, 0.0],
-        attacked_eps=[1.5],
-        attacked=[0.6],
-    )
-    grid, lower, upper = figures.bounds(curve, clean=0.9)
-    stretches = {
-        (left, right): (low, up)
-        for left, right, low, up in zip(grid[::2], grid[1::2], lower[::2], upper[::2], strict=True)
-    }
-    # Certified at 1 holds on (0, 1]; attacked at 1.5 holds from 1.5 on, clean before it.
-    assert stretches == {
-        (0.0, 1.0): (0.5, 0.9),
-        (1.0, 1.5): (0.0, 0.9),
-        (1.5, 2.0): (0.0, 0.6),
-        (2.0, 2.0): (0.0, 0.6),
-    }
-
-
-def test_labels_that_collide_move_apart_and_keep_their_order():
-    heights = {"a": 0.95, "b": 0.96, "c": 0.10, "d": 0.955}
-    places = figures.spread(heights, gap=0.1)
-    assert places["c"] == 0.10
-    assert sorted(places, key=places.get) == ["c", "a", "d", "b"]
-    ordered = sorted(places.values())
-    assert np.diff(ordered).min() >= 0.1 - 1e-9
-    assert np.mean([places[n] for n in "abd"]) == pytest.approx(0.955)
-
-
-def enveloped(board, *found):
-    """The board with (eps, share of samples that provably decay, upper end at the horizon)."""
+@pytest.mark.parametrize(
+    ("found", "drawn"),
+    [([(0.01, 4, 0.02), (0.05, 2, 0.4), (0.1, 1, math.inf)], 0.05), ([(0.01, 0, math.inf)], 0.01)],
+)
+def test_the_envelope_is_drawn_at_the_largest_radius_at_which_most_decay(board, found, drawn):
     envelopes = [
         Envelope(
             norm=Norm.LINF,
@@ -197,19 +219,58 @@ def enveloped(board, *found):
         )
         for eps, count, end in found
     ]
-    return boards.edit(board, "digits/lyanet", envelopes=envelopes)
-
-
-@pytest.mark.parametrize(
-    ("found", "drawn"),
-    [([(0.01, 4, 0.02), (0.05, 2, 0.4), (0.1, 1, math.inf)], 0.05), ([(0.01, 0, math.inf)], 0.01)],
-)
-def test_the_envelope_is_drawn_at_the_largest_radius_at_which_most_decay(board, found, drawn):
-    assert figures.envelope_figure(board) is None
-    figure = figures.envelope_figure(enveloped(board, *found))
-    assert f"digits/lyanet, ℓ∞ {drawn:g}" in words_in(figure)
-    (ax,) = figure.axes
-    ends = [line.get_ydata()[-1] for line in ax.lines]
+    entry = board.models[2]
+    assert model_figures.envelope_figure(entry) is None
+    figure = model_figures.envelope_figure(entry.model_copy(update={"envelopes": envelopes}))
+    assert f"proved at ℓ∞ {drawn:g}" in words_in(figure)
     end = next(end for eps, _, end in found if eps == drawn)
-    assert min(end, 1e3) in ends
-    assert 0.005 in ends
+    said = f"{end:.3g}" if math.isfinite(end) else "no bound"
+    assert f"between 0.005 and {said}; measured 0.01" in figure.canvas.alt
+
+
+def test_any_name_can_be_drawn(searched):
+    names = ["$\\frac{", "名前", "<script>alert(1)</script>", 'a"b\x1b[31m']
+    models = [searched.models[-1].model_copy(update={"name": name}) for name in names]
+    odd = searched.model_copy(update={"models": models})
+    drawn = [figure for _, figure in suite_figures(odd)]
+    drawn += [f for entry in models for f in model_figures.figures(odd, entry)]
+    for figure in drawn:
+        ElementTree.fromstring(figure.canvas.file)
+        assert "<script" not in figure.canvas.markup
+        assert "\x1b" not in figure.canvas.markup
+
+
+def test_every_figure_says_what_is_seen(searched):
+    drawn = [figure for _, figure in suite_figures(searched)]
+    drawn += [f for e in searched.models for f in model_figures.figures(searched, e)]
+    assert len({figure.canvas.alt for figure in drawn}) == len(drawn)
+    for figure in drawn:
+        assert parsed(figure).get("role") == "img"
+        assert re.search(r"\d", figure.canvas.alt), figure.name
+
+
+def test_pixels_of_an_example_are_the_image_and_the_change(searched):
+    example = searched.models[0].nearest[0].examples[0]
+    original, change = images.pixels(example)
+    assert original.flatten().tolist() == pytest.approx([0, 64 / 255, 128 / 255, 1])
+    assert change.flatten().tolist() == pytest.approx([0, 0.0123, -0.0123, 0])
+
+
+def test_labels_that_collide_move_apart_and_keep_their_order():
+    heights = {"a": 0.95, "b": 0.96, "c": 0.10, "d": 0.955}
+    places = svg.spread(heights, gap=0.1)
+    assert places["c"] == 0.10
+    assert sorted(places, key=places.get) == ["c", "a", "d", "b"]
+    ordered = sorted(places.values())
+    assert np.diff(ordered).min() >= 0.1 - 1e-9
+    assert np.mean([places[n] for n in "abd"]) == pytest.approx(0.955)
+
+
+def test_a_thinned_line_ends_where_the_whole_one_does_and_stays_beside_it():
+    steps = svg.steps([i * 0.3 for i in range(200)], [200 - i for i in range(200)])
+    kept = svg.thinned(steps)
+    assert kept[0] == steps[0]
+    assert kept[-1] == steps[-1]
+    assert len(kept) < len(steps) / 2
+    for x, y in kept:
+        assert min(abs(x - a) for a, b in steps if b == y) <= 1.2

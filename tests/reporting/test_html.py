@@ -1,3 +1,7 @@
+"""What stands on the pages of a report; how they behave is in test_pages.py."""
+
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -5,10 +9,14 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
-from robustness.reporting.html import html_text, reasons
-from robustness.results.leaderboard import Proportion, WithoutFlow
+from robustness.reporting import model_sections, pages, ranking
+from robustness.reporting.html import html_pages, model_page, suite_page
+from robustness.reporting.sections import table_csv, table_markdown
+from robustness.results.leaderboard import Origin, Proportion, WithoutFlow
+from robustness.threat import Norm
 
-VOID = {"meta", "br", "img", "rect", "col", "link", "input", "hr"}
+VOID = {"meta", "br", "img", "col", "link", "input", "hr"}
+SVG = {"rect", "circle", "line", "path"}
 
 
 class Page(HTMLParser):
@@ -17,6 +25,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.links, self.ids, self.words = [], [], [], [], []
+        self.styles, self.headings, self.alts = [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -25,15 +34,24 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.links += [v for k, v in attributes if k in ("src", "href", "srcset", "action")]
         self.ids += [v for k, v in attributes if k == "id"]
+        self.styles += [v for k, v in attributes if k == "style"]
+        told = dict(attributes)
+        if tag == "th":
+            self.headings.append(told.get("scope"))
+        if tag == "img" or told.get("role") == "img":
+            self.alts.append(told.get("alt") or told.get("aria-label"))
         if tag not in VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
 
     def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] not in (["style"], ["script"]):
             self.words.append(data)
 
     @property
@@ -42,69 +60,176 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def source(drawn):
-    return html_text(boards.leaderboard(), drawn.figures)
+def told(searched):
+    """All pages of the board."""
+    return html_pages(searched)
 
 
-def test_what_the_flow_decides_stands_on_the_page(board):
-    flow = WithoutFlow(other=Proportion.of(6, 599), clean=Proportion.of(570, 599))
-    page = Page(render(boards.edit(board, "digits/lyanet", without_flow=flow)))
-    assert "digits/lyanet 599 6 (1.0) 0.4–2.2" in page.text
-    assert "flow" in page.ids
+@pytest.fixture(scope="module")
+def suite(told):
+    return told["index.html"]
 
 
-def render(board):
-    return html_text(board, {})
+def page_of(board, name):
+    return model_page(board, next(e for e in board.models if e.name == name))
 
 
-def test_the_page_asks_for_nothing_outside_itself(source):
-    assert "http://" not in source
-    assert "https://" not in source
-    assert "@import" not in source
-    assert "url(" not in source
-    page = Page(source)
-    assert {"script", "link", "iframe"}.isdisjoint(page.tags)
-    ways = ("#", "data:image/svg+xml;base64,", "../../docs/attacks.md#")
-    assert all(link.startswith(ways) for link in page.links)
-    assert sum(link.startswith("data:") for link in page.links) == 5
+def test_pages_ask_for_nothing_outside_themselves(told):
+    for source in told.values():
+        assert "@import" not in source
+        assert "url(" not in source
+        page = Page(source)
+        assert {"link", "iframe", "object"}.isdisjoint(page.tags)
+        assert page.styles == []
+        outside = [x for x in page.links if x.startswith(("http:", "https:", "//"))]
+        assert outside == []
+        pictures = [x for x in page.links if x.startswith("data:")]
+        assert all(x.startswith("data:image/png;base64,") for x in pictures)
 
 
-def test_links_inside_the_page_lead_somewhere_and_ids_are_unique(source):
-    page = Page(source)
-    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
-    assert len(page.ids) == len(set(page.ids))
+def test_the_policy_allows_the_pages_own_style_and_script_and_no_other(told):
+    for source in told.values():
+        (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', source)
+        assert policy.startswith("default-src 'none'")
+        assert "unsafe" not in policy
+        for kind in ("style", "script"):
+            (inside,) = re.findall(rf"<{kind}>(.*?)</{kind}>", source, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+            assert f"{kind}-src 'sha256-{digest}'" in policy
+        assert source.count("<script") == 1
+        assert len(re.findall(r"<script>(.*?)</script>", source, re.DOTALL)[0]) < 6000
 
 
-def test_the_page_says_what_it_was_run_on(source):
-    text = Page(source).text
+def test_links_lead_to_other_pages_of_the_report_and_to_places_on_them(told):
+    parsed = {name: Page(source) for name, source in told.items()}
+    for name, page in parsed.items():
+        assert len(page.ids) == len(set(page.ids))
+        folder = name.rpartition("/")[0]
+        for link in page.links:
+            path, _, anchor = link.partition("#")
+            path = path.removeprefix("../") if folder else path
+            target = f"{folder}/{path}" if folder and not link.startswith("../") else path
+            if target in parsed and anchor:
+                assert anchor in parsed[target].ids
+
+
+def test_every_heading_says_what_it_heads_and_every_picture_what_is_seen(told):
+    for source in told.values():
+        page = Page(source)
+        assert set(page.headings) <= {"col", "row"}
+        assert page.tags.count("main") == 1
+        assert page.tags.count("caption") == page.tags.count("table")
+        assert all(alt for alt in page.alts)
+
+
+def test_the_suite_says_first_what_was_found_and_how(suite, searched):
+    text = Page(suite).text
+    entry = next(e for e in searched.models if e.name == "digits/lyanet-certified")
+    bracket = next(b for b in entry.brackets if (b.norm, b.eps) == (Norm.LINF, 0.05))
+    certified = f"{100 * bracket.certified.value:.1f}"
+    assert f"At ℓ∞ 0.05 digits/lyanet-certified is best proved: {certified} % of the" in text
+    fooled = next(e for e in searched.models if e.name == "digits/lyanet")
+    plain = next(r for r in fooled.attacks if (r.attack, r.norm, r.eps) == ("pgd", Norm.LINF, 0.05))
+    assert f"digits/lyanet misleads most: PGD alone leaves {100 * plain.robust.value:.1f} %" in text
+    assert "(ascent-targeted-20@deployed broke 170 images); the check masked-gradients" in text
     assert "599 samples of the test split of digits, seed 0" in text
     assert "no violation; 80 certified images audited" in text
+    assert "robustness evaluate digits --samples 599 --seed 0" in text
     assert "2.13.0" in text
     assert "11 min 42 s" in text
 
 
-def test_every_model_has_its_bracket_width_in_the_headline(source, board):
-    text = Page(source).text
-    for entry in board.models:
-        assert entry.description in text
-        bracket = next(b for b in entry.brackets if b.eps == 0.5)
-        assert re.search(
-            rf"{entry.name} (serious: masked-gradients )?{100 * bracket.width:.1f} ", text
-        )
+def test_every_number_of_the_ranking_is_that_of_the_leaderboard(suite, searched):
+    """The rows of each table, in order, and what is read in their cells."""
+    for threat in ranking.selection.threats(searched):
+        source = suite.split(f'<table id="ranking-{ranking.threat_id(threat)}"')[1]
+        rows = re.findall(r"<tr[^>]* data-mark=.*?</tr>", source.split("</table>")[0])
+        order = [entry for entry, _ in ranking.ranked(searched, threat)]
+        assert len(rows) == len(order) == 4
+        keys = []
+        for row, entry in zip(rows, order, strict=True):
+            bracket = next(b for b in entry.brackets if (b.norm, b.eps) == threat)
+            keys.append((-bracket.certified.value, -bracket.attacked.value))
+            cells = [Page(cell).text for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+            plain = ranking.attack_row(entry, "pgd", threat)
+            low, high = bracket.certified, bracket.attacked
+            assert cells[1] == entry.name
+            assert cells[3] == f"{100 * entry.clean.value:.1f}"
+            assert cells[4] == f"{100 * low.value:.1f} {100 * low.low:.1f}–{100 * low.high:.1f}"
+            assert cells[5] == f"{100 * high.value:.1f} {100 * high.low:.1f}–{100 * high.high:.1f}"
+            gap = round(100 * (plain.robust.value - high.value), 1)
+            assert float(cells[7]) == gap
+            assert cells[9].split()[0] == ("masked" if entry.name == "digits/lyanet" else "sound")
+            widths = [float(w) for w in re.findall(r'class="b\d" width="([\d.]+)"', row)]
+            expected = (1, entry.clean.value, high.value, low.value)
+            assert widths == pytest.approx([100 * v for v in expected], abs=0.01)
+        assert keys == sorted(keys)
 
 
-def test_each_certificate_wears_its_kind_and_a_refusal_its_reason(source, board):
-    text = Page(source).text
+def test_equal_models_share_a_rank_and_those_without_a_bracket_come_last(searched):
+    bare = boards.edit(searched, "digits/node", brackets=[])
+    table = ranking.ranking_table(bare, (Norm.LINF, 0.2))
+    ranks = [row.cells[0].text for row in table.rows]
+    assert ranks == ["1", "2", "3", "-"]
+    assert table.rows[-1].cells[1].text == "digits/node"
+    same = [searched.models[0].model_copy(update={"name": f"m{i}"}) for i in range(3)]
+    tied = searched.model_copy(update={"models": [*same, searched.models[-1]]})
+    table = ranking.ranking_table(tied, (Norm.LINF, 0.2))
+    assert [row.cells[0].text for row in table.rows] == ["1", "2", "2", "2"]
+
+
+def test_a_family_leads_to_its_paper_and_its_recipe(searched):
+    origin = Origin(family="LyaNet", paper="https://example.org/paper")
+    source = suite_page(boards.edit(searched, "digits/lyanet", origin=origin))
+    assert '<a href="https://example.org/paper">LyaNet</a>' in source
+    assert '<a href="../../models/digits/lyanet/recipe.toml">recipe</a>' in source
+    assert "<option>LyaNet</option>" in source
+
+
+def test_what_the_flow_decides_is_in_the_ranking_and_on_the_page_of_the_model(board):
+    flow = WithoutFlow(other=Proportion.of(6, 599), clean=Proportion.of(570, 599))
+    told = boards.edit(board, "digits/lyanet", without_flow=flow)
+    row = next(
+        r for r in ranking.ranking_table(told, (Norm.L2, 0.5)).rows if r.anchor == "digits/lyanet"
+    )
+    assert "1.0" in [cell.text for cell in row.cells]
+    assert "599 6 (1.0) 0.4–2.2" in Page(page_of(told, "digits/lyanet")).text
+
+
+def test_each_certificate_wears_its_kind_and_a_refusal_its_reason(told, board):
+    source = told["models/digits-lyanet.html"]
     for kind in (Kind.CERTIFIED, Kind.ESTIMATE):
         assert f'<span class="badge {kind.value}">{kind.value}</span>' in source
-    assert "refuses" in text
-    assert board.models[0].certificates[0].refusal in text
-
-
-def test_the_subset_of_a_costly_attack_is_listed(source, board):
     text = Page(source).text
+    for fact in ("encoder 563, prediction 36", "4.25", "Limited by: encoder"):
+        assert fact in text
+    refused = Page(told["models/digits-resnet.html"]).text
+    assert f"lyapunov ℓ∞, ℓ2 {board.models[0].certificates[0].refusal}" in refused
+
+
+def test_the_gravest_check_comes_first_with_a_link_to_what_it_means(told):
+    source = told["models/digits-lyanet.html"]
+    names = re.findall(r'href="../../../docs/attacks.md#([a-z-]+)"', source)
+    assert names == ["masked-gradients", "batch-invariance"]
+    text = Page(source).text
+    assert "masked-gradients serious problem 0.25 0.05 masked-gradients was measured on 64" in text
+    assert "batch-invariance no problem found" in text
+
+
+def test_the_subset_of_a_costly_attack_is_listed(suite, board):
+    text = Page(suite).text
     assert "autoattack was run on the first 64 of the 599 samples" in text
     assert ", ".join(map(str, board.suite.subsets["autoattack"][:4])) in text
+
+
+def test_the_nearest_images_are_shown_with_distances_and_classes(suite, told, board):
+    text = Page(suite).text
+    assert "image 17: 3 read as 8, ℓ∞ 0.0123" in text
+    assert "difference drawn 41 times as strong" in text
+    assert suite.count("data:image/png") == 2 * 4 * 3  # norms, models, parts
+    assert told["models/digits-node.html"].count("data:image/png") == 2 * 3
+    assert "data:image/png" not in suite_page(board)  # of which none are known
+    assert "nearest adversarial images found" not in suite_page(board)
 
 
 @pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=y>'])
@@ -120,56 +245,46 @@ def test_foreign_words_are_shown_and_never_obeyed(board, hostile):
         attacks=[attack],
         certificates=[certificate],
     )
-    suite = odd.suite.model_copy(update={"data": hostile, "settings": {hostile: [hostile]}})
-    svg = b"<svg/>"
-    page = Page(html_text(odd.model_copy(update={"suite": suite}), {"decay": svg}))
-    assert "script" not in page.tags
-    assert page.tags.count("img") == 1
-    assert hostile in page.text
+    summary = odd.suite.model_copy(update={"data": hostile, "settings": {hostile: [hostile]}})
+    odd = odd.model_copy(update={"suite": summary})
+    for name, source in html_pages(odd).items():
+        page = Page(source)
+        assert page.tags.count("script") == 1
+        assert "img" not in page.tags
+        assert re.fullmatch(r"index\.html|models/[a-z0-9.-]+\.html", name)
+    assert hostile in Page(html_pages(odd)["index.html"]).text
 
 
-def test_a_violation_turns_the_verdict_red_and_is_spelt_out(board):
-    source = render(boards.broken(board, boards.violation()))
-    assert 'class="verdict unsound"' in source
-    assert "image 7 (class 3) is certified by target-seeking to L2 0.5" in Page(source).text
-    assert 'class="verdict unsound"' not in render(board)
-
-
-def test_a_counter_example_is_shown_with_its_numbers(board):
-    source = render(boards.broken(board, boards.violation(7), boards.violation(9, pictured=True)))
+def test_a_violation_is_spelt_out_first_and_its_model_marked(board):
+    broken = boards.broken(board, boards.violation(7), boards.violation(9, pictured=True))
+    source = suite_page(broken)
+    assert 'class="verdict refuted"' in source
     page = Page(source)
+    assert "image 7 (class 3) is certified by target-seeking to L2 0.5" in page.text
     assert sum(link.startswith("data:image/png;base64,") for link in page.links) == 3
     assert "image 9, class 3 read as 8" in page.text
     for fact in ("target-seeking", "broken at ℓ2 0.05", "the audit, pgd@deployed", "seed 4"):
         assert fact in page.text
-
-
-def test_a_serious_problem_is_a_badge_with_a_link_and_a_check_that_found_none_is_not(source):
-    (name,) = set(re.findall(r'class="flag serious" href="([^"]+)"', source))
-    assert name == "../../docs/attacks.md#masked-gradients"
-    text = Page(source).text
-    assert "masked-gradients serious problem 0.25 0.05 masked-gradients was measured on 64" in text
-    assert "batch-invariance no problem found" in text
-
-
-def test_certificates_say_what_they_won_what_they_cost_and_what_limits_them(source):
-    text = Page(source).text
-    assert "encoder 563, prediction 36" in text
-    assert "4.25" in text
-    assert "Limited by: encoder" in text
+    marks = {e.name: ranking.trust(e, broken) for e in broken.models}
+    assert marks["digits/lyanet"] == "unsound"
+    assert 'class="verdict refuted"' not in suite_page(board)
 
 
 def test_a_probabilistic_accuracy_has_a_column_of_its_own(board):
-    assert "probabilistic 95%" not in Page(render(board)).text
+    at = (Norm.LINF, 0.05)
+    names = [h.name for h in ranking.ranking_table(board, at).headings]
+    assert "probabilistic" not in names
     entry = board.models[1]
     share = entry.brackets[0].certified.model_copy(update={"count": 123})
     brackets = [b.model_copy(update={"probabilistic": share}) for b in entry.brackets]
-    text = Page(render(boards.edit(board, entry.name, brackets=brackets))).text
-    assert "probabilistic 95% interval" in text
-    assert "20.5" in text  # 123 of 599
+    told = boards.edit(board, entry.name, brackets=brackets)
+    table = ranking.ranking_table(told, at)
+    place = [h.name for h in table.headings].index("probabilistic")
+    assert sorted(row.cells[place].text for row in table.rows) == ["-", "-", "-", "20.5"]
+    assert "20.5" in Page(page_of(told, entry.name)).text  # 123 of 599
 
 
-def test_a_board_with_gaps_is_still_a_page(board):
+def test_a_board_with_gaps_is_still_a_report(board):
     bare = boards.edit(
         board,
         "digits/node",
@@ -184,16 +299,42 @@ def test_a_board_with_gaps_is_still_a_page(board):
         samples=None,
     )
     suite = bare.suite.model_copy(update={"subsets": {}, "settings": {}})
-    gaps = bare.model_copy(update={"suite": suite, "timings": {}, "environment": {}})
-    text = Page(render(gaps.model_copy(update={"created": ""}))).text
-    assert "not evaluated" in text
-    Page(render(board.model_copy(update={"models": []})))
+    gaps = bare.model_copy(update={"suite": suite, "timings": {}, "environment": {}, "created": ""})
+    texts = {name: Page(source).text for name, source in html_pages(gaps).items()}
+    assert "not evaluated" in texts["index.html"]
+    assert "unchecked" in texts["index.html"]
+    Page(suite_page(board.model_copy(update={"models": []})))
+
+
+def test_models_of_like_names_have_pages_and_anchors_of_their_own(board):
+    names = ["a b", "A-b", "a b", "名前", "../../x", "a-b-2"]
+    models = [board.models[0].model_copy(update={"name": name}) for name in names]
+    told = board.model_copy(update={"models": models})
+    files = pages.model_pages(told)
+    assert len(set(files)) == len(names)
+    assert all(re.fullmatch(r"models/[a-z0-9][a-z0-9.-]*\.html", file) for file in files)
+    anchors = [pages.anchor(told, model) for model in models]
+    assert len(set(anchors)) == len(names)
+    assert not any(" " in anchor for anchor in anchors)
+
+
+def test_a_table_is_the_same_on_a_page_in_markdown_and_as_csv(searched):
+    table = ranking.ranking_table(searched, (Norm.LINF, 0.05))
+    lines = table_csv(table).splitlines()
+    assert lines[0].startswith("#,model,family,clean,certified,attacked,PGD − worst")
+    best = ranking.ranked(searched, (Norm.LINF, 0.05))[0]
+    assert f"1,{best[0].name}," in lines[1]
+    assert repr(best[1].certified.value) in lines[1]
+    markdown = table_markdown(table).splitlines()
+    assert len(markdown) == len(lines) + 1
+    assert {line.count(" | ") for line in markdown[2:]} == {markdown[0].count(" | ")}
+    assert f"{100 * best[1].certified.value:.1f}" in markdown[2]
 
 
 def test_rare_reasons_are_summed_in_one_line(board):
     row = board.models[1].certificates[1]
     many = {f"reason {i}": 10 - i for i in range(8)}
-    shown = reasons(row.model_copy(update={"reasons": many}))
+    shown = model_sections.reasons(row.model_copy(update={"reasons": many}))
     assert shown[:2] == [("reason 0", 10), ("reason 1", 9)]
     assert shown[-1] == ("4 other reasons", 6 + 5 + 4 + 3)
     assert sum(n for _, n in shown) == sum(many.values())
@@ -201,4 +342,4 @@ def test_rare_reasons_are_summed_in_one_line(board):
 
 def test_one_more_reason_is_named_rather_than_counted(board):
     row = board.models[1].certificates[1]
-    assert reasons(row) == list(row.reasons.items())
+    assert model_sections.reasons(row) == list(row.reasons.items())

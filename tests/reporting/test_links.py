@@ -4,6 +4,7 @@ import re
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ PAGES = [
     *ROOT.glob("benchmarks/*.md"),
     *ROOT.glob("models/*/*/CARD.md"),
     *ROOT.glob("reports/*/*.md"),
+    *ROOT.glob("reports/*.html"),
     *ROOT.glob("reports/*/*.html"),
+    *ROOT.glob("reports/*/models/*.html"),
 ]
 _WAYS_OUT = ("http://", "https://", "mailto:", "data:")
 
@@ -68,7 +71,7 @@ def links(page: Path) -> list[str]:
 def test_links_resolve_on_a_code_host(page: Path) -> None:
     broken = []
     for link in dict.fromkeys(links(page)):
-        path, _, anchor = link.partition("#")
+        path, _, anchor = unquote(link).partition("#")
         target = (page.parent / path).resolve() if path else page
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)

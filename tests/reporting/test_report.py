@@ -1,32 +1,23 @@
 import boards
 import pytest
 
+from robustness import cli
 from robustness.errors import UsageError
-from robustness.reporting import report
-from robustness.reporting.report import write_report
+from robustness.reporting.report import write_index, write_report
 from robustness.results.leaderboard import read_leaderboard
 
-pytestmark = pytest.mark.slow
-
-DRAWN = ["brackets", "certificates", "distances", "decay", "horizon"]
+DRAWN = ["standing", "attacks", "radius", "price"]
+MODELS = [f"models/digits-{name}.html" for name in ("lyanet", "lyanet-certified", "node", "resnet")]
 FILES = {
     "leaderboard.json",
     "leaderboard.csv",
     "leaderboard.md",
+    "ranking.csv",
     "index.html",
     "samples.csv",
+    *MODELS,
     *(f"figures/{name}.svg" for name in DRAWN),
 }
-
-
-@pytest.fixture(autouse=True)
-def drawn_once(drawn, monkeypatch):
-    """Of a board with all models, the figures that were drawn for it."""
-
-    def figures(board):
-        return {name: drawn.figures[name] for name in (DRAWN if board.models[1:] else DRAWN[:1])}
-
-    monkeypatch.setattr(report, "figures", figures)
 
 
 def contents(folder):
@@ -53,12 +44,37 @@ def test_the_leaderboard_can_be_read_back(board, tmp_path):
     assert read_leaderboard(tmp_path) == board
 
 
-def test_a_figure_of_an_earlier_run_does_not_stay_behind(board, tmp_path):
+def test_figures_and_models_of_an_earlier_run_do_not_stay_behind(board, tmp_path):
     write_report(board, tmp_path)
     (tmp_path / "figures" / "mine.svg").write_text("mine")
+    (tmp_path / "figures" / "horizon.svg").write_text("of an earlier version")
+    (tmp_path / "models" / "mine.html").write_text("mine")
     write_report(board.model_copy(update={"models": board.models[:1]}), tmp_path)
     left = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert left == {"brackets.svg", "mine.svg"}
+    assert left == {"standing.svg", "attacks.svg", "radius.svg", "mine.svg"}
+    left = {path.name for path in (tmp_path / "models").iterdir()}
+    assert left == {"digits-resnet.html", "mine.html"}
+
+
+def test_the_page_of_all_reports_leads_to_each_and_replaces_no_page_of_others(board, tmp_path):
+    other = boards.with_worst_case(board)
+    page = write_index({"a": board, "b": other}, tmp_path)
+    text = page.read_text()
+    assert 'href="a/index.html"' in text
+    assert 'href="b/index.html#digits/lyanet"' in text
+    write_index({"a": board}, tmp_path)
+    page.write_text("mine")
+    with pytest.raises(UsageError, match="of another origin"):
+        write_index({"a": board}, tmp_path)
+    assert page.read_text() == "mine"
+
+
+def test_a_folder_of_reports_is_reported_as_their_page(board, tmp_path, capsys):
+    write_report(board, tmp_path / "digits")
+    command = ["report", str(tmp_path), "--out", str(tmp_path)]
+    assert cli.run(lambda: cli.app(command, standalone_mode=False)) == 0
+    assert f"index: {tmp_path}" in capsys.readouterr().out.replace("\n", "")
+    assert 'id="digits"' in (tmp_path / "index.html").read_text()
 
 
 def test_the_pictures_of_an_earlier_violation_do_not_stay_behind(board, tmp_path):

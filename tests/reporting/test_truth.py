@@ -8,9 +8,9 @@ import boards
 import pytest
 from rich.console import Console
 
-from robustness.reporting import figures, prose, selection
+from robustness.reporting import prose, ranking, selection
 from robustness.reporting.compare import compare, render
-from robustness.reporting.html import html_text
+from robustness.reporting.html import html_pages, model_page, suite_page
 from robustness.reporting.markdown import markdown_text
 from robustness.reporting.tables import csv_text, summary_table
 from robustness.results.leaderboard import (
@@ -90,15 +90,22 @@ def printed(table: object) -> str:
 def test_every_attacked_figure_carries_its_strength_wherever_it_is_shown(
     mixed: Leaderboard,
 ) -> None:
-    text = markdown_text(mixed, [])
-    headings = [line for line in text.splitlines() if line.startswith("| model |")]
-    assert any("ℓ∞ 0.05, FGSM, PGD only | width | ℓ∞ 0.1, worst case" in h for h in headings)
-    assert any("certified–attacked, worst case" in h for h in headings)
-    assert re.search(r"\| ℓ∞ 0\.05 \| [^|]+\| [^|]+\| [^|]+\| [^|]+\| FGSM, PGD only \|", text)
-    page = html_text(mixed, {})
-    assert "<th>0.05<small>FGSM, PGD only</small></th>" in page
-    assert "<th>0.1<small>worst case</small></th>" in page
-    assert "</small><small>worst case</small></th>" in page  # the headline
+    text = markdown_text(mixed)
+    weak, strong = (
+        text.split(f"## At ℓ∞ {eps}\n")[1].split("\n## ")[0].splitlines() for eps in (0.05, 0.1)
+    )
+    assert "attacked, %, FGSM, PGD only |" in weak[1]
+    assert "attacked, %, worst case |" in strong[1]
+    assert re.search(r"\| ℓ∞ 0\.05 \| [^|]+\| [^|]+\| FGSM, PGD only \|", text)
+    page = suite_page(mixed)
+    for said in ("%, FGSM, PGD only", "%, worst case"):
+        assert f'<th scope="col">attacked<small>{said}</small></th>' in page
+    some = boards.edit(mixed, "digits/node", attacks=mixed.models[1].attacks[:-1])
+    table = ranking.ranking_table(some, (Norm.LINF, 0.1))  # where they differ, in every cell
+    place = [heading.name for heading in table.headings].index("attacked")
+    by = {row.anchor: row.cells[place].notes[0].text for row in table.rows}
+    assert by["digits/lyanet"] == "worst case"
+    assert by["digits/node"] == "FGSM, PGD, AutoAttack on 64 only"
     rows = csv.DictReader(io.StringIO(csv_text(mixed)))
     attacked = {(r["norm"], r["eps"], r["method"]) for r in rows if r["quantity"] == "attacked"}
     assert ("Linf", "0.1", "worst case") in attacked
@@ -108,20 +115,15 @@ def test_every_attacked_figure_carries_its_strength_wherever_it_is_shown(
     assert "Linf 0.05, FGSM," in printed(render(compare(mixed, mixed)))
 
 
-def test_figures_draw_weaker_attacks_with_other_hollow_marks(mixed: Leaderboard) -> None:
-    figure = figures.bracket_figure(mixed)
-    assert figure is not None
-    named = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
-    assert {"by worst case", "by FGSM, PGD only"} <= named
-    panel = figure.axes[0]  # l-infinity of the first model
-    marked = {
-        (line.get_xdata()[0], line.get_marker(), line.get_markerfacecolor())
-        for line in panel.lines
-        if line.get_linestyle() == "None" and len(line.get_xdata()) == 1
-    }
-    hollow = {x for x, _, face in marked if face == "white"}
-    assert {0.02, 0.05, 0.2} <= hollow
-    assert 0.1 in {x for x, marker, face in marked if marker == "o" and face != "white"}
+def test_no_plain_attack_is_said_to_mislead_where_nothing_stronger_ran(
+    mixed: Leaderboard,
+) -> None:
+    entry = mixed.models[0]
+    assert ranking.gap(entry, "pgd", (Norm.LINF, 0.05)) is None
+    assert ranking.gap(entry, "autoattack", (Norm.LINF, 0.1)) is None  # it saw 64 images
+    assert ranking.gap(entry, "pgd", (Norm.LINF, 0.1)) is not None
+    said = ranking.found(mixed, (Norm.LINF, 0.05))
+    assert said[1].startswith("No worst case was run there")
 
 
 def flag(name: str, raised: bool = True, value: float | None = 0.5) -> Flag:
@@ -149,17 +151,23 @@ def test_verdicts_are_words_that_cannot_be_read_the_other_way_round() -> None:
 
 def test_a_note_is_no_badge_and_the_gravest_comes_first(board: Leaderboard) -> None:
     told = boards.edit(board, "digits/node", flags=FLAGS)
-    text = markdown_text(told, [])
-    named = next(line for line in text.splitlines() if line.startswith("| `digits/node` ["))
-    badges = re.findall(r"\[(.*?: [\w-]+)\]", named)
-    assert badges == ["⚑ serious: masked-gradients", "⚑ serious: more-steps", "caution: logits"]
+    text = markdown_text(told)
+    row = next(
+        row
+        for row in ranking.ranking_table(told, (Norm.LINF, 0.1)).rows
+        if row.anchor == "digits/node"
+    )
+    assert row.cells[-1].text == "masked"
+    assert [n.text for n in row.cells[-1].notes] == ["masked-gradients", "and 2 more"]
+    names = re.findall(r"^- .*?, \[([\w-]+)\]", text.split("## `digits/node`")[1], re.MULTILINE)
+    assert names[:4] == ["masked-gradients", "more-steps", "logits", "adjoint-agreement"]
     assert "- ⚑ **could not be checked**, [more-steps]" in text
     assert "- **note**, [adjoint-agreement]" in text
     assert "[adjoint-agreement](../../docs/attacks.md#adjoint-agreement) | note |" in text
-    page = html_text(told, {})
-    assert '<span class="flag note">note</span>' in page
-    assert '<span class="flag none">no problem found</span>' in page
-    assert ">serious: adjoint-agreement<" not in page
+    page = model_page(told, told.models[1])
+    assert '<span class="badge unchecked">note</span>' in page
+    assert '<span class="badge sound">no problem found</span>' in page
+    assert ranking.trust(told.models[1], told) == "masked"
     for word in ("raised", "down"):
         assert f">{word}<" not in page
         assert f"| {word} |" not in text
@@ -170,10 +178,10 @@ def test_a_check_of_the_attacks_is_a_caution_with_its_definition(
     board: Leaderboard, name: str
 ) -> None:
     told = boards.edit(board, "digits/node", flags=[flag(name)])
-    text = markdown_text(told, [])
-    assert f"[caution: {name}](../../docs/attacks.md#{name})" in text
-    assert f"- **caution**, [{name}]" in text
-    assert f'docs/attacks.md#{name}"' in html_text(told, {})
+    text = markdown_text(told)
+    assert f"- **caution**, [{name}](../../docs/attacks.md#{name})" in text
+    assert ranking.trust(told.models[1], told) == "caution"
+    assert f'docs/attacks.md#{name}"' in model_page(told, told.models[1])
 
 
 def test_a_note_alone_casts_no_doubt_on_attacked_figures(board: Leaderboard) -> None:
@@ -191,19 +199,19 @@ def test_clean_accuracy_on_few_images_has_that_of_the_whole_test_set_beside_it(
     )
     told = boards.edit(board, "digits/resnet", whole=whole)
     clean = f"{100 * board.models[0].clean.value:.1f}"
-    text = markdown_text(told, [])
-    assert "| model | clean, 599 samples | clean, whole test set |" in text
-    assert f"| `digits/resnet` | {clean} | 98.76 |" in text
-    assert f"{clean}% of 599 samples, 98.76% of the 10,000 test images" in text
-    page = html_text(told, {})
-    assert "98.76<small>10,000 images</small>" in page
-    assert "98.76% of the whole test set (9,876 of 10,000)" in page
+    text = markdown_text(told)
+    assert "| clean, % of all 10,000 |" in text
+    assert "| [digits/resnet](models/digits-resnet.html) | - | 98.76 |" in text
+    assert f"clean accuracy {clean} % (" in text
+    assert "clean, whole test set 98.76 % (9,876 of 10,000)" in text
+    # Models of which it is not known say on how many images theirs is.
+    assert re.search(r"\[digits/node\].*\| - \| [\d.]+ \(of 599\) \|", text)
+    page = model_page(told, told.models[0])
+    assert "<dt>clean, whole test set</dt><dd>98.76 % (9,876 of 10,000)</dd>" in page
     assert "clean_whole_test_set,,9876,10000" in csv_text(told).replace(",,,", ",,")
     # Where the suite saw the whole of it, it is not said twice.
     same = whole.model_copy(update={"clean": board.models[0].clean})
-    assert "whole test set" not in markdown_text(
-        boards.edit(board, "digits/resnet", whole=same), []
-    )
+    assert "whole test set" not in markdown_text(boards.edit(board, "digits/resnet", whole=same))
 
 
 def test_the_hash_of_the_weights_and_the_digest_of_the_model_have_names_of_their_own(
@@ -212,13 +220,12 @@ def test_the_hash_of_the_weights_and_the_digest_of_the_model_have_names_of_their
     whole = WholeTestSet(weights_sha256="cd" * 32, clean=board.models[0].clean, without_flow=None)
     told = boards.edit(board, "digits/resnet", whole=whole)
     digest = board.models[0].digest
-    text = markdown_text(told, [])
-    assert f"digest of weights and architecture `{digest[:12]}`" in text
-    assert "weights SHA-256 `cdcdcdcdcdcd`" in text
-    page = html_text(told, {})
-    assert f'<dt>digest of weights and architecture</dt><dd class="mono" title="{digest}">' in page
-    assert f'<dt>weights, SHA-256</dt><dd class="mono" title="{"cd" * 32}">' in page
-    assert f"weights `{digest[:12]}`" not in text
+    text = markdown_text(told)
+    assert f"digest of weights and architecture {digest}" in text
+    assert f"weights, SHA-256 {'cd' * 32}" in text
+    page = model_page(told, told.models[0])
+    assert f"<dt>digest of weights and architecture</dt><dd>{digest}</dd>" in page
+    assert f"<dt>weights, SHA-256</dt><dd>{'cd' * 32}</dd>" in page
 
 
 def test_why_samples_failed_is_said_in_both_reports_and_cannot_write_markup(
@@ -226,11 +233,11 @@ def test_why_samples_failed_is_said_in_both_reports_and_cannot_write_markup(
 ) -> None:
     known = {f"RuntimeError: <b>{i}</b>": 9 - i for i in range(7)}
     edited = boards.edit(board, "digits/node", failures=known)
-    page, lines = html_text(edited, {}), markdown_text(edited, [])
+    page, lines = model_page(edited, edited.models[1]), markdown_text(edited)
     for text in (page, lines):
         assert "Samples failed: 9 × RuntimeError: " in text
         assert "and 2 other reasons." in text
         assert "<b>0</b>" not in text
-    assert "Samples failed" not in html_text(board, {}) + markdown_text(board, [])
+    assert "Samples failed" not in "".join([*html_pages(board).values(), markdown_text(board)])
     assert '"failures"' in edited.to_json()
     assert '"failures"' not in board.to_json()

@@ -94,7 +94,7 @@ def test_a_certificate_that_doubles_its_radii_is_caught_and_shown(
         assert violation.certificate == "target-seeking"
 
     page = (out / "index.html").read_text()
-    assert 'class="verdict unsound"' in page
+    assert 'class="verdict refuted"' in page
     pictures = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
     assert len(pictures) >= 2 * len(pictured)
     assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
