@@ -27,6 +27,9 @@ from robustness.files import require_own, write_file
 from robustness.recipe import Recipe
 from robustness.reporting import gate, history
 from robustness.reporting.compare import compare, render, told
+from robustness.reporting.comparison_page import comparison_page
+from robustness.reporting.history_page import history_page
+from robustness.reporting.html import require_page
 from robustness.reporting.regression import Verdict
 from robustness.reporting.spreadsheet import csv_of
 from robustness.reporting.tables import summary_table
@@ -143,6 +146,9 @@ InProcess = Annotated[
 ExecutorName = Annotated[
     str | None,
     typer.Option("--executor", help="What does the work; as --workers says by default."),
+]
+PageFile = Annotated[
+    Path | None, typer.Option("--html", help="Write it as a page, too, with all that there is.")
 ]
 Thresholds = Annotated[
     Path | None,
@@ -688,25 +694,33 @@ def claims(
 def compare_command(
     first: Annotated[Path, typer.Argument(metavar="A", help="Leaderboard or its folder.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Leaderboard or its folder.")],
+    html: PageFile = None,
 ) -> None:
     """Put two leaderboards side by side."""
+    require_page(html)
     comparison = compare(read_leaderboard(first), read_leaderboard(second))
     answers.print(render(comparison, str(first), str(second)))
     for line in told(comparison):
         _print_whole(line)
+    if html is not None:
+        write_file(html, comparison_page(comparison, str(first), str(second)).encode())
 
 
 @app.command("history")
 def history_command(
     path: Annotated[Path, typer.Argument(help="Leaderboard, or its folder, in a git repository.")],
     last: Annotated[int, typer.Option("--last", help="Commits, from the newest on.")] = 20,
+    html: PageFile = None,
 ) -> None:
     """How the numbers of a leaderboard went, commit by commit."""
+    require_page(html)
     found = history.read_history(path, last)
     for table in history.render(found):
         answers.print(table)
     for line in history.told(found):
         _print_whole(line)
+    if html is not None:
+        write_file(html, history_page(found).encode())
 
 
 @app.command("check")

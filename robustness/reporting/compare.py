@@ -235,7 +235,7 @@ def told(comparison: Comparison, most: int = 20) -> list[str]:
         changed = f"{len(found.broke)} broke, {len(found.mended)} mended of {found.total}"
         lines.append(f"{model}, {quantity}: {changed}, p {found.p_change:.2g}")
     if len(moved) > most:
-        lines.append(f"and {words.plural(len(moved) - most, 'further number')}")
+        lines.append(f"and {words.plural(len(moved) - most, 'further number')} (all with --html)")
     if moved:
         lines.append("p: McNemar's exact test, two-sided, of each number by itself")
     return lines

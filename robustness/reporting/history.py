@@ -155,7 +155,7 @@ def _table(history: History, at: Quantity) -> Table:
     caption = "certified-attacked accuracy in percent, the newest commit last"
     if len(history.boards) > len(shown):
         more = len(history.boards) - len(shown)
-        caption += f"; {words.plural(more, 'earlier commit')}"
+        caption += f"; {words.plural(more, 'earlier commit')} (all with --html)"
     table = plain_table(f"{history.path} at {at.threat}", caption)
     table.add_column("model", overflow="fold", min_width=12)
     for version, _ in shown:
@@ -189,11 +189,12 @@ def told(history: History) -> list[str]:
     for state in reversed(history.states):
         version = state.version
         subject = shorten(version.subject, _SUBJECT, placeholder=" …")
-        lines.append(f"{version.commit[:8]} {version.date[:10]} {subject}: {_news(state)}")
+        lines.append(f"{version.commit[:8]} {version.date[:10]} {subject}: {news(state)}")
     return lines
 
 
-def _news(state: State) -> str:
+def news(state: State) -> str:
+    """What changed in a commit, in one line."""
     if state.board is None:
         return f"not read, {state.fault}"
     said = []

@@ -6,7 +6,7 @@ sort, filter and choose what is there already.
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from robustness import inputs
 from robustness.errors import printable
+from robustness.files import require_own
 from robustness.reporting import (
     figures,
     images,
@@ -144,6 +146,33 @@ def model_page(leaderboard: Leaderboard, entry: ModelEntry) -> str:
 def suites_page(table: Table) -> str:
     """The page of several suites, a row each."""
     return _page("suites.html.j2", "Adversarial robustness, proved and attacked", suites=table)
+
+
+def told_page(
+    title: str,
+    found: Sequence[str],
+    sections: Sequence[tuple[str, str, Sequence[Table]]],
+    drawn: Sequence[figures.Figure] = (),
+) -> str:
+    """A page of what was found in words, then figures, then sections of tables.
+
+    Args:
+        title: of the page.
+        found: what there is to say, a paragraph each, the first one first.
+        sections: heading, words and tables of each.
+        drawn: its figures.
+    """
+    return _page("told.html.j2", title, found=found, sections=sections, figures=drawn)
+
+
+def require_page(file: Path | None) -> None:
+    """Refuse a file that a page would be written over and that is no page of this package.
+
+    Raises:
+        UsageError: it is another file, or none that can be written.
+    """
+    if file is not None:
+        require_own(inputs.file_to_write(file), 'content="lyanet-robustness"')
 
 
 def is_own(file: Path) -> bool:

@@ -145,7 +145,7 @@ def test_of_many_numbers_those_are_told_that_are_least_likely_chance(board):
         worse = turned(worse, name, places_of(board, name, True, count))
     lines = told(compare(board, worse), most=1)
     assert lines[0].startswith("digits/lyanet, clean: 5 broke, 0 mended")
-    assert lines[1] == "and 2 further numbers"
+    assert lines[1] == "and 2 further numbers (all with --html)"
 
 
 def test_models_that_came_and_went_are_told(board):
