@@ -35,6 +35,7 @@ from robustness.data import DATASETS, load_images, require_known, require_source
 from robustness.doctor import Diagnosis, examine
 from robustness.errors import OperationalError, SoundnessError, UsageError, os_failure
 from robustness.evaluation.database import DamagedError
+from robustness.evaluation.environment import environment
 from robustness.evaluation.executors.here import NAME as HERE
 from robustness.evaluation.executors.processes import Limits, call_alone
 from robustness.evaluation.kept import InMemory
@@ -46,7 +47,7 @@ from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.soundness import confront
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import AuditConfig, Changes, Suite, load_suite
-from robustness.evaluation.summarise import environment, summarise
+from robustness.evaluation.summarise import summarise
 from robustness.exchange import PRODUCER, onnx_bytes, vnnlib
 from robustness.files import describe_validation, replace_file, require_own, write_file
 from robustness.numerics.reproducible import reproducible_arithmetic
@@ -101,7 +102,7 @@ def evaluate(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
-    executor: str | None = None,
+    executor: object = None,
     shard: tuple[int, int] | None = None,
 ) -> Leaderboard | Any:
     """Evaluate a suite: attack and certify every model, store every sample, write the reports.
@@ -125,8 +126,10 @@ def evaluate(
             default ten minutes. Kept by worker processes.
         memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
-        executor: what does the work, by name: `here`, `processes` or another that is registered; by
-            default as `workers` says; changes no result. `here` is `in_process` for all code.
+        executor: what does the work: `here`, `processes`, `dask` (a local cluster),
+            `dask://HOST:PORT` or another that is registered, by name; or a
+            `concurrent.futures.Executor` or `distributed.Client`. By default as `workers` says;
+            changes no result. `here` is `in_process` for all code.
         shard: compute only this share of the work, such as `(2, 3)` for the second of three, into
             a store in `out`, by default `reports/<suite>-shard-2-of-3`; no report is written. Let
             other machines compute the others, and `merge` them.
@@ -143,7 +146,7 @@ def evaluate(
     parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
     in_process = in_process or executor == HERE
     limits = Limits.of(unit_timeout, memory_limit, in_process)
-    workers = _processes(workers, in_process)
+    workers = _processes(workers, in_process, executor)
     batch_size = inputs.count("a batch size", batch_size)
     if shard is not None:
         inputs.require_share(shard)
@@ -307,7 +310,7 @@ def attack(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
-    executor: str | None = None,
+    executor: object = None,
 ) -> AttackRow:
     """Attack one model at one threat; nothing is stored.
 
@@ -329,8 +332,10 @@ def attack(
             default ten minutes. Kept by worker processes.
         memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
-        executor: what does the work, by name: `here`, `processes` or another that is registered; by
-            default as `workers` says; changes no result. `here` is `in_process` for all code.
+        executor: what does the work: `here`, `processes`, `dask` (a local cluster),
+            `dask://HOST:PORT` or another that is registered, by name; or a
+            `concurrent.futures.Executor` or `distributed.Client`. By default as `workers` says;
+            changes no result. `here` is `in_process` for all code.
 
     Returns:
         The attack's row: robust accuracy with its interval, errors, rejected proposals.
@@ -344,7 +349,7 @@ def attack(
     threat = ThreatModel.parse(norm, eps)
     in_process = in_process or executor == HERE
     limits = Limits.of(unit_timeout, memory_limit, in_process)
-    workers = _processes(workers, in_process)
+    workers = _processes(workers, in_process, executor)
     suite = _single(
         model,
         data,
@@ -408,7 +413,7 @@ def certify(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
-    executor: str | None = None,
+    executor: object = None,
 ) -> list[CertifiedSample]:
     """Certify one model, by default with all that apply, and keep the best radius per image.
 
@@ -429,8 +434,10 @@ def certify(
             default ten minutes. Kept by worker processes.
         memory_limit: such as `8GiB`, what a worker process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
-        executor: what does the work, by name: `here`, `processes` or another that is registered; by
-            default as `workers` says; changes no result. `here` is `in_process` for all code.
+        executor: what does the work: `here`, `processes`, `dask` (a local cluster),
+            `dask://HOST:PORT` or another that is registered, by name; or a
+            `concurrent.futures.Executor` or `distributed.Client`. By default as `workers` says;
+            changes no result. `here` is `in_process` for all code.
 
     Returns:
         One row per image, in the order drawn with `seed`.
@@ -446,7 +453,7 @@ def certify(
     count = inputs.count("a number of audited images", audit)
     in_process = in_process or executor == HERE
     limits = Limits.of(unit_timeout, memory_limit, in_process)
-    workers = _processes(workers, in_process)
+    workers = _processes(workers, in_process, executor)
     suite = _single(
         model,
         data,
@@ -792,7 +799,10 @@ def _validated(kind: type[_Settings], content: Mapping[str, Any]) -> _Settings:
         raise UsageError(describe_validation(error)) from None
 
 
-def _processes(workers: int | None, in_process: bool) -> int:
+def _processes(workers: int | None, in_process: bool, executor: object) -> int:
+    elsewhere = executor is not None and (not isinstance(executor, str) or "://" in executor)
+    if not in_process and elsewhere:  # as many as there are
+        return inputs.MOST_WORKERS if workers is None else inputs.count("workers", workers)
     if not in_process:
         return inputs.cores() if workers is None else inputs.workers(workers)
     if workers not in (None, 1):

@@ -106,7 +106,10 @@ def named(command: str, option: str) -> str | None:
             what = "The suite's" if command == "evaluate" else "The model's own"
             return f"One of {_listed(DATASETS)}, {FORMS}. {what} by default."
         case _, "executor":
-            return f"What does the work: {_listed(EXECUTORS)}; as --workers says by default."
+            return (
+                f"What does the work: {_listed(EXECUTORS)}, or dask://HOST:PORT; as --workers says "
+                "by default."
+            )
     return None
 
 

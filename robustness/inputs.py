@@ -20,6 +20,8 @@ PATH_BYTES = 4095
 NAME_BYTES = 255
 WORKERS_PER_CORE = 32
 MOST_SHARES = 100_000
+# Of a cluster, which may be anywhere.
+MOST_WORKERS = 100_000
 
 # Controls, halves of surrogate pairs, line and paragraph separators: in no name that people use.
 _UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
 from pathlib import Path
 from textwrap import shorten
 
@@ -230,11 +231,95 @@ def load_model(name: str) -> LoadedModel:
         return _load_factory(name)
     folder = find_entry(name)
     recipe = read_recipe(folder)
+    return _filled(name, folder, recipe, *_verified_bytes(folder, recipe))
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """All that a machine without its files needs to load a model.
+
+    Attributes:
+        name: as it was asked for.
+        recipe: content of the recipe's file; of a user's factory empty.
+        weights: content of the file of its weights, likewise.
+        modules: the source files of a user's factory by their paths below a folder to import from,
+            if it is not installed: the module that is named, and all others of its package.
+    """
+
+    name: str
+    recipe: bytes = b""
+    weights: bytes = b""
+    modules: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def pack_model(name: str) -> PackedModel:
+    """Read the files of a model; no code of a user's runs.
+
+    Raises:
+        UsageError: see `load_model`.
+    """
+    if is_factory(name):
+        return PackedModel(name, modules=_sources(name.partition(":")[0].partition(".")[0]))
+    folder = find_entry(name)
+    recipe = read_recipe(folder)
+    _, content = _verified_bytes(folder, recipe)
+    return PackedModel(name, read_file(folder / RECIPE_FILE), content)
+
+
+def unpack_model(packed: PackedModel, folder: Path) -> LoadedModel:
+    """Load a model from what was packed, and verify its weights.
+
+    Args:
+        packed: its files.
+        folder: to write them to; those of a factory stay there.
+
+    Raises:
+        UsageError: see `load_model`.
+    """
+    for path, content in packed.modules.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    if is_factory(packed.name):
+        if packed.modules:
+            top = packed.name.partition(":")[0].partition(".")[0]
+            for module in [m for m in sys.modules if m.partition(".")[0] == top]:
+                del sys.modules[module]  # of an earlier run, maybe of other code
+            sys.path.insert(0, str(folder))
+            importlib.invalidate_caches()
+        return _load_factory(packed.name)
+    (folder / RECIPE_FILE).write_bytes(packed.recipe)
+    recipe = read_recipe(folder)
+    found = hashlib.sha256(packed.weights).hexdigest()
+    if recipe.weights is None or found != recipe.weights.sha256:
+        raise UsageError(
+            f"{packed.name}: expected the recipe's weights, got others of SHA-256 {found[:12]}…; "
+            "they were changed on their way: run it again"
+        )
+    return _filled(packed.name, folder, recipe, folder / WEIGHTS_FILE, packed.weights)
+
+
+def _sources(top: str) -> dict[str, bytes]:
+    """The files of a module or package that is not installed, found without importing it."""
+    spec = PathFinder.find_spec(top, [os.getcwd(), *sys.path])
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return {}
+    file = Path(spec.origin)
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return {}
+    if spec.submodule_search_locations is None:
+        return {file.name: read_file(file)}
+    root = file.parent
+    return {
+        path.relative_to(root.parent).as_posix(): read_file(path)
+        for path in sorted(root.rglob("*.py"))
+    }
+
+
+def _filled(name: str, folder: Path, recipe: Recipe, weights: Path, content: bytes) -> LoadedModel:
     try:
         module = recipe.build()
     except UsageError as error:
         raise UsageError(f"{folder / RECIPE_FILE}: {error}") from None
-    weights, content = _verified_bytes(folder, recipe)
     try:
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:

@@ -1,6 +1,8 @@
 """A labelled set of images in pixel units, and the checks that make it one."""
 
 import hashlib
+import pickle
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,6 +69,23 @@ class ImageSet:
         sha.update(np.ascontiguousarray(self.images.numpy()).tobytes())
         sha.update(np.ascontiguousarray(self.labels.to(torch.int64).numpy()).tobytes())
         return sha.hexdigest()
+
+    def packed(self) -> bytes:
+        """All of it, to be sent to another machine: pixels as bytes where they are 8-bit pixels."""
+        pixels = self.images.numpy()
+        levels = np.rint(pixels * 255).astype(np.uint8)
+        exact = np.array_equal((torch.from_numpy(levels).float() / 255).numpy(), pixels)
+        labels = self.labels.numpy()
+        content = (self.name, self.split, levels if exact else pixels, labels, self.classes)
+        return zlib.compress(pickle.dumps(content), 1)
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> "ImageSet":
+        """What `packed` gave, from one's own process: what is unpickled can run code."""
+        name, split, pixels, labels, classes = pickle.loads(zlib.decompress(content))
+        images = torch.from_numpy(pixels)
+        images = images.float() / 255 if pixels.dtype == np.uint8 else images
+        return cls(name, split, images, torch.from_numpy(labels), classes)
 
     def take(self, indices: Int[Tensor, " k"]) -> "ImageSet":
         """The images at `indices`, in that order."""

@@ -6,6 +6,7 @@ Every process computes with one thread: the number of threads changes the order 
 the last bits of a result. Workers never touch the store.
 """
 
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -29,7 +30,8 @@ from robustness.errors import (
     is_exhausted,
     is_interruption,
 )
-from robustness.evaluation.executors import EXECUTORS, Executor
+from robustness.evaluation.environment import environment
+from robustness.evaluation.executors import EXECUTORS, Executor, ExecutorKind, executor_kind
 from robustness.evaluation.executors.here import NAME as HERE
 from robustness.evaluation.executors.processes import NAME as PROCESSES
 from robustness.evaluation.executors.processes import (
@@ -48,8 +50,17 @@ from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.shares import Share
 from robustness.evaluation.suite import Suite
 from robustness.identity import Structure, answers, fingerprint
+from robustness.registry import load_plugin
 from robustness.terminal import progress_bar, remark
-from robustness.zoo import LoadedModel, absent_model, is_factory, load_model
+from robustness.zoo import (
+    LoadedModel,
+    PackedModel,
+    absent_model,
+    is_factory,
+    load_model,
+    pack_model,
+    unpack_model,
+)
 
 
 @dataclass(frozen=True)
@@ -222,8 +233,8 @@ class Crew:
         workers: number of processes; changes no result.
         data_dir: folder with the official image files, for the workers to read again.
         limits: how users' code is held.
-        executor: which does the tasks, by name; by default `here` with one worker or one task and
-            no user's model, else `processes`.
+        executor: which does the tasks, see `executor_kind`; by default `here` with one worker or
+            one task and no user's model, else `processes`.
 
     Attributes:
         plan: of the suite, once the crew is entered.
@@ -239,10 +250,15 @@ class Crew:
         workers: int,
         data_dir: Path | None,
         limits: Limits,
-        executor: str | None = None,
+        executor: object = None,
     ) -> None:
         self.suite, self.workers, self.data_dir, self.limits = suite, workers, data_dir, limits
-        self.executor = None if executor is None else EXECUTORS.require(executor).name
+        self.kind = None if executor is None else executor_kind(executor)
+        if self.kind is not None and self.kind.remote and limits.memory is not None:
+            raise UsageError(
+                f"expected no memory limit with the executor {self.kind.name}, got one; leave it "
+                "out, and limit its workers where they are started"
+            )
         users = any(map(is_factory, suite.models))
         self._leashed = not limits.in_process and (users or limits.asked_for)
         self._bench: Workbench | None = None
@@ -261,9 +277,10 @@ class Crew:
             OperationalError: no model's process lived to say what it is.
         """
         try:
+            self._kind.open()
             if self._leashed:
                 self.plan, self._structures = self._planned_in_a_process()
-                if self.executor not in (None, PROCESSES):
+                if self._kind.name != PROCESSES:
                     self._stop()
                 self.images = load_images(self.suite.data, self.suite.split, self.data_dir)
             else:
@@ -271,7 +288,7 @@ class Crew:
                 self.plan, self.images = self._bench.plan, self._bench.images
                 self._structures = [model.structure for model in self._bench.models]
         except BaseException:
-            self._stop()
+            self.__exit__()
             raise
         for name, reason in self._absent.items():
             remark(f"{name} could not be loaded, its samples are errors: {reason}")
@@ -280,6 +297,12 @@ class Crew:
     def __exit__(self, *details: object) -> None:
         # On an interruption, units in flight are given up rather than waited for.
         self._stop()
+        self._kind.close()
+
+    @property
+    def _kind(self) -> ExecutorKind:
+        """Of the executor that starts workers."""
+        return self.kind or EXECUTORS[PROCESSES]
 
     def _planned_in_a_process(self) -> tuple[Plan, list[Structure]]:
         while True:
@@ -317,7 +340,8 @@ class Crew:
     def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[Result]]]:
         """Do the tasks and give each back with its results, in the order they are done."""
         few = self.workers == 1 or len(tasks) <= 1
-        here = self.executor == HERE or (self.executor is None and few and self._started is None)
+        by_default = self.kind is None and few and self._started is None
+        here = by_default or (self.kind is not None and self.kind.name == HERE)
         if self._bench is not None and here:
             executor = EXECUTORS[HERE].start(1, None)
             for task in tasks:
@@ -325,7 +349,7 @@ class Crew:
             return
         waiting = deque(tasks)
         pending: dict[Future[list[Result]], Task] = {}
-        workers = 1 if few else self.workers
+        workers = 1 if few and not self._kind.remote else self.workers
         while waiting or pending:
             try:
                 executor = self._start(workers)
@@ -334,7 +358,14 @@ class Crew:
                     pending[executor.submit(_run_in_worker, waiting[0])] = waiting[0]
                     waiting.popleft()
                 for future in self._finished(executor, pending):
-                    results = executor.result(future)
+                    try:
+                        results = executor.result(future)
+                    except DiedError:
+                        if not self._kind.isolates:
+                            raise
+                        task = pending.pop(future)
+                        yield task, [self._alone(job, unit) for job, unit in task.work]
+                        continue
                     self._slowest = max(self._slowest, *(r.seconds for r in results))
                     yield pending.pop(future), results
             except DiedError as died:
@@ -394,12 +425,14 @@ class Crew:
 
     def _once(self, job: Job, unit: Unit) -> Result:
         try:
-            executor, task = self._start(1), Task([(job, unit)])
+            workers = self.workers if self._kind.remote else 1
+            executor, task = self._start(workers), Task([(job, unit)])
             future = executor.submit(_run_in_worker, task)
             self._finished(executor, {future: task})
             return executor.result(future)[0]
         except DiedError:
-            self._stop()
+            if not self._kind.isolates:
+                self._stop()
             raise
 
     def _start(self, workers: int) -> Executor:
@@ -407,8 +440,8 @@ class Crew:
         if self._started is not None and self._asked < workers:
             self._stop()
         if self._started is None:
-            kind = EXECUTORS[self.executor or PROCESSES]
-            self._started, self._asked = kind.start(workers, self.limits.memory), workers
+            self._asked = workers
+            self._started = self._kind.start(workers, self.limits.memory)
             self._load(self._started)
         return self._started
 
@@ -424,23 +457,59 @@ class Crew:
             UsageError: a model is another function there, or cannot be loaded any more.
             DiedError: a process died.
         """
-        arguments = (self.plan.to_json(), self.data_dir, self._absent)
         seconds = self.limits.loading * len(self.suite.models)
-        for found in executor.on_all(seconds, _load_in_worker, *arguments):
-            for info, expected, (structure, seen) in zip(
-                self.plan.models, self._structures, found, strict=True
-            ):
-                if info.name in self._absent:
-                    continue
-                difference = expected.difference(structure)
-                if difference is None and seen != info.fingerprint:
-                    difference = "what it computes"
-                if difference is not None:
-                    raise UsageError(
-                        f"{info.name}: the model changed between its loading for the plan and in a "
-                        f"worker process ({difference[:80]} differs); nothing was stored: see to "
-                        "it that it stays the same during a run"
-                    )
+        plan = self.plan.to_json()
+        if self._kind.remote:
+            models = [pack_model(n) for n in self.suite.models if n not in self._absent]
+            packed = _Packed(
+                plan, self.images.packed(), models, self._absent, self._structures, environment()
+            )
+            executor.on_all(seconds, _load_packed, packed)
+            return
+        for found in executor.on_all(seconds, _load_in_worker, plan, self.data_dir, self._absent):
+            _require_planned(self.plan, self._structures, found, self._absent)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What a worker needs that shares no files with this process.
+
+    Attributes:
+        plan: as JSON.
+        images: of its data set.
+        models: of the plan, but for those of `absent`.
+        absent: why models could not be loaded.
+        structures: what the models are made of here.
+        versions: of all that results may depend on, here.
+    """
+
+    plan: str
+    images: bytes
+    models: list[PackedModel]
+    absent: Mapping[str, str]
+    structures: list[Structure]
+    versions: Mapping[str, str]
+
+
+def _require_planned(
+    plan: Plan,
+    structures: list[Structure],
+    found: list[tuple[Structure, str | None]],
+    absent: Mapping[str, str],
+) -> None:
+    """Insist that the models of a worker are those that were planned."""
+    for info, expected, (structure, seen) in zip(plan.models, structures, found, strict=True):
+        if info.name in absent:
+            continue
+        difference = expected.difference(structure)
+        if difference is None and seen != info.fingerprint:
+            difference = "what it computes"
+        if difference is not None:
+            raise UsageError(
+                f"{info.name}: the model changed between its loading for the plan and in a "
+                f"worker process ({difference[:80]} differs); nothing was stored: see to "
+                "it that it stays the same during a run"
+            )
 
 
 _bench: Workbench | None = None
@@ -478,6 +547,56 @@ def _load_in_worker(
     images = load_images(parsed.suite.data, parsed.suite.split, data_dir)
     _bench = Workbench(parsed, images, _loaded(parsed.suite.models, absent), leashed=True)
     return _bench.identities()
+
+
+def _load_packed(packed: _Packed) -> None:
+    """Load what units are computed with from what was sent, and insist that it is what it was.
+
+    Raises:
+        UsageError: the worker has other versions, no plugin, other images or other models.
+    """
+    global _bench
+    require_versions(packed.versions)
+    parsed = Plan.from_json(packed.plan)
+    images = ImageSet.unpacked(packed.images)
+    if images.digest != parsed.data_digest:
+        raise UsageError(
+            f"{images.name}: expected the images of the plan, got others in a worker; run it again"
+        )
+    by_name, models = {model.name: model for model in packed.models}, []
+    for name in parsed.suite.models:
+        if name in packed.absent:
+            models.append(absent_model(name, packed.absent[name]))
+        else:
+            folder = tempfile.TemporaryDirectory(prefix="robustness-")
+            _folders.append(folder)
+            models.append(unpack_model(by_name[name], Path(folder.name)))
+    bench = Workbench(parsed, images, models, leashed=True)
+    _require_planned(parsed, packed.structures, bench.identities(), packed.absent)
+    _bench = bench
+
+
+# Of the models of this worker: a user's source is read again when it is described.
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def require_versions(expected: Mapping[str, str]) -> None:
+    """Insist that results depend here on the versions that they depend on elsewhere.
+
+    Raises:
+        UsageError: another version, or a plugin that cannot be imported.
+    """
+    for name in expected:
+        if name.startswith("plugin "):
+            load_plugin(name.removeprefix("plugin "), here=False)
+    here = environment()
+    for name, version in expected.items():
+        # A checkout's commit is not known where the package was installed from a wheel.
+        if here.get(name, version if name == "commit" else "none") != version:
+            raise UsageError(
+                f"expected {name} {version[:40]} in a worker, as here, got "
+                f"{here.get(name, 'none')[:40]}; install the same versions on both"
+            )
 
 
 def _run_in_worker(task: Task) -> list[Result]:

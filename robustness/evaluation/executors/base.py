@@ -69,6 +69,10 @@ class Executor(Protocol):
         ...
 
 
+def _nothing() -> None:
+    """By default there is nothing to open or close."""
+
+
 @dataclass(frozen=True)
 class ExecutorKind:
     """An executor that can be asked for by name.
@@ -77,10 +81,22 @@ class ExecutorKind:
         name: of `--executor`.
         start: from a number of workers, and the bytes of memory that each may take or None, to the
             executor. Its `count` may be smaller.
+        remote: whether its workers share neither files nor modules of the working folder with this
+            process, so that models and images are sent to them. Such a one keeps no memory limit.
+        isolates: whether a call whose worker dies leaves the others alone.
+        open: is called before anything else is done, to find what it needs.
+        close: is called at the end.
+        at: for one that lives somewhere: from what stands behind `NAME://`, or nothing, to a kind
+            for one run.
     """
 
     name: str
     start: Callable[[int, int | None], Executor]
+    remote: bool = False
+    isolates: bool = False
+    open: Callable[[], None] = _nothing
+    close: Callable[[], None] = _nothing
+    at: "Callable[[str], ExecutorKind] | None" = None
 
 
 EXECUTORS: Registry[ExecutorKind] = Registry("an executor", "robustness.executors")

@@ -1,0 +1,44 @@
+"""The versions of everything that results may depend on."""
+
+import shutil
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+
+from robustness.registry import plugins
+
+_PACKAGES = (
+    "lyanet-robustness",
+    "torch",
+    "torchdiffeq",
+    "torchattacks",
+    "pyautoattack",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
+
+
+def environment() -> dict[str, str]:
+    """Versions of everything that results may depend on."""
+    own = {"python": python_version()} | {name: version(name) for name in _PACKAGES} | _commit()
+    return own | {f"plugin {module}": release for module, release in plugins().items()}
+
+
+@cache
+def _commit() -> dict[str, str]:
+    """The commit of the checkout that this code is of, if it is of one."""
+    root, git = Path(__file__).parents[2], shutil.which("git")
+    if git is None or not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
+        return {}
+    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "robustness", "models"])
+    answers = [
+        subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=False)
+        for words in asked
+    ]
+    if any(answer.returncode for answer in answers):
+        return {}
+    commit, changes = (answer.stdout.strip() for answer in answers)
+    return {"commit": commit + (", with changes" if changes else "")}
