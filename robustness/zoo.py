@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -241,7 +241,7 @@ class PackedModel:
     Attributes:
         name: as it was asked for.
         recipe: content of the recipe's file; of a user's factory empty.
-        weights: content of the file of its weights, likewise.
+        weights: content of the file of its weights, likewise; that of an ONNX file.
         modules: the source files of a user's factory by their paths below a folder to import from,
             if it is not installed: the module that is named, and all others of its package.
     """
@@ -258,6 +258,8 @@ def pack_model(name: str) -> PackedModel:
     Raises:
         UsageError: see `load_model`.
     """
+    if is_foreign(name):
+        return PackedModel(name, weights=read_file(Path(name)) if os.path.isfile(name) else b"")
     if is_factory(name):
         return PackedModel(name, modules=_sources(name.partition(":")[0].partition(".")[0]))
     folder = find_entry(name)
@@ -276,6 +278,12 @@ def unpack_model(packed: PackedModel, folder: Path) -> LoadedModel:
     Raises:
         UsageError: see `load_model`.
     """
+    if is_foreign(packed.name):
+        if not packed.weights:
+            return load_model(packed.name)
+        file = folder / Path(packed.name).name
+        file.write_bytes(packed.weights)
+        return replace(load_model(str(file)), name=packed.name)
     for path, content in packed.modules.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
