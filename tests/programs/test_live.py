@@ -41,8 +41,8 @@ def leads(logits: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "model",
-    [lyanet("simplex"), lyanet("normalised"), lyanet("simplex", "rk4"), conv_ode()],
-    ids=["simplex", "normalised", "rk4", "conv-ode"],
+    [lyanet("simplex", "heun2"), lyanet("normalised"), conv_ode()],
+    ids=["simplex", "normalised", "conv-ode"],
 )
 def test_margins_of_sampled_images_are_above_the_bounds_which_are_exact_at_the_image(model) -> None:
     images, labels = torch.rand(2, *SHAPE), torch.tensor([0, 2])
@@ -50,12 +50,12 @@ def test_margins_of_sampled_images_are_above_the_bounds_which_are_exact_at_the_i
     exact = leads(model(images), labels)
     torch.testing.assert_close(live.reach(images, labels, 0.0).margins, exact, rtol=1e-4, atol=1e-4)
     bound = live.reach(images, labels, 0.02).margins
-    lowest = torch.full_like(exact, torch.inf)
+    noise = 2 * torch.rand(100, *images.shape) - 1
+    noise[::2] = noise[::2].sign()
+    moved = (images + 0.02 * noise).clamp(0, 1).flatten(0, 1)
     with torch.no_grad():
-        for draw in range(16):
-            noise = 2 * torch.rand(images.shape) - 1
-            moved = (images + 0.02 * (noise.sign() if draw % 2 else noise)).clamp(0, 1)
-            lowest = torch.minimum(lowest, leads(model(moved), labels))
+        sampled = leads(model(moved), labels.repeat(100))
+    lowest = sampled.view(100, *exact.shape).amin(dim=0)
     assert (bound <= lowest + 1e-5).all()
     assert (bound < exact - 1e-6).all()
     # At the image the bound would not hold for the others.
@@ -96,19 +96,22 @@ def test_gradients_of_the_bound_are_its_finite_differences(model) -> None:
 
     model.zero_grad()
     bound().backward()
-    for parameter in model.parameters():
-        assert parameter.grad is not None
-        direction = torch.randn_like(parameter)
-        step = 2e-3 / float(direction.norm())
+    weights = list(model.parameters())
+    assert all(parameter.grad is not None for parameter in weights)
+    for part in (weights[:2], weights[2:]):  # the first convolution's, and all others
+        directions = [torch.randn_like(parameter) for parameter in part]
+        step = 1e-3 / max(float(direction.norm()) for direction in directions)
+        values = []
         with torch.no_grad():
-            start = parameter.clone()
-            values = []
-            for sign in (1, -1):
-                parameter.copy_(start + sign * step * direction)
+            for move in (step, -2 * step, step):
+                for parameter, direction in zip(part, directions, strict=True):
+                    parameter.add_(move * direction)
                 values.append(float(bound()))
-            parameter.copy_(start)
         slope = (values[0] - values[1]) / (2 * step)
-        expected = float((parameter.grad * direction).sum())
+        expected = sum(
+            float((parameter.grad * direction).sum())
+            for parameter, direction in zip(part, directions, strict=True)
+        )
         assert slope == pytest.approx(expected, rel=0.05, abs=0.02)
 
 

@@ -24,8 +24,8 @@ SETTINGS = {"kind": "proved", "eps": 0.04, "test_eps": 0.02, "regularisation": 0
 def model() -> NeuralODEClassifier:
     torch.manual_seed(0)
     encoder = ConvReLUEncoder((1, 8, 8), [8], [2], 36, 4)
-    field = LyaNetField(10, 6, "simplex", 10.0)
-    solver = FixedStepSolver("euler", 4)
+    field = LyaNetField(10, 6, "simplex", 5.0)
+    solver = FixedStepSolver("euler", 2)
     return NeuralODEClassifier(Normalise([0.0], [1.0]), encoder, field, solver, 10)
 
 
@@ -50,14 +50,20 @@ def test_a_few_steps_on_digits_lower_the_bound() -> None:
     assert right[held].all()
 
 
+def states_of(trained: NeuralODEClassifier, images: torch.Tensor) -> torch.Tensor:
+    """The states that the field is evaluated at by Euler's two steps."""
+    return trained.solve(trained.features(images)).states[:2]
+
+
 def test_the_loss_is_what_its_parts_add_up_to() -> None:
     images, labels = torch.rand(3, 1, 8, 8), torch.tensor([0, 4, 9])
     trained = model()
 
+    training = ProvedTraining(ProvedConfig(**SETTINGS), trained, 10)
+
     def loss(progress: float, **settings: float) -> float:
-        choice = ProvedConfig(warm_up=0.0, ramp=0.5, **SETTINGS, **settings)
+        training.choice = ProvedConfig(warm_up=0.0, ramp=0.5, **SETTINGS, **settings)
         generator = torch.Generator().manual_seed(5)
-        training = ProvedTraining(choice, trained, 10)
         return float(training.loss(images, labels, generator, progress).detach())
 
     # Before the box has grown, V at the horizon is the cross-entropy of the logits.
@@ -65,14 +71,16 @@ def test_the_loss_is_what_its_parts_add_up_to() -> None:
     assert loss(0.0) == pytest.approx(plain, rel=1e-4)
     bound = loss(1.0)
     assert bound > plain + 1e-3
-    assert loss(0.25) < bound
+    assert plain < loss(0.25) < bound
     assert loss(1.0, clean=0.25) == pytest.approx(0.75 * bound + 0.25 * plain, rel=1e-4)
     states = losses.sample_states(4, 10, torch.Generator().manual_seed(5), 0.3)
     violation = float(losses.monte_carlo_lyapunov(trained, images, labels, states).detach())
     with_it = loss(1.0, lyapunov=0.5, states=4, extent=0.3)
     assert with_it == pytest.approx(bound + 0.5 * violation, rel=1e-4)
-    # Four evaluations of the field steer; at radius 0 by the potential of their raw outputs.
-    assert loss(0.0, steering=1.0) > plain
+    features = trained.features(images)
+    raw = [trained.field._raw(state, features) for state in states_of(trained, images)]
+    steered = sum(float(functional.cross_entropy(each, labels).detach()) for each in raw) / 2
+    assert loss(0.0, steering=2.0) == pytest.approx(plain + 2 * steered, rel=1e-4)
 
 
 def test_the_worst_potential_is_v_at_the_least_leads() -> None:
