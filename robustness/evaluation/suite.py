@@ -138,9 +138,14 @@ class AuditConfig(Config):
 
 
 class EnvelopeConfig(Config):
-    """The proved envelope of V(t), for the first samples of the suite's order, at every threat."""
+    """The proved envelope of V(t), for the first samples of the suite's order, at every threat.
+
+    `threats` replaces the suite's: envelopes of fields that are not made to be proved are of use
+    at radii far below those that are attacked.
+    """
 
     samples: Samples = 8
+    threats: list[ThreatsConfig] | None = None
 
 
 class FlagsConfig(Config):

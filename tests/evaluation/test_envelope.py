@@ -13,8 +13,8 @@ SUITE = {
     "data": "digits",
     "samples": 4,
     "models": ["digits/lyanet-certified", "digits/resnet"],
-    "threats": [{"norm": "Linf", "eps": [0.0001, 0.3]}],
-    "envelope": {"samples": 2},
+    "threats": [{"norm": "Linf", "eps": [0.1]}],
+    "envelope": {"samples": 2, "threats": [{"norm": "Linf", "eps": [0.0001, 0.3]}]},
     "decay": False,
     "flow": False,
 }

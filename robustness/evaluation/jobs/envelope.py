@@ -69,7 +69,7 @@ class Enveloping(Kind[Row]):
             return
         fixed = isinstance(asked.module.solver, FixedStepSolver)
         refusal = None if fixed else "the solver chooses its steps by the image"
-        for group in asked.suite.threats:
+        for group in wanted.threats or asked.suite.threats:
             for eps in group.eps:
                 yield self.job(asked, wanted.samples, norm=group.norm, eps=eps, refusal=refusal)
 
