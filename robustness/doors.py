@@ -38,9 +38,9 @@ def plugin_option() -> Any:
                 _OPTION,
                 metavar="MODULE",
                 expose_value=False,
-                help="Import a module that adds attacks, certificates, views, data sets, "
-                "executors, kinds of jobs, report columns or zoo folders; once for each. Its code "
-                "is run.",
+                help="Import a module that adds attacks, certificates, views, operations, data "
+                "sets, executors, kinds of jobs, report columns or zoo folders; once for each. "
+                "Its code is run.",
             ),
         ] = None,
     ) -> None:

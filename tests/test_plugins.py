@@ -139,7 +139,9 @@ def test_what_an_installed_package_adds_is_in_a_suite_and_in_its_report(
     release = "robustness-example 0.1.0"
     board = evaluated(tmp_path, [installed], SUITE + WORST_CASE)
     check_report(tmp_path, board, release)
-    modules = ("attack", "certificate", "column", "dataset", "executor", "job", "view")
+    modules = (
+        *("attack", "certificate", "column", "dataset", "executor", "job", "operation", "view"),
+    )
     plugged = {f"plugin robustness_example.{module}": release for module in modules}
     assert plugged.items() <= board.environment.items()
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates.limits import Limit
+from robustness.programs.operations.base import releases
 from robustness.registry import Registry, release_of
 from robustness.threat import Norm
 
@@ -194,7 +195,8 @@ def settings_of(certificate: Certificate) -> str:
     settings = [f"{name} {value}" for name, value in vars(certificate).items() if name != "name"]
     # Settings alone do not tell the code of one release of an installed package from another's.
     release = release_of(type(certificate).__module__)
-    return ", ".join([*settings, release] if release else settings)
+    rules = releases() if getattr(certificate, "bounds_programs", False) else []
+    return ", ".join([*settings, *([release] if release else []), *rules])
 
 
 def require_pixels(model: nn.Module, images: Float[Tensor, "n c h w"]) -> None:

@@ -82,6 +82,7 @@ class ProgramCertificate(BaseCertificate):
     splits: int = 0
 
     name: ClassVar[str] = "program"
+    bounds_programs: ClassVar[bool] = True
     strict: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -56,6 +56,7 @@ class TargetSeekingCertificate(BaseCertificate):
 
     name: ClassVar[str] = "target-seeking"
     routine: ClassVar[bool] = True
+    bounds_programs: ClassVar[bool] = True
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why no proof is known for this model: its field, its solver, or its encoder."""

@@ -8,6 +8,6 @@ from robustness.programs.operations import (  # noqa: F401
     reductions,
     shapes,
 )
-from robustness.programs.operations.base import Operation, operation_of
+from robustness.programs.operations.base import Operation, operation_of, register
 
-__all__ = ["Operation", "operation_of"]
+__all__ = ["Operation", "operation_of", "register"]

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from robustness.programs.boxes import Box
 from robustness.programs.graph import Node, Refusal
+from robustness.registry import Registry, release_of
 
 # Rows are linear functions of a value, for each of n images: shape (n, r, *shape of the value).
 Rows = Float[Tensor, "n r *shape"]
@@ -178,8 +180,21 @@ COMPARISONS = ("gt", "ge", "lt", "le")
 # What gives truth values of truth values as if they were the numbers 0 and 1.
 _LOGICAL = ("mul", "where", "maximum", "minimum", "amax", "max", "gather", "sort", "_to_copy")
 
-REGISTRY: dict[str, Callable[[Node], Operation]] = {}
 
+@dataclass(frozen=True)
+class Rule:
+    """What knows the operations of a name.
+
+    Attributes:
+        name: what torch calls them, without overload, `package::name` for those of others.
+        of: from a recorded node to what is known of it: a class, or a function that chooses one.
+    """
+
+    name: str
+    of: Callable[[Node], Operation]
+
+
+REGISTRY: Registry[Rule] = Registry("an operation", "robustness.operations")
 
 _Rule = TypeVar("_Rule", bound=Callable[[Node], Operation])
 
@@ -188,10 +203,17 @@ def register(*names: str) -> Callable[[_Rule], _Rule]:
     """Make a class, or a function that chooses one, the rule for operations of torch by name."""
 
     def registered(rule: _Rule) -> _Rule:
-        REGISTRY.update(dict.fromkeys(names, rule))
+        for name in names:
+            REGISTRY.register(Rule(name, rule))
         return rule
 
     return registered
+
+
+def releases() -> list[str]:
+    """Whose rules there are besides this package's own, for the keys of what rests on them."""
+    found = {release_of(getattr(rule.of, "__module__", "")) for rule in REGISTRY.values()}
+    return sorted(found - {""})
 
 
 def operation_of(node: Node) -> Operation:
@@ -206,7 +228,7 @@ def operation_of(node: Node) -> Operation:
         )
     _require_conversions_seen(node)
     try:
-        return REGISTRY[node.name](node)
+        return REGISTRY[node.name].of(node)
     except Refusal:
         raise
     except Exception as error:
@@ -234,7 +256,7 @@ def _require_conversions_seen(node: Node) -> None:
         narrowed = torch.float64 in real and node.dtype is not torch.float64
         require(node, not narrowed, "values of different precision")
     if node.dtype is torch.bool:
-        moved = getattr(REGISTRY[node.name], "moves_entries", False)
+        moved = getattr(REGISTRY[node.name].of, "moves_entries", False)
         require(node, moved or node.name in _LOGICAL, "truth values")
         require(node, set(before) <= {torch.bool}, "integers that become truth values")
 

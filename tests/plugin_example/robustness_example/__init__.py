@@ -10,7 +10,8 @@ from robustness_example import (
     dataset,
     executor,
     job,
+    operation,
     view,
 )
 
-__all__ = ["attack", "certificate", "column", "dataset", "executor", "job", "view"]
+__all__ = ["attack", "certificate", "column", "dataset", "executor", "job", "operation", "view"]
