@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from robustness.certificates import Limit, ProgramCertificate
 from robustness.programs.graph import Refusal
+from robustness.programs.network import Network
 from robustness.programs.record import record
 from robustness.threat import Norm
 
@@ -181,6 +182,17 @@ def test_bounds_of_programs_that_were_written_against_them_hold(function: Functi
             # What is no number is above nothing.
             assert ((torch.cat([logits, -logits], dim=1) >= lower) | lower.isinf()).all()
             assert (lower.isinf() | torch.cat([logits, -logits], dim=1).isfinite()).all()
+
+
+@pytest.mark.parametrize(("side", "known"), [(90, True), (91, False)])
+def test_an_entry_over_a_length_is_known_to_be_small_of_few_entries_only(side, known) -> None:
+    network = Network(record(Does(functional.normalize).eval(), (1, side, side)))
+    limits = [
+        step.operation.limit
+        for step in network.steps
+        if hasattr(step, "operation") and hasattr(step.operation, "limit")
+    ]
+    assert [limit < 2 for limit in limits] == [known]
 
 
 def test_a_constant_that_is_scaled_rounds_twice() -> None:

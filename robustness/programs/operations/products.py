@@ -130,8 +130,8 @@ class Quotient(Operation):
 
 
 # A computed length is at least (1 - gamma_n) times the exact one, and n entries that are flushed
-# take no more than their own size: far within this.
-_NORMALISED = 1 + 2.0**-10
+# take no more than their own size: within half of this for so many entries.
+_NORMALISED, _MOST_NORMALISED = 1 + 2.0**-10, 2**13
 _LEAST_LENGTH = 1e-13
 
 
@@ -148,6 +148,8 @@ def _is_normalised(node: Node) -> bool:
             bounded |= isinstance(bottom.args[1], float | int) and bottom.args[1] >= _LEAST_LENGTH
         bottom = bottom.args[0]
     if not bounded or not isinstance(bottom, Node) or bottom.name != "linalg_vector_norm":
+        return False
+    if not isinstance(top, Node) or top.size > _MOST_NORMALISED:
         return False
     order, _, kept = [*bottom.args[1:], 2, None, False][:3] if len(bottom.args) > 3 else (0, 0, 0)
     return bottom.args[0] is top and order == 2 and bool(kept)
