@@ -51,6 +51,7 @@ from robustness.evaluation.summarise import summarise
 from robustness.exchange import PRODUCER, onnx_bytes, vnnlib
 from robustness.files import describe_validation, replace_file, require_own, write_file
 from robustness.numerics.reproducible import reproducible_arithmetic
+from robustness.objects import takes_objects
 from robustness.programs.graph import Refusal
 from robustness.programs.network import Network
 from robustness.programs.record import record
@@ -65,6 +66,7 @@ from robustness.results.leaderboard import (
     Proportion,
     read_leaderboard,
 )
+from robustness.results.shown import Shown, axes_to_draw_on, steps
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import (
     entry_name,
@@ -87,6 +89,7 @@ _OF_A_CARD = {
 }
 
 
+@takes_objects
 def evaluate(
     suite: str | Suite = "digits",
     *,
@@ -112,9 +115,10 @@ def evaluate(
     Args:
         suite: a bundled suite's name, a TOML file, or a `Suite`.
         samples: fewer images than the suite asks for.
-        models: other models than the suite's.
+        models: other models than the suite's, by name or as `torch.nn.Module`s.
         data: another data set than the suite's, whatever the models were trained on; by default
-            models of another one are refused.
+            models of another one are refused. Or images themselves: `(images, labels)`, a
+            `torch.utils.data.Dataset` or an `ImageSet`.
         out: the report folder, `reports/<suite>` by default.
         workers: processes, by default one per core; changes no result.
         seed: another seed than the suite's.
@@ -141,6 +145,22 @@ def evaluate(
 
     Raises:
         UsageError: the suite, a model, the data or the folder is not usable; nothing is stored.
+
+    Example:
+        >>> from robustness.evaluation.suite import Suite
+        >>> suite = Suite(
+        ...     name="small",
+        ...     data="digits",
+        ...     samples=8,
+        ...     models=["digits/resnet"],
+        ...     threats=[{"norm": "Linf", "eps": [0.05]}],
+        ...     attacks=[{"kind": "fgsm"}],
+        ... )
+        >>> leaderboard = evaluate(suite, workers=1)
+        >>> leaderboard
+        <Leaderboard small on 8 samples: digits/resnet>
+        >>> [(bracket.eps, bracket.certified.value) for bracket in leaderboard.models[0].brackets]
+        [(0.05, 0.0)]
     """
     parsed = load_suite(suite) if isinstance(suite, str) else suite
     parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
@@ -172,7 +192,12 @@ def evaluate(
 
 
 def report_folder(suite: str, shard: tuple[int, int] | None = None) -> Path:
-    """Where the results of a suite, or of a share of it, go by default."""
+    """Where the results of a suite, or of a share of it, go by default.
+
+    Example:
+        >>> report_folder("digits").as_posix(), report_folder("digits", (2, 3)).as_posix()
+        ('reports/digits', 'reports/digits-shard-2-of-3')
+    """
     share = "" if shard is None else f"-shard-{shard[0]}-of-{shard[1]}"
     return Path("reports") / f"{suite}{share}"
 
@@ -191,6 +216,11 @@ def merge(stores: Sequence[Path], out: Path) -> Leaderboard:
         UsageError: the stores are of different suites, images, models or versions, contradict each
             other, or are not the whole; nothing is written.
         DamagedError: one of them is damaged; nothing is written.
+
+    Example:
+        >>> merge([], Path("whole"))
+        Traceback (most recent call last):
+        robustness.errors.UsageError: expected stores to merge, got none; ...
     """
     if not stores:
         raise UsageError("expected stores to merge, got none; name the folders of all shares")
@@ -223,6 +253,11 @@ def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
     Raises:
         UsageError: there is neither, no complete run, or `out` cannot be written.
         DamagedError: units of the run are missing or damaged; nothing is written.
+
+    Example:
+        >>> render(Path("none"), Path("again"))
+        Traceback (most recent call last):
+        robustness.errors.UsageError: ...
     """
     require_report_folder(inputs.folder_to_write(out), *([_ROWS] if rows else []))
     store = results / STORE_FILE if results.is_dir() else results
@@ -294,6 +329,7 @@ def _require_whole(schedule: Schedule, file: Path) -> None:
             raise DamagedError(f"{file}, of which {what}")
 
 
+@takes_objects
 def attack(
     model: str,
     norm: str,
@@ -315,14 +351,15 @@ def attack(
     """Attack one model at one threat; nothing is stored.
 
     Args:
-        model: zoo name, folder or `package.module:factory`.
+        model: zoo name, folder, `package.module:factory`, or a `torch.nn.Module`.
         norm: `Linf` or `L2`.
         eps: radius in pixel units, a number or a fraction such as `8/255`.
         attack: `fgsm`, `mi-fgsm`, `pgd`, `apgd`, `fab`, `cw`, `deepfool`, `square`, `autoattack`,
             `worst-case` or another that is registered.
         settings: of the attack, by name, such as `{"effort": "thorough"}` of the worst case.
         samples: how many images, all by default.
-        data: data set, by default the one the model was trained on.
+        data: data set, by default the one the model was trained on; or images themselves:
+            `(images, labels)`, a `torch.utils.data.Dataset` or an `ImageSet`.
         data_dir: folder with the official image files.
         seed: of the order of the images and of every random draw.
         workers: processes, by default one per core.
@@ -345,6 +382,18 @@ def attack(
             every image.
         OperationalError: the model's process ends, takes too long or too much memory on every
             image.
+
+    Example:
+        >>> attack("digits/resnet", "Linf", "1/255", "fgsm", samples=8, workers=1)
+        <fgsm at ℓ∞ 1/255: 100.0% left (63.1% to 100.0%) of 8 images>
+
+        A module and images of one's own:
+
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> images, labels = torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.long)
+        >>> attack(module, "Linf", 0.1, "fgsm", data=(images, labels)).subset
+        8
     """
     threat = ThreatModel.parse(norm, eps)
     in_process = in_process or executor == HERE
@@ -387,6 +436,10 @@ class CertifiedSample:
         kind: what the radius claims; None where nothing applies.
         certificate: which certificate gave it, `none` where nothing applies.
         reason: what limits it.
+
+    Example:
+        >>> CertifiedSample(0, 3, 3, 0.5, Kind.CERTIFIED, "program", "").radius
+        0.5
     """
 
     index: int
@@ -398,6 +451,34 @@ class CertifiedSample:
     reason: str
 
 
+class CertifiedSamples(Shown, list[CertifiedSample]):
+    """The best radius of each image, in the order drawn with the seed; a list that shows itself.
+
+    Example:
+        >>> CertifiedSamples([CertifiedSample(0, 3, 3, 0.5, Kind.CERTIFIED, "program", "")])
+        <CertifiedSamples of 1 images: 1 certified, largest radius 0.5>
+    """
+
+    def in_short(self) -> str:
+        """See `Shown`."""
+        proved = [row.radius for row in self if row.kind is Kind.CERTIFIED and row.radius > 0]
+        largest = f", largest radius {max(proved):.4g}" if proved else ""
+        return f"CertifiedSamples of {len(self)} images: {len(proved)} certified{largest}"
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """See `Shown`: a row per image."""
+        return [vars(row) | {"kind": row.kind and str(row.kind)} for row in self]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw certified accuracy over eps; `axes` are matplotlib's, of a new figure by default."""
+        drawn = axes_to_draw_on(axes)
+        right = [row for row in self if row.kind is Kind.CERTIFIED and row.label == row.prediction]
+        drawn.plot(*steps([row.radius for row in right], len(self)))
+        drawn.set(xlabel="eps", ylabel="certified accuracy", ylim=(-0.02, 1.02))
+        return drawn
+
+
+@takes_objects
 def certify(
     model: str,
     norm: str = "L2",
@@ -414,15 +495,16 @@ def certify(
     memory_limit: str | None = None,
     in_process: bool = False,
     executor: object = None,
-) -> list[CertifiedSample]:
+) -> CertifiedSamples:
     """Certify one model, by default with all that apply, and keep the best radius per image.
 
     Args:
-        model: zoo name, folder or `package.module:factory`.
+        model: zoo name, folder, `package.module:factory`, or a `torch.nn.Module`.
         norm: `Linf` or `L2`.
         certificate: the one to run; by default every one that draws no random numbers.
         samples: how many images, all by default.
-        data: data set, by default the one the model was trained on.
+        data: data set, by default the one the model was trained on; or images themselves:
+            `(images, labels)`, a `torch.utils.data.Dataset` or an `ImageSet`.
         data_dir: folder with the official image files.
         seed: of the order of the images, and of the noise of `smoothing`.
         workers: processes, by default one per core; changes no result.
@@ -448,6 +530,17 @@ def certify(
         OperationalError: the model's process ends, takes too long or too much memory on every
             image.
         SoundnessError: the audit broke a certificate, which is a defect of this package.
+
+    Example:
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+        >>> module[1].weight.data = torch.eye(2).repeat(1, 2)
+        >>> images = torch.tensor([0.75, 0.25, 0.75, 0.25]).view(1, 1, 2, 2)
+        >>> rows = certify(module, "L2", "lipschitz-margin", data=(images, torch.tensor([0])))
+        >>> rows
+        <CertifiedSamples of 1 images: 1 certified, largest radius 0.5>
+        >>> rows[0].certificate
+        'lipschitz-margin'
     """
     parsed = Norm.parse(norm)
     count = inputs.count("a number of audited images", audit)
@@ -479,13 +572,19 @@ def certify(
     _require_answers(model, failures(records), len(records), kept.ended)
     if violations:
         raise SoundnessError("; ".join(map(str, violations)))
-    return [_certified_sample(record, parsed) for record in records]
+    return CertifiedSamples(_certified_sample(record, parsed) for record in records)
 
 
 def certified_accuracy(
     rows: Sequence[CertifiedSample], eps: float, kind: Kind = Kind.CERTIFIED
 ) -> Proportion:
-    """Share of images whose radius exceeds eps; radii of other kinds do not count."""
+    """Share of images whose radius exceeds eps; radii of other kinds do not count.
+
+    Example:
+        >>> rows = [CertifiedSample(0, 3, 3, 0.5, Kind.CERTIFIED, "program", "")]
+        >>> certified_accuracy(rows, 0.25).value, certified_accuracy(rows, 0.5).value
+        (1.0, 0.0)
+    """
     proved = sum(row.kind is kind and row.radius > eps for row in rows)
     return Proportion.of(proved, len(rows))
 
@@ -499,6 +598,10 @@ class Inspection:
         refusal: why it cannot be recorded or bounded; None where it can.
         cut: name and size of the narrowest value that all later ones know the image by, if any.
         certificates: why each certificate refuses it, in each norm; None where it applies.
+
+    Example:
+        >>> Inspection({"mm": 1}, None, None, {}).operations
+        {'mm': 1}
     """
 
     operations: dict[str, int]
@@ -507,6 +610,7 @@ class Inspection:
     certificates: dict[str, dict[Norm, str | None]]
 
 
+@takes_objects
 def inspect(
     model: str,
     *,
@@ -519,7 +623,7 @@ def inspect(
     """Record the program that predicts with a model, and ask each certificate what it says of it.
 
     Args:
-        model: zoo name, folder or `package.module:factory`.
+        model: zoo name, folder, `package.module:factory`, or a `torch.nn.Module`.
         data: data set whose images it takes, by default the one the model was trained on.
         data_dir: folder with the official image files.
         unit_timeout: seconds that this may take in a process of its own, ten minutes by default.
@@ -529,6 +633,10 @@ def inspect(
     Raises:
         UsageError: the model or the data are not usable.
         OperationalError: the model ends its process, or takes too long or too much memory.
+
+    Example:
+        >>> inspect("digits/resnet").operations["relu"]
+        5
     """
     limits = Limits.of(unit_timeout, memory_limit, in_process)
     if data is not None:
@@ -538,6 +646,7 @@ def inspect(
     return call_alone(model, limits, _inspect, model, data, data_dir)
 
 
+@takes_objects
 def doctor(
     model: str,
     *,
@@ -552,7 +661,7 @@ def doctor(
     """Look for what goes wrong in practice between a model and its images.
 
     Args:
-        model: zoo name, folder or `package.module:factory`.
+        model: zoo name, folder, `package.module:factory`, or a `torch.nn.Module`.
         data: data set whose images it takes, by default the one the model was trained on.
         suite: a bundled suite's name, a TOML file, or a `Suite`, of which the cost is told.
         samples: how many images are looked at, at most.
@@ -627,6 +736,10 @@ class Exported:
         certificate: which certificate of this package proves the property; None where none that
             is tried does.
         radius: the largest radius that it proves; 0 where none does.
+
+    Example:
+        >>> Exported([Path("model.onnx")], 3, 3, "program", 0.1).radius
+        0.1
     """
 
     files: list[Path]
@@ -636,6 +749,7 @@ class Exported:
     radius: float
 
 
+@takes_objects
 def export(
     model: str,
     sample: int,
@@ -657,7 +771,8 @@ def export(
         sample: index of the image in the data set.
         eps: radius in pixel units, a number or a fraction such as `8/255`.
         out: folder to write to; nothing is written over that is not such a file.
-        data: data set, by default the one the model was trained on.
+        data: data set, by default the one the model was trained on; or images themselves:
+            `(images, labels)`, a `torch.utils.data.Dataset` or an `ImageSet`.
         data_dir: folder with the official image files.
         certificate: that is to prove the property; by default all that draw no random numbers.
         seconds: that `instances.csv` gives a verifier.
@@ -665,6 +780,11 @@ def export(
     Raises:
         UsageError: an argument is not usable, the program cannot be recorded or exported, or the
             optional packages are missing.
+
+    Example:
+        >>> export("digits/resnet", 1000, 0.1, Path("out"))
+        Traceback (most recent call last):
+        robustness.errors.UsageError: expected a sample from 0 to 598 of digits, got 1000
     """
     threat = ThreatModel.parse("Linf", eps)
     source = data if data is not None else _data_of(model)
@@ -892,6 +1012,13 @@ def card(
     Raises:
         UsageError: there is no such entry, it has no weights, or its images cannot be read.
         SoundnessError: the audit broke a certificate, which is a defect of this package.
+
+    Example:
+        >>> import shutil
+        >>> folder = shutil.copytree(find_entry("digits/resnet"), "resnet")
+        >>> file, facts = card("resnet")
+        >>> file.as_posix(), facts.clean.total
+        ('resnet/CARD.md', 599)
     """
     count = inputs.count("a number of audited images", audited)
     folder = inputs.folder_to_write(find_entry(model))
@@ -935,7 +1062,12 @@ def _write(file: Path, text: str) -> None:
 
 
 def committed_leaderboards() -> dict[str, Leaderboard]:
-    """The leaderboards in `reports/` next to the zoo, by the folder they lie in."""
+    """The leaderboards in `reports/` next to the zoo, by the folder they lie in.
+
+    Example:
+        >>> committed_leaderboards()["reports/digits"].suite.name
+        'digits'
+    """
     root = zoo_folder().parent
     return {
         file.parent.relative_to(root).as_posix(): read_leaderboard(file)

@@ -56,18 +56,35 @@ class ExitCode(IntEnum):
 
 
 class UsageError(ValueError):
-    """Bad input. The message is one line: what was expected, what came, what to do."""
+    """Bad input. The message is one line: what was expected, what came, what to do.
+
+    Example:
+        >>> raise UsageError("expected a name, got none; write one")
+        Traceback (most recent call last):
+        robustness.errors.UsageError: expected a name, got none; write one
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 class SoundnessError(RuntimeError):
-    """A certified image was broken inside its certified radius."""
+    """A certified image was broken inside its certified radius.
+
+    Example:
+        >>> raise SoundnessError("image 3 was broken at 0.1, certified at 0.2")
+        Traceback (most recent call last):
+        robustness.errors.SoundnessError: image 3 was broken at 0.1, certified at 0.2
+    """
 
 
 class OperationalError(RuntimeError):
-    """The machine failed: a disk, memory, a lock, a worker process, a time limit. One line."""
+    """The machine failed: a disk, memory, a lock, a worker process, a time limit. One line.
+
+    Example:
+        >>> str(OperationalError("expected   memory, got none left"))
+        'expected memory, got none left'
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))

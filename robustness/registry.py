@@ -131,6 +131,11 @@ def load_plugin(module: str, here: bool = True) -> None:
 
     Raises:
         UsageError: it cannot be imported.
+
+    Example:
+        >>> Path("my_plugin.py").write_text("# registers attacks, views, data sets, ...")
+        42
+        >>> load_plugin("my_plugin")
     """
     if here and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -1,11 +1,12 @@
 """The zoo: recipes to models with verified weights; a user's own factory to a model."""
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.machinery import PathFinder
@@ -205,9 +206,34 @@ def training_data(name: str) -> str | None:
     return None if is_factory(name) else read_recipe(find_entry(name)).data.name
 
 
+# Modules that a caller gave in place of names, for as long as the call takes.
+_objects: dict[str, nn.Module] = {}
+
+
+@contextlib.contextmanager
+def named(module: nn.Module) -> Iterator[str]:
+    """A name for a module, that of its class; at the end the module is as it was before."""
+    name = plain = type(module).__name__
+    count = 1
+    while name in _objects:
+        count += 1
+        name = f"{plain}-{count}"
+    modes = [(part, part.training) for part in module.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    _objects[name] = module
+    try:
+        yield name
+    finally:
+        del _objects[name]
+        for part, training in modes:
+            part.training = training
+        for parameter, requires in wanted:
+            parameter.requires_grad_(requires)
+
+
 def is_factory(name: str) -> bool:
     """Whether a name is of a user's own: a factory, whose code runs, or of another format."""
-    return is_foreign(name) or (":" in name and not os.path.exists(name))
+    return name in _objects or is_foreign(name) or (":" in name and not os.path.exists(name))
 
 
 def load_model(name: str) -> LoadedModel:
@@ -222,7 +248,15 @@ def load_model(name: str) -> LoadedModel:
         UsageError: the model is unknown, its weights are missing, truncated, do not fit the
             architecture, are others' and not given, or do not have the recipe's SHA-256, or the
             factory fails.
+
+    Example:
+        >>> import torch
+        >>> load_model("digits/resnet").module(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
+    if name in _objects:
+        module = _frozen(_objects[name])
+        return LoadedModel(name, module, describe(module).digest, None)
     if is_foreign(name):
         folder_of_weights = os.environ.get(WEIGHTS_DIR)
         module = _frozen(load_foreign(name, Path(folder_of_weights) if folder_of_weights else None))

@@ -172,6 +172,27 @@ def of_pairs(
     return ImageSet(name, split, stack, torch.tensor(labels), classes or max(labels) + 1)
 
 
+def of_tensors(where: str, images: Tensor, labels: object) -> ImageSet:
+    """The image set of a batch of images and their labels.
+
+    Args:
+        where: they come from, for messages.
+        images: floats of [0, 1], shape (n, c, h, w).
+        labels: integers, shape (n,).
+
+    Raises:
+        UsageError: they are none.
+    """
+    if images.ndim != 4 or len(images) == 0:
+        got = f"shape {tuple(images.shape)}"
+        raise fault(where, "images of shape (n, channels, height, width)", got, "reshape them")
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1]:
+        got = f"{tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise fault(where, f"labels of shape ({len(images)},)", got, "give each image one label")
+    pairs = zip(images.detach().cpu(), labels.cpu(), strict=True)
+    return of_pairs(where, "images", "test", pairs, None)
+
+
 def _image(where: str, image: object) -> Tensor:
     expected = "images as float tensors (channels, height, width) of [0, 1]"
     if not isinstance(image, Tensor):

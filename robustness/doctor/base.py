@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustness.doctor.cost import Cost
+from robustness.results.shown import Shown
 
 _BATCH = 32
 
@@ -30,7 +31,7 @@ class Finding:
 
 
 @dataclass(frozen=True, repr=False)
-class Diagnosis:
+class Diagnosis(Shown):
     """What `examine` found.
 
     Attributes:
@@ -75,9 +76,14 @@ class Diagnosis:
         serious = sum(finding.serious for finding in self.findings)
         yield "nothing serious" if not serious else f"serious findings: {serious}"
 
-    def __repr__(self) -> str:
+    def in_short(self) -> str:
+        """See `Shown`."""
         found = ", ".join(finding.check for finding in self.findings) or "nothing"
-        return f"<Diagnosis of {self.model} on {self.samples} images of {self.data}: {found}>"
+        return f"Diagnosis of {self.model} on {self.samples} images of {self.data}: {found}"
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """See `Shown`: a row per finding."""
+        return [vars(finding) for finding in self.findings]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from scipy.stats import binomtest
 from robustness.certificates.base import Kind
 from robustness.certificates.limits import Limit
 from robustness.files import parse_json, read_json
-from robustness.threat import Norm
+from robustness.results.shown import Shown, axes_to_draw_on
+from robustness.threat import Norm, ThreatModel
 
 SCHEMA_VERSION = 2
 LEADERBOARD_FILE = "leaderboard.json"
@@ -107,7 +108,7 @@ class Bracket(Summary):
         return self.attacked.value - self.certified.value
 
 
-class AttackRow(Summary):
+class AttackRow(Shown, Summary):
     """One attack at one threat.
 
     Attributes:
@@ -140,6 +141,38 @@ class AttackRow(Summary):
     found_by: dict[str, int] = {}
     effort: Annotated[str | None, Field(exclude_if=operator.not_)] = None
     left_after: Annotated[list[tuple[int, int]], Field(exclude_if=operator.not_)] = []
+
+    def in_short(self) -> str:
+        """See `Shown`."""
+        left = f"{self.robust.value:.1%} left ({self.robust.low:.1%} to {self.robust.high:.1%})"
+        return (
+            f"{self.attack} at {ThreatModel(self.norm, self.eps)}: {left} of {self.subset} images"
+        )
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """See `Shown`: one row."""
+        return [
+            {
+                "attack": self.attack,
+                "norm": str(self.norm),
+                "eps": self.eps,
+                "robust": self.robust.value,
+                "low": self.robust.low,
+                "high": self.robust.high,
+                "images": self.subset,
+                "errors": self.errors,
+                "rejected": self.rejected,
+            }
+        ]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the robust accuracy with its interval; `axes` are matplotlib's, new by default."""
+        drawn = axes_to_draw_on(axes)
+        value, low, high = self.robust.value, self.robust.low, self.robust.high
+        drawn.errorbar([value], [0], xerr=[[value - low], [high - value]], fmt="o", capsize=4)
+        drawn.set(xlim=(-0.02, 1.02), xlabel="robust accuracy, 95% interval", yticks=[0])
+        drawn.set_yticklabels([f"{self.attack}, {ThreatModel(self.norm, self.eps)}"])
+        return drawn
 
     @model_validator(mode="before")
     @classmethod
@@ -510,8 +543,12 @@ class Cost(Summary):
     milliseconds: float
 
 
-class Leaderboard(Summary):
-    """The whole summary of one run."""
+class Leaderboard(Shown, Summary):
+    """The whole summary of one run.
+
+    It shows itself: `leaderboard` alone in a notebook is a table, `to_dataframe()` has a row per
+    model and threat, and `plot()` draws the brackets.
+    """
 
     schema_version: Literal[2] = 2
     suite: SuiteSummary
@@ -525,6 +562,55 @@ class Leaderboard(Summary):
     def to_json(self) -> str:
         """The file's content; a list of plain values stands on one line."""
         return _indented(json.loads(self.model_dump_json())) + "\n"
+
+    def in_short(self) -> str:
+        """See `Shown`."""
+        samples = self.models[0].clean.total if self.models else 0
+        names = ", ".join(entry.name for entry in self.models[:4])
+        more = f" and {len(self.models) - 4} more" if len(self.models) > 4 else ""
+        return f"Leaderboard {self.suite.name} on {samples} samples: {names}{more}"
+
+    def rows_shown(self) -> list[dict[str, object]]:
+        """See `Shown`: a row per model and threat."""
+        return [
+            {
+                "model": entry.name,
+                "clean": entry.clean.value,
+                "norm": str(bracket.norm),
+                "eps": bracket.eps,
+                "certified": bracket.certified.value,
+                "attacked": bracket.attacked.value,
+                "certified_low": bracket.certified.low,
+                "attacked_high": bracket.attacked.high,
+                "samples": bracket.attacked.total,
+            }
+            for entry in self.models
+            for bracket in entry.brackets
+        ]
+
+    def plot(self, norm: Norm | str | None = None, axes: Any = None) -> Any:
+        """Draw the brackets over eps: from certified to attacked accuracy, a colour per model.
+
+        Args:
+            norm: `Linf` or `L2`; by default the first of the suite.
+            axes: of matplotlib, to draw on; by default those of a new figure.
+
+        Returns:
+            The axes.
+        """
+        drawn = axes_to_draw_on(axes)
+        norms = [bracket.norm for entry in self.models for bracket in entry.brackets]
+        chosen = Norm.parse(str(norm)) if norm is not None else next(iter(norms), Norm.LINF)
+        for entry in self.models:
+            brackets = [bracket for bracket in entry.brackets if bracket.norm is chosen]
+            eps = [0.0, *(bracket.eps for bracket in brackets)]
+            attacked = [entry.clean.value, *(b.attacked.value for b in brackets)]
+            certified = [entry.clean.value, *(b.certified.value for b in brackets)]
+            (line,) = drawn.plot(eps, attacked, marker="o", label=entry.name)
+            drawn.fill_between(eps, certified, attacked, color=line.get_color(), alpha=0.2)
+        drawn.set(xlabel=f"eps, {chosen}", ylabel="accuracy", ylim=(-0.02, 1.02))
+        drawn.legend()
+        return drawn
 
     def comparable(self) -> dict[str, Any]:
         """All that an identical run must reproduce: everything but timings and timestamps."""
