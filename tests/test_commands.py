@@ -93,7 +93,7 @@ COMMANDS: dict[str, tuple[str, bool]] = {
 LOADING = {"evaluate", "attack", "certify", "inspect"}
 # These take no model, or find fault with one that is not trained, or want a git repository, and
 # have tests of their own; `claims` takes half an hour.
-ELSEWHERE = {"models", "claims", "doctor", "export", "init", "history"}
+ELSEWHERE = {"models", "claims", "doctor", "export", "init", "history", "merge"}
 
 
 def run(line: str) -> int:
