@@ -186,12 +186,12 @@ def _misled_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
         if not known:
             return "No worst case was run there, so attacked accuracies may be far too high."
         return (
-            f"No model misleads {(plain or '').upper()}: alone it leaves at most "
+            f"{(plain or '').upper()} misleads about none: alone it leaves at most "
             f"{words.points(max(known)).removeprefix('+')} points more than the worst case."
         )
     entry = misled.entry
     said = (
-        f"{entry.name} misleads most: {misled.plain.attack.upper()} alone leaves "
+        f"{misled.plain.attack.upper()} misleads most about {entry.name}: alone it leaves "
         f"{_percent(misled.plain.robust.value)}, the worst case "
         f"{_percent(misled.bracket.attacked.value)}"
     )

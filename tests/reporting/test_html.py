@@ -130,7 +130,10 @@ def test_the_suite_says_first_what_was_found_and_how(suite, searched):
     assert f"At ℓ∞ 0.05 digits/lyanet-certified is best proved: {certified} % of the" in text
     fooled = next(e for e in searched.models if e.name == "digits/lyanet")
     plain = next(r for r in fooled.attacks if (r.attack, r.norm, r.eps) == ("pgd", Norm.LINF, 0.05))
-    assert f"digits/lyanet misleads most: PGD alone leaves {100 * plain.robust.value:.1f} %" in text
+    said = (
+        f"PGD misleads most about digits/lyanet: alone it leaves {100 * plain.robust.value:.1f} %"
+    )
+    assert said in text
     assert "(ascent-targeted-20@deployed broke 170 images); the check masked-gradients" in text
     assert "599 samples of the test split of digits, seed 0" in text
     assert "no violation; 80 certified images audited" in text

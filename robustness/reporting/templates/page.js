@@ -42,7 +42,6 @@
           || !row.dataset.words.includes(wanted.words.trim().toLowerCase());
         shown += !row.hidden;
       });
-      form.elements.namedItem("threat").title = id;
       form.querySelector("output").value = `${shown} of ${body.rows.length} models`;
       all("div[data-threat] tr[id]").forEach(row => { row.dataset.anchor = row.id; row.removeAttribute("id"); });
       all("tr", body).forEach(row => { row.id = anchors[row.dataset.words]; });
@@ -61,6 +60,7 @@
       boxes.filter(box => !box.checked).forEach(box => hues.delete(box));
       boxes.forEach(box => {
         box.disabled = !box.checked && left <= 0;
+        box.closest("li").classList.toggle("off", !box.checked);
         const taken = [...hues.values()];
         if (box.checked && !hues.has(box)) hues.set(box, [0, 1, 2, 3, 4].find(h => !taken.includes(h)));
         const hue = box.checked ? `s${hues.get(box)}` : "s6";
