@@ -1,6 +1,6 @@
 """How long a large run takes on 1 to 4,096 workers, simulated from the unit times of a small one.
 
-    python benchmarks/simulate_workers.py STORE [--images 10000] [--models 50] [--speed 1]
+    python benchmarks/simulate_workers.py STORE [--images 10000] [--models 50] [--board FILE]
 
 STORE is `results.sqlite` of a complete run. Each of its units stands for those of a larger run on
 as many images: its seconds an image times the images of a full unit, the recorded units taken in
@@ -24,11 +24,14 @@ from robustness.evaluation.jobs.worst_case import SHARDS_AT_ONCE
 from robustness.evaluation.plan import SHARD_SIZE, Job
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
+from robustness.results.leaderboard import WORST_CASE, Leaderboard, read_leaderboard
 
 WORKERS = [2**power for power in range(13)]
 BATCH_SIZE = 64
 # Of each model, whatever the number of images: checks and audits.
 FEW = ("flags", "audit")
+# Units of the audit of a model, in a board.
+AUDITS = 8
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,48 @@ def phases_of(store: Store, images: int, models: int, speed: float = 1.0) -> lis
     return phases
 
 
+def phases_of_board(board: Leaderboard, images: int, models: int) -> list[list[Task]]:
+    """The tasks of both phases of a larger run than one of which only the summary is left.
+
+    All units of a kind take the same time then, and what attacks took is all taken for the worst
+    case's, whose units are the largest: tasks are as coarse as they can have been.
+    """
+    seconds: dict[str, float] = {}
+    for name, spent in board.timings.items():
+        if name.startswith(prefix := "compute seconds, "):
+            kind = name.removeprefix(prefix)
+            kind = "worst-case" if kind == "attack" else kind
+            seconds[kind] = seconds.get(kind, 0.0) + spent
+    phases: list[list[Task]] = [[], []]
+    of_board = len(board.models)
+    for kind, spent in seconds.items():
+        late = kind in ("worst-case", "audit")
+        if kind in FEW:
+            count, each = AUDITS if kind == "audit" else 1, spent / of_board
+            each /= count
+        else:
+            size = SHARD_SIZE * SHARDS_AT_ONCE if kind == "worst-case" else BATCH_SIZE
+            threats = sum(row.attack == WORST_CASE for row in board.models[0].attacks)
+            cuts = max(1, threats) if kind == "worst-case" else 1
+            each = spent / of_board / board.suite.samples * size / cuts
+            count = cuts * -(-images // size)
+        units = 2 * _small_units(board) // of_board if kind == "clean" else 1
+        phases[late] += [Task(each, units, kind in ("worst-case", "flags"), kind)] * (
+            count * models
+        )
+    return phases
+
+
+def _small_units(board: Leaderboard) -> int:
+    """Units of a shard under all models: attacks but for the worst case, certificates, three."""
+    return sum(
+        3
+        + sum(row.attack != WORST_CASE for row in model.attacks)
+        + sum(row.refusal is None for row in model.certificates)
+        for model in board.models
+    )
+
+
 def parent_seconds(store: Store, least: float = 1.0) -> float:
     """Processor seconds of the parent for one unit: to find it missing, and to store its rows."""
     plan = store.last_run().plan
@@ -175,10 +220,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--models", type=int, default=50)
     parser.add_argument("--speed", type=float, default=1.0, help="divides the recorded seconds")
+    parser.add_argument("--board", type=Path, help="leaderboard to take the seconds from instead")
     asked = parser.parse_args()
     with Store(asked.store, must_exist=True) as store:
         parent = parent_seconds(store)
-        phases = phases_of(store, asked.images, asked.models, asked.speed)
+        phases = (
+            phases_of(store, asked.images, asked.models, asked.speed)
+            if asked.board is None
+            else phases_of_board(read_leaderboard(asked.board), asked.images, asked.models)
+        )
         per = sizes(asked.store, store)
     tasks = [task for tasks in phases for task in tasks]
     print(f"{len(tasks):,} tasks of {sum(t.units for t in tasks):,} units, ", end="")

@@ -8,10 +8,10 @@ import pytest
 from robustness.api import evaluate
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
-from robustness.results.leaderboard import STORE_FILE
+from robustness.results.leaderboard import STORE_FILE, read_leaderboard
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from simulate_workers import Task, knee, main, parent_seconds, phases_of, simulate
+from simulate_workers import Task, knee, main, parent_seconds, phases_of, phases_of_board, simulate
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,16 @@ def test_a_parent_that_is_slower_than_all_workers_sets_the_pace() -> None:
     assert (found.seconds, found.limit) == (pytest.approx(3.0), "the parent")
     outcomes = [simulate(phases, workers, 0.01) for workers in (1, 10, 50, 100)]
     assert knee(outcomes).workers == 50
+
+
+def test_a_committed_board_stands_for_a_large_run() -> None:
+    board = read_leaderboard(Path(__file__).parents[2] / "reports/cifar-10")
+    phases = phases_of_board(board, board.suite.samples, len(board.models))
+    work = sum(task.seconds for tasks in phases for task in tasks)
+    recorded = sum(s for name, s in board.timings.items() if name.startswith("compute seconds"))
+    # Blocks of 128 images and batches of 64 are filled up.
+    assert recorded <= work <= 1.15 * recorded
+    assert {task.what for task in phases[1]} == {"worst-case", "audit"}
 
 
 def test_a_small_run_stands_for_a_large_one(
