@@ -50,6 +50,7 @@ from robustness.evaluation.suite import AuditConfig, Changes, Suite, load_suite
 from robustness.evaluation.summarise import summarise
 from robustness.exchange import PRODUCER, onnx_bytes, vnnlib
 from robustness.files import describe_validation, replace_file, require_own, write_file
+from robustness.numerics.devices import Placement, arithmetic_on
 from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.objects import takes_objects
 from robustness.programs.graph import Refusal
@@ -107,6 +108,8 @@ def evaluate(
     in_process: bool = False,
     executor: object = None,
     shard: tuple[int, int] | None = None,
+    device: str | None = None,
+    judge: str | None = None,
 ) -> Leaderboard | Any:
     """Evaluate a suite: attack and certify every model, store every sample, write the reports.
 
@@ -137,6 +140,10 @@ def evaluate(
         shard: compute only this share of the work, such as `(2, 3)` for the second of three, into
             a store in `out`, by default `reports/<suite>-shard-2-of-3`; no report is written. Let
             other machines compute the others, and `merge` them.
+        device: where attacks climb, and where the deployed program predicts unless `judge` says
+            otherwise: `cpu`, `cuda`, `cuda:N` or `mps`. Part of the key of results, as `judge` is.
+        judge: where the deployed program predicts: what is judged and certified is the program that
+            runs there.
 
     Returns:
         The leaderboard, which is also written to `out`; None of a share. Its
@@ -165,20 +172,21 @@ def evaluate(
     parsed = load_suite(suite) if isinstance(suite, str) else suite
     parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
     in_process = in_process or executor == HERE
+    placement = inputs.placement(device, judge)
     limits = Limits.of(unit_timeout, memory_limit, in_process)
-    workers = _processes(workers, in_process, executor)
+    workers = _processes(workers, in_process, executor, placement, memory_limit)
     batch_size = inputs.count("a batch size", batch_size)
     if shard is not None:
         inputs.require_share(shard)
     folder = inputs.folder_to_write(out or report_folder(parsed.name, shard))
     require_report_folder(folder)
     parsed = _ready(parsed, data_dir, data is not None)
-    with Crew(parsed, workers, data_dir, limits, executor) as crew:
+    with Crew(parsed, workers, data_dir, limits, executor, placement) as crew:
         crew.plan = replace(crew.plan, share=shard)
         _make(folder)
         with Store(folder / STORE_FILE) as store:
             started = time.perf_counter()
-            versions = environment()
+            versions = environment(placement)
             run = store.begin_run(crew.plan, versions)
             run_plan(crew, store, batch_size, quiet)
             wall = time.perf_counter() - started
@@ -347,6 +355,8 @@ def attack(
     memory_limit: str | None = None,
     in_process: bool = False,
     executor: object = None,
+    device: str | None = None,
+    judge: str | None = None,
 ) -> AttackRow:
     """Attack one model at one threat; nothing is stored.
 
@@ -373,6 +383,10 @@ def attack(
             `dask://HOST:PORT` or another that is registered, by name; or a
             `concurrent.futures.Executor` or `distributed.Client`. By default as `workers` says;
             changes no result. `here` is `in_process` for all code.
+        device: where attacks climb, and where the deployed program predicts unless `judge` says
+            otherwise: `cpu`, `cuda`, `cuda:N` or `mps`. Part of the key of results, as `judge` is.
+        judge: where the deployed program predicts: what is judged and certified is the program that
+            runs there.
 
     Returns:
         The attack's row: robust accuracy with its interval, errors, rejected proposals.
@@ -397,8 +411,9 @@ def attack(
     """
     threat = ThreatModel.parse(norm, eps)
     in_process = in_process or executor == HERE
+    placement = inputs.placement(device, judge)
     limits = Limits.of(unit_timeout, memory_limit, in_process)
-    workers = _processes(workers, in_process, executor)
+    workers = _processes(workers, in_process, executor, placement, memory_limit)
     suite = _single(
         model,
         data,
@@ -408,13 +423,13 @@ def attack(
         attacks=[{**(settings or {}), "kind": attack}],
     )
     suite = _ready(suite, data_dir, data is not None)
-    with Crew(suite, workers, data_dir, limits, executor) as crew:
+    with Crew(suite, workers, data_dir, limits, executor, placement) as crew:
         kept = InMemory()
         refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
         if refusals:
             raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
         run_plan(crew, kept, _DEFAULT_BATCH, quiet)
-        entry = summarise(crew.plan, kept, environment()).models[0]
+        entry = summarise(crew.plan, kept, environment(placement)).models[0]
     _require_answers(model, entry.failures, entry.clean.total, kept.ended)
     return entry.attacks[0]
 
@@ -495,6 +510,8 @@ def certify(
     memory_limit: str | None = None,
     in_process: bool = False,
     executor: object = None,
+    device: str | None = None,
+    judge: str | None = None,
 ) -> CertifiedSamples:
     """Certify one model, by default with all that apply, and keep the best radius per image.
 
@@ -520,6 +537,10 @@ def certify(
             `dask://HOST:PORT` or another that is registered, by name; or a
             `concurrent.futures.Executor` or `distributed.Client`. By default as `workers` says;
             changes no result. `here` is `in_process` for all code.
+        device: where attacks climb, and where the deployed program predicts unless `judge` says
+            otherwise: `cpu`, `cuda`, `cuda:N` or `mps`. Part of the key of results, as `judge` is.
+        judge: where the deployed program predicts: what is judged and certified is the program that
+            runs there.
 
     Returns:
         One row per image, in the order drawn with `seed`.
@@ -545,8 +566,9 @@ def certify(
     parsed = Norm.parse(norm)
     count = inputs.count("a number of audited images", audit)
     in_process = in_process or executor == HERE
+    placement = inputs.placement(device, judge)
     limits = Limits.of(unit_timeout, memory_limit, in_process)
-    workers = _processes(workers, in_process, executor)
+    workers = _processes(workers, in_process, executor, placement, memory_limit)
     suite = _single(
         model,
         data,
@@ -557,7 +579,7 @@ def certify(
         audit=AuditConfig(samples=count, largest=count),
     )
     suite = _ready(suite, data_dir, data is not None)
-    with Crew(suite, workers, data_dir, limits, executor) as crew:
+    with Crew(suite, workers, data_dir, limits, executor, placement) as crew:
         kept = InMemory()
         refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
         if certificate is not None and refusals:
@@ -619,6 +641,7 @@ def inspect(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
+    device: str | None = None,
 ) -> Inspection:
     """Record the program that predicts with a model, and ask each certificate what it says of it.
 
@@ -629,6 +652,7 @@ def inspect(
         unit_timeout: seconds that this may take in a process of its own, ten minutes by default.
         memory_limit: such as `8GiB`, what that process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
+        device: where the program would predict, of which certificates speak; the CPU by default.
 
     Raises:
         UsageError: the model or the data are not usable.
@@ -639,11 +663,12 @@ def inspect(
         5
     """
     limits = Limits.of(unit_timeout, memory_limit, in_process)
+    placement = inputs.placement(device, None)
     if data is not None:
         require_source(data, data_dir)
     if in_process or not (is_factory(model) or limits.asked_for):
-        return _inspect(model, data, data_dir)
-    return call_alone(model, limits, _inspect, model, data, data_dir)
+        return _inspect(model, data, data_dir, placement)
+    return call_alone(model, limits, _inspect, model, data, data_dir, placement)
 
 
 @takes_objects
@@ -698,7 +723,9 @@ def _examine(model: str, data: str, suite: Suite, samples: int, data_dir: Path |
     return examine(load_model(model), images, suite, samples)
 
 
-def _inspect(model: str, data: str | None, data_dir: Path | None) -> Inspection:
+def _inspect(
+    model: str, data: str | None, data_dir: Path | None, placement: Placement
+) -> Inspection:
     loaded = load_model(model)
     shape = (
         loaded.recipe.data.shape
@@ -716,10 +743,12 @@ def _inspect(model: str, data: str | None, data_dir: Path | None) -> Inspection:
             cut = node.name, node.size
     except Refusal as refused:
         refusal = str(refused)
-    certificates = {
-        name: {norm: certificate.refusal(loaded.module, norm) for norm in Norm}
-        for name, certificate in CERTIFICATES.items()
-    }
+    module = loaded.module.to(placement.judge)
+    with arithmetic_on(placement):
+        certificates = {
+            name: {norm: certificate.refusal(module, norm) for norm in Norm}
+            for name, certificate in CERTIFICATES.items()
+        }
     if refusal is not None:
         certificates[ProgramCertificate.name] = dict.fromkeys(Norm, refusal)
     return Inspection(operations, refusal, cut, certificates)
@@ -919,7 +948,15 @@ def _validated(kind: type[_Settings], content: Mapping[str, Any]) -> _Settings:
         raise UsageError(describe_validation(error)) from None
 
 
-def _processes(workers: int | None, in_process: bool, executor: object) -> int:
+def _processes(
+    workers: int | None,
+    in_process: bool,
+    executor: object,
+    placement: Placement,
+    memory_limit: str | None,
+) -> int:
+    if not placement.on_cpu:
+        return _one_process(workers, memory_limit)
     elsewhere = executor is not None and (not isinstance(executor, str) or "://" in executor)
     if not in_process and elsewhere:  # as many as there are
         return inputs.MOST_WORKERS if workers is None else inputs.count("workers", workers)
@@ -927,6 +964,26 @@ def _processes(workers: int | None, in_process: bool, executor: object) -> int:
         return inputs.cores() if workers is None else inputs.workers(workers)
     if workers not in (None, 1):
         raise UsageError(f"expected one worker with --in-process, got {workers}; leave one out")
+    return 1
+
+
+def _one_process(workers: int | None, memory_limit: str | None) -> int:
+    """One for a GPU, where several would share its memory and wait for each other.
+
+    Raises:
+        UsageError: more are asked for, or a limit of the address space, of which CUDA takes more
+            than there is memory.
+    """
+    if workers not in (None, 1):
+        raise UsageError(
+            f"expected one worker with a --device or --judge that is not cpu, got {workers}; leave "
+            "it out, and start one run for each GPU with --device cuda:N"
+        )
+    if memory_limit is not None:
+        raise UsageError(
+            "expected no memory limit with a --device or --judge that is not cpu, got "
+            f"{memory_limit}; leave it out"
+        )
     return 1
 
 
@@ -994,6 +1051,7 @@ def card(
     remeasure: bool = False,
     proving: bool = False,
     audited: int = 100,
+    device: str | None = None,
 ) -> tuple[Path, Measurement]:
     """Measure a zoo entry on its whole test set and write its card beside its recipe.
 
@@ -1005,6 +1063,7 @@ def card(
         remeasure: measure again even if the stored facts are of these very weights.
         proving: certify the whole test set too, where a certificate applies, and audit it.
         audited: certified images that are attacked inside their radii, in each norm.
+        device: where the entry predicts and is attacked; the CPU by default.
 
     Returns:
         The card's file, and the facts.
@@ -1021,16 +1080,18 @@ def card(
         ('resnet/CARD.md', 599)
     """
     count = inputs.count("a number of audited images", audited)
+    placement = inputs.placement(device, None)
     folder = inputs.folder_to_write(find_entry(model))
     require_source(read_recipe(folder).data.name, data_dir)
     for name, mark in _OF_A_CARD.items():
         require_own(folder / name, mark)
     loaded = load_model(str(folder))
     assert loaded.recipe is not None  # since it was found by its folder
+    loaded.module.to(placement.judge)
     file = folder / MEASURED_FILE
     facts = None if remeasure else known_measurement(file)
     if facts is None or facts.digest != loaded.digest:
-        with reproducible_arithmetic():
+        with reproducible_arithmetic(), arithmetic_on(placement):
             facts = measure(loaded, load_images(loaded.recipe.data.name, "test", data_dir))
     # Each file as soon as it is known: what took minutes is not lost to what comes after it.
     _write(file, facts.model_dump_json(indent=1) + "\n")
@@ -1038,7 +1099,7 @@ def card(
     if proving:
         images = load_images(loaded.recipe.data.name, "test", data_dir)
         threats = load_suite(loaded.recipe.data.name).threats
-        with reproducible_arithmetic():
+        with reproducible_arithmetic(), arithmetic_on(placement):
             found = prove(replace(loaded, name=name), images, threats, count)
         if found is not None:
             _write(folder / PROVED_FILE, found.model_dump_json(indent=1) + "\n")

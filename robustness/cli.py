@@ -160,6 +160,21 @@ Tolerance = Annotated[
         "--tolerance", help="Largest harmless fall, as a proportion, where no limit says another."
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda, cuda:N or mps: where attacks climb and models predict; cpu by default.",
+    ),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        help="The device of the deployed program, which is judged and certified; that of "
+        "--device by default.",
+    ),
+]
 ModelName = Annotated[
     str, typer.Argument(help="Zoo name, recipe folder, module:factory, FILE.onnx or timm:NAME.")
 ]
@@ -199,6 +214,8 @@ def evaluate(
             "`robustness merge` unites them.",
         ),
     ] = None,
+    device: Device = None,
+    judge: Judge = None,
 ) -> None:
     """Attack and certify every model of a suite, and write its reports."""
     share = None if shard is None else inputs.share(shard)
@@ -220,6 +237,8 @@ def evaluate(
         in_process=in_process,
         executor=executor,
         shard=share,
+        device=device,
+        judge=judge,
     )
     if leaderboard is None:
         _print_whole(f"share {shard}: {folder / STORE_FILE}; unite all with `robustness merge`")
@@ -296,6 +315,8 @@ def attack(
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
     executor: ExecutorName = None,
+    device: Device = None,
+    judge: Judge = None,
 ) -> None:
     """Attack one model at one threat and print its robust accuracy."""
     row = api.attack(
@@ -314,6 +335,8 @@ def attack(
         memory_limit=memory_limit,
         in_process=in_process,
         executor=executor,
+        device=device,
+        judge=judge,
     )
     table = Table(title=escape(f"{model} under {ThreatModel(row.norm, row.eps)}, {row.attack}"))
     for column in ("robust accuracy", "95% interval", "images", "errors", "rejected"):
@@ -384,6 +407,8 @@ def certify(
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
     executor: ExecutorName = None,
+    device: Device = None,
+    judge: Judge = None,
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
@@ -403,6 +428,8 @@ def certify(
         memory_limit=memory_limit,
         in_process=in_process,
         executor=executor,
+        device=device,
+        judge=judge,
     )
     if csv_file is not None:
         write_file(csv_file, _radii(rows).encode())
@@ -443,6 +470,7 @@ def inspect(
     unit_timeout: UnitTimeout = None,
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
+    device: Device = None,
 ) -> None:
     """Print the program that predicts with a model, and what each certificate says of it."""
     found = api.inspect(
@@ -452,6 +480,7 @@ def inspect(
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
+        device=device,
     )
     if found.operations:
         table = Table(title=escape(f"{model}: {sum(found.operations.values())} operations"))
@@ -572,10 +601,11 @@ def train_command(
         bool, typer.Option("--resume", help="Go on from the last epoch of an interrupted run.")
     ] = False,
     data_dir: DataDir = None,
+    device: Device = None,
 ) -> None:
     """Train a recipe; write its weights and their SHA-256."""
     folder = find_entry(recipe)
-    measured = train(folder, resume, data_dir)
+    measured = train(folder, resume, data_dir, device=device)
     answers.print(
         f"{folder / WEIGHTS_FILE}: validation accuracy {measured.validation_accuracy:.1%} "
         f"(epoch {measured.epoch}), {measured.seconds:.0f} s"
@@ -628,11 +658,17 @@ def card(
         typer.Option("--audit", help="Certified images to attack, in each norm."),
     ] = 100,
     data_dir: DataDir = None,
+    device: Device = None,
 ) -> None:
     """Measure zoo entries on their whole test sets, and write their cards."""
     for name in _cards_asked_for(model, dataset, every):
         file, facts = api.card(
-            name, data_dir=data_dir, remeasure=remeasure, proving=prove, audited=audit
+            name,
+            data_dir=data_dir,
+            remeasure=remeasure,
+            proving=prove,
+            audited=audit,
+            device=device,
         )
         clean = facts.clean
         answers.print(

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustness.errors import is_interruption
+from robustness.numerics.devices import beside
 from robustness.numerics.reproducible import reproducible_arithmetic
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
@@ -219,7 +220,7 @@ def fingerprint(module: nn.Module, shape: Iterable[int]) -> str | None:
 
 def _answer(module: nn.Module, image: Float[Tensor, "c h w"]) -> str:
     try:
-        logits = module(image.unsqueeze(0).clone())
+        logits = module(*beside(module, image.unsqueeze(0).clone()))
         if not isinstance(logits, Tensor):
             return _qualified(type(logits))
         # Which of its many bit patterns a NaN has is no matter.

@@ -12,9 +12,11 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from robustness.errors import UsageError, os_failure, quoted
+from robustness.numerics.devices import CPU, Placement
 
 PATH_BYTES = 4095
 NAME_BYTES = 255
@@ -121,6 +123,46 @@ def workers(value: int) -> int:
         UsageError: it is below 1 or beyond what this machine's cores can serve.
     """
     return _bounded("workers", value, WORKERS_PER_CORE * cores())
+
+
+def device(option: str, value: str) -> str:
+    """A device that this machine has, by name.
+
+    Args:
+        option: what names it, for messages.
+        value: `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        UsageError: it is none of them, or the machine or its torch has none such.
+    """
+    known = re.fullmatch(r"cpu|mps|cuda(?::(\d{1,3}))?", value)
+    if known is None:
+        raise UsageError(
+            f"{option}: expected cpu, cuda, cuda:N or mps, got {quoted(value)}; correct it"
+        )
+    if value.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(known[1] or 0) >= count:
+            raise UsageError(
+                f"{option}: expected a CUDA device that torch {torch.__version__} sees, got "
+                f"{value} where it sees {count}; choose another, or cpu"
+            )
+    if value == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(
+            f"{option}: expected a device that torch {torch.__version__} sees, got mps, which it "
+            "does not; choose another, or cpu"
+        )
+    return "cuda" if value == "cuda:0" else value
+
+
+def placement(chosen: str | None, judge: str | None) -> Placement:
+    """Where to compute: on the CPU by default, and judge where attacks climb.
+
+    Raises:
+        UsageError: a device is not there.
+    """
+    climbs = device("--device", chosen or CPU)
+    return Placement(climbs, climbs if judge is None else device("--judge", judge))
 
 
 def size(value: str) -> int:

@@ -35,8 +35,8 @@ class Norm(StrEnum):
     def distance(
         self, a: Float[Tensor, "n *shape"], b: Float[Tensor, "n *shape"]
     ) -> Float[Tensor, " n"]:
-        """Distance of each pair of images, shape (n,), computed in float64."""
-        difference = (a.double() - b.double()).flatten(1)
+        """Distance of each pair of images, shape (n,), computed in float64 on the CPU."""
+        difference = (a.cpu().double() - b.cpu().double()).flatten(1)
         if self is Norm.LINF:
             return difference.abs().amax(dim=1)
         return torch.linalg.vector_norm(difference, dim=1)
@@ -72,15 +72,18 @@ class Norm(StrEnum):
         `eps` is one radius for all, or one for each image. Removes the rounding by which an attack
         overshoots its ball. A pixel that rounding to float32 would put beyond its place in the
         ball is set one float32 unit nearer to its centre; what becomes of one image does not
-        depend on the others.
+        depend on the others. Computed on the CPU, and given back where the candidates lie.
         """
+        device = candidates.device
+        candidates, centres = candidates.cpu(), centres.cpu()
         centre, delta = centres.double(), candidates.double() - centres.double()
-        radii = torch.as_tensor(eps, dtype=torch.float64).expand(len(centre))
+        radii = torch.as_tensor(eps, dtype=torch.float64, device="cpu").expand(len(centre))
         # The float64 norm of what is scaled must not round to more than eps again.
         inside = self.clip(delta, radii, 1 - 1e-12)
         rounded = (centre + inside).to(candidates.dtype)
         beyond = (rounded.double() - centre).abs() > inside.abs()
-        return torch.where(beyond, torch.nextafter(rounded, centres.to(rounded.dtype)), rounded)
+        held = torch.where(beyond, torch.nextafter(rounded, centres.to(rounded.dtype)), rounded)
+        return held.to(device)
 
 
 def unit(vectors: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
@@ -149,7 +152,7 @@ class ThreatModel:
         return cls(Norm.parse(norm), parse_eps(eps))
 
     def radii(self, count: int) -> Float[Tensor, " count"]:
-        """The radius once for each of `count` images, in float64."""
+        """The radius once for each of `count` images, in float64 on the CPU."""
         return torch.full((count,), self.eps, dtype=torch.float64)
 
     def __str__(self) -> str:

@@ -48,6 +48,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of a GPU are run where torch sees one."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} sees no CUDA device")
+
+
 @pytest.fixture
 def recipe_folder(tmp_path: Path) -> Path:
     """A folder with a recipe that trains in a moment, and without weights."""

@@ -54,8 +54,8 @@ class Annealer:
         points = _repeated(kept, _CHAINS)
         if before is not None:
             points = torch.cat([points[::2], _repeated(before, _CHAINS // 2)])
-        index = torch.full((_CHAINS,), sample)
-        rows = Rows.at(points, index, self.hunt.labels[index], torch.zeros(_CHAINS))
+        index = torch.full((_CHAINS,), sample, device=points.device)
+        rows = Rows.at(points, index, self.hunt.labels[index], points.new_zeros(_CHAINS))
         self._look(rows)
         now = rows.near
         for temperature in _cooling():
@@ -64,7 +64,8 @@ class Annealer:
             now = self._look(rows)
             if self.hunt.found[sample]:
                 return rows
-            taken = torch.rand(_CHAINS, generator=generator) < ((now - was) / temperature).exp()
+            chance = torch.rand(_CHAINS, generator=generator).to(now.device)
+            taken = chance < ((now - was) / temperature).exp()
             rows.x, now = torch.where(_wide(taken), rows.x, old), torch.where(taken, now, was)
         self._ends[sample] = rows.x[now.topk(_SURVIVORS).indices]
         return rows
@@ -80,10 +81,11 @@ class Annealer:
         if self.hunt.norm is Norm.L2:
             size = _LEAST * (_MOST / _LEAST) ** torch.rand(len(points), generator=generator)
             step = torch.randn(points.shape, generator=generator) * patches
-            return points + eps * _wide(size) * step
+            return points + (eps * _wide(size) * step).to(points.device)
         draw = 2 * torch.rand(points.shape, generator=generator) - 1
         to_face = torch.rand(points.shape, generator=generator) < _TO_FACE
-        return torch.where(patches, image + eps * torch.where(to_face, draw.sign(), draw), points)
+        change = (eps * torch.where(to_face, draw.sign(), draw)).to(points.device)
+        return torch.where(patches.to(points.device), image + change, points)
 
 
 def _cooling() -> Iterator[float]:
@@ -115,7 +117,7 @@ def _patches(points: Float[Tensor, "n c h w"], generator: torch.Generator) -> Te
 
 def _repeated(points: Tensor, count: int) -> Tensor:
     """So many rows, the given ones in turn."""
-    return points[torch.arange(count) % len(points)]
+    return points[torch.arange(count, device=points.device) % len(points)]
 
 
 def _wide(values: Tensor) -> Tensor:

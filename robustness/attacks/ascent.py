@@ -123,12 +123,12 @@ def _random_starts(ascent: Ascent, hunt: Hunt, seed: int) -> Rows:
     else:
         targets = hunt.labels.unsqueeze(1)
     each = targets.shape[1] * ascent.starts
-    sample = torch.arange(count).repeat_interleave(each)
+    sample = torch.arange(count, device=targets.device).repeat_interleave(each)
     drawn = [hunt.noise(image, each, sample_generator(seed, image)) for image in hunt.images]
     x = hunt.images[sample] + torch.cat(drawn) * hunt.radius(sample)
     return Rows.at(
         hunt.into_ball(x, sample),
         sample,
         targets.repeat(1, ascent.starts).flatten(),
-        2 * hunt.eps[sample].float(),
+        2 * hunt.reach[sample],
     )

@@ -4,7 +4,7 @@ import random
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version as release_of_library
 from typing import ClassVar, Protocol, runtime_checkable
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.attacks.views import View
+from robustness.numerics.devices import DrawnOnCPU
 from robustness.threat import Norm, ThreatModel
 
 
@@ -48,7 +49,8 @@ class Attack(Protocol):
 
         Args:
             model: pixels to logits, shape (n, classes).
-            images: originals in [0, 1], shape (n, c, h, w).
+            images: originals in [0, 1], shape (n, c, h, w), on the model's device, as are the
+                labels and what comes back.
             labels: true classes, shape (n,).
             threat: the ball that candidates should stay in; the harness checks.
             seed: decides every random draw.
@@ -79,7 +81,7 @@ class Guided(Attack, Protocol):
     ) -> Float[Tensor, "k n c h w"]:
         """Candidates for each image, found on `view`, meant for `deployed`; see `propose`.
 
-        Each image has a ball of its own: `norm` and float64 `radii` of shape (n,).
+        Each image has a ball of its own: `norm` and float64 `radii` of shape (n,), on the CPU.
         """
         ...
 
@@ -104,12 +106,13 @@ def isolated(seed: int, *models: nn.Module) -> Iterator[None]:
     """Run third-party code under its own seed; restore every global state it may disturb.
 
     pyautoattack's check for dynamic defences removes the process's trace function, and both
-    attack libraries draw from torch's global generator. The modes of `models` are kept.
+    attack libraries draw from torch's global generator, which is the CPU's wherever they compute.
+    The modes of `models` are kept.
     """
     python_state, numpy_state, trace = random.getstate(), np.random.get_state(), sys.gettrace()  # noqa: NPY002
     try:
         with modes_kept(*models), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
             random.seed(seed)
             yield
@@ -184,7 +187,8 @@ class LibraryAttack(ABC):
         seed: int,
     ) -> Float[Tensor, "k n c h w"]:
         """Candidates for each image; see `Attack.propose` and the class."""
-        with isolated(seed, model):
+        on_cpu = images.device.type == "cpu"
+        with isolated(seed, model), nullcontext() if on_cpu else DrawnOnCPU():
             return self.search(Problem(model, images, labels, threat, seed))
 
 

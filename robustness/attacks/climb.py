@@ -89,7 +89,7 @@ class Rows:
         step: Float[Tensor, " r"],
     ) -> "Rows":
         """Before the first step."""
-        none = torch.full((len(sample),), -torch.inf)
+        none = torch.full((len(sample),), -torch.inf, device=x.device)
         return cls(
             sample=sample,
             target=target,
@@ -102,8 +102,8 @@ class Rows:
             best_loss=none,
             best_at_checkpoint=none,
             step=step,
-            rises=torch.zeros(len(sample), dtype=torch.int64),
-            halved=torch.zeros(len(sample), dtype=torch.bool),
+            rises=torch.zeros_like(none, dtype=torch.int64),
+            halved=torch.zeros_like(none, dtype=torch.bool),
             nearest=x,
             near=none,
             trace=none[:, None][:, :0],
@@ -147,10 +147,10 @@ class Hunt:
 
     Args:
         deployed: the model that is to be fooled.
-        images: originals in [0, 1], shape (n, c, h, w).
-        labels: true classes, shape (n,).
+        images: originals in [0, 1], shape (n, c, h, w), on the device of the model.
+        labels: true classes, shape (n,), likewise.
         norm: of the balls.
-        eps: their radii, in float64, shape (n,).
+        eps: their radii, in float64 on the CPU, shape (n,).
         lane: rows of a lane; None for `lane_of`.
     """
 
@@ -165,26 +165,29 @@ class Hunt:
     ) -> None:
         self.deployed, self.norm, self.lane = deployed, norm, lane
         self.images, self.labels, self.eps = images, labels, eps
-        self.found = torch.zeros(len(images), dtype=torch.bool)
-        self.failed = torch.zeros(len(images), dtype=torch.bool)
+        self.reach = eps.float().to(images.device)
+        self.found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.failed = torch.zeros_like(self.found)
         self.proposals = images.clone()
 
     def noise(self, image: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Uniform in the unit cube, or uniform on the unit sphere, shape (count, c, h, w)."""
         if self.norm is Norm.LINF:
-            return 2 * torch.rand((count, *image.shape), generator=generator) - 1
-        return unit(torch.randn((count, *image.shape), generator=generator))
+            drawn = 2 * torch.rand((count, *image.shape), generator=generator) - 1
+        else:
+            drawn = unit(torch.randn((count, *image.shape), generator=generator))
+        return drawn.to(image.device)
 
     def radius(self, sample: Int[Tensor, " r"]) -> Float[Tensor, "r 1 1 1"]:
         """Of each row's ball, in float32."""
-        return _wide(self.eps[sample].float())
+        return _wide(self.reach[sample])
 
     def into_ball(
         self, x: Float[Tensor, "r c h w"], sample: Int[Tensor, " r"]
     ) -> Float[Tensor, "r c h w"]:
         """Into the ball and then the box, which does not leave the ball, in float32."""
         centre = self.images[sample]
-        delta = self.norm.clip(x - centre, self.eps[sample].float())
+        delta = self.norm.clip(x - centre, self.reach[sample])
         return (centre + delta).clamp(0, 1)
 
     def climb(self, view: View, rows: Rows, loss: Loss, steps: int) -> Rows:
@@ -290,7 +293,7 @@ class Hunt:
     def candidates(self, rows: Rows) -> Float[Tensor, "n c h w"]:
         """What to propose for each image, shape (n, c, h, w)."""
         settled = self.found | self.failed
-        closest = torch.full((len(self.images),), -torch.inf)
+        closest = torch.full((len(self.images),), -torch.inf, device=self.images.device)
         for row, sample in enumerate(rows.sample.tolist()):
             if not settled[sample] and rows.best_loss[row] > closest[sample]:
                 closest[sample] = rows.best_loss[row]

@@ -19,6 +19,7 @@ from robustness.attacks.judge import Status, Verdict, judge_within
 from robustness.attacks.lanes import Meter, Metered
 from robustness.attacks.views import View
 from robustness.errors import in_words, is_exhausted
+from robustness.numerics.devices import beside
 from robustness.threat import Norm, ThreatModel
 
 CLEAN = "clean"
@@ -61,7 +62,7 @@ class Stage:
         seed: int,
         meter: Meter,
     ) -> Float[Tensor, "k n c h w"]:
-        """Candidates for each image, found through the view."""
+        """Candidates for each image, found through the view, on whose device all tensors are."""
         view = replace(self.view, module=Metered(self.view.module, meter))
         seed = (seed + zlib.crc32(self.name.encode())) % 2**63
         if isinstance(self.attack, Guided):
@@ -125,10 +126,11 @@ def worst_case(
     stages: Sequence[Stage],
     certified: Float[Tensor, " n"] | None = None,
     seed: int = 0,
+    climbed: nn.Module | None = None,
 ) -> list[Outcome]:
     """Attack every sample at one threat; see `worst_case_within`."""
-    radii = threat.radii(len(images))
-    return worst_case_within(model, images, labels, threat.norm, radii, stages, certified, seed)
+    radii, norm = threat.radii(len(images)), threat.norm
+    return worst_case_within(model, images, labels, norm, radii, stages, certified, seed, climbed)
 
 
 def worst_case_within(
@@ -140,6 +142,7 @@ def worst_case_within(
     stages: Sequence[Stage],
     certified: Float[Tensor, " n"] | None = None,
     seed: int = 0,
+    climbed: nn.Module | None = None,
 ) -> list[Outcome]:
     """Attack every sample until it breaks or all stages have failed.
 
@@ -154,11 +157,14 @@ def worst_case_within(
         certified: certified radii in the same norm, shape (n,); samples with more than their
             ball's are not attacked. None attacks all.
         seed: decides every random draw.
+        climbed: the model on the device of the stages' views, where that is not the deployed
+            one's; what is found there is judged on `model`.
 
     Returns:
         One outcome per sample.
     """
-    queue = _Queue(model, images, labels, norm, radii, seed)
+    watched = model if climbed is None else climbed
+    queue = _Queue(model, images.cpu(), labels.cpu(), norm, radii.cpu(), seed, watched)
     queue.start(certified)
     for stage in stages:
         queue.run(stage)
@@ -176,7 +182,9 @@ class _Queue:
         norm: Norm,
         radii: Float[Tensor, " n"],
         seed: int,
+        watched: nn.Module,
     ) -> None:
+        self.watched = watched
         self.model, self.images, self.labels = model, images, labels
         self.norm, self.radii, self.seed = norm, radii, seed
         self.known = [Outcome(Status.ROBUST) for _ in labels]
@@ -188,7 +196,7 @@ class _Queue:
         self._judge(everything, self.images.unsqueeze(0), CLEAN, None)
         if certified is None:
             return
-        for i in torch.nonzero(certified > self.radii).squeeze(1).tolist():
+        for i in torch.nonzero(certified.cpu() > self.radii).squeeze(1).tolist():
             if self.known[i].status is Status.ROBUST:
                 self.known[i] = replace(self.known[i], certified=True)
 
@@ -216,8 +224,9 @@ class _Queue:
         meter = Meter()
         images, labels, radii = (v[samples] for v in (self.images, self.labels, self.radii))
         try:
+            there, known = beside(self.watched, images, labels)
             candidates = stage.propose(
-                self.model, images, labels, self.norm, radii, self.seed, meter
+                self.watched, there, known, self.norm, radii, self.seed, meter
             )
         except Exception as error:  # a third party's code on a user's model: any failure is data
             if is_exhausted(error):  # but for the machine's

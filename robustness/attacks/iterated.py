@@ -151,7 +151,7 @@ class Search:
     def begin_anew(self) -> None:
         """Forget all points but the images, and the best of each for the record."""
         self.kept = self.hunt.images.unsqueeze(1).repeat(1, _KEPT, 1, 1, 1)
-        self.near = torch.full((len(self.kept), _KEPT), -torch.inf)
+        self.near = torch.full((len(self.kept), _KEPT), -torch.inf, device=self.kept.device)
         self.annealer = Annealer(self.hunt, self.draws)
 
     def hopeful(self, hope: float) -> Bool[Tensor, " n"]:
@@ -170,7 +170,7 @@ class Search:
         sample = standing.repeat_interleave(self.each)
         drawn = [self._draw(i, first) for i in standing.tolist()]
         if not drawn:
-            return Rows.at(self.hunt.images[:0], sample, sample, torch.zeros(0))
+            return Rows.at(self.hunt.images[:0], sample, sample, self.near.new_zeros(0))
         points, targets, sizes = (torch.cat(part) for part in zip(*drawn, strict=True))
         return Rows.at(self.hunt.into_ball(points, sample), sample, targets, sizes)
 
@@ -179,10 +179,14 @@ class Search:
         count, generator, image = self.each, self.draws[i], self.hunt.images[i]
         eps = float(self.hunt.eps[i])
         noise = eps * self.hunt.noise(image, count, generator)
-        chance, reach, free, size, fine = torch.rand(5, count, generator=generator)
-        kept = self.kept[i][torch.randint(_KEPT, (count,), generator=generator)]
+        drawn = torch.rand(5, count, generator=generator)
+        chance, reach, free, size, fine = drawn.to(image.device)
+        chosen = torch.randint(_KEPT, (count,), generator=generator)
+        kept = self.kept[i][chosen.to(image.device)]
         likely = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        at_image = torch.arange(count) % 2 == 0 if first else chance < _AT_IMAGE
+        likely = likely.to(image.device)
+        every = torch.arange(count, device=image.device)
+        at_image = every % 2 == 0 if first else chance < _AT_IMAGE
         beside = ~at_image & (not first) & (chance < _AT_IMAGE + _BESIDE)
         polished = beside & (fine < _POLISHED)
         reach = torch.where(polished, _LEAST * reach**2, reach**2)
@@ -206,7 +210,8 @@ class Search:
         fresh = rows.nearest.unflatten(0, (len(samples), -1))
         points = torch.cat([self.kept[samples], fresh], dim=1)
         self.near[samples], best = near.topk(_KEPT, dim=1)
-        self.kept[samples] = points[torch.arange(len(samples)).unsqueeze(1), best]
+        places = torch.arange(len(samples), device=best.device).unsqueeze(1)
+        self.kept[samples] = points[places, best]
         nearer = self.near[:, 0] > self.record
         self.record = torch.where(nearer, self.near[:, 0], self.record)
         self.closest = torch.where(_wide(nearer), self.kept[:, 0], self.closest)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from robustness.numerics.devices import beside
 from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import Norm, ThreatModel
 
@@ -61,11 +62,14 @@ def predict_alone(
     """Predict each image alone in its batch, as the definition of adversarial asks.
 
     Returns:
-        Predicted classes, shape (n,), and whether all logits were finite, shape (n,).
+        Predicted classes, shape (n,), and whether all logits were finite, shape (n,); on the
+        device of the images, wherever the model is.
     """
     if len(images) == 0:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
-    logits = torch.cat([model(images[i : i + 1]) for i in range(len(images))])
+        none = torch.empty(0, dtype=torch.int64, device=images.device)
+        return none, none.bool()
+    (there,) = beside(model, images)
+    logits = torch.cat([model(there[i : i + 1]) for i in range(len(there))]).to(images.device)
     return logits.argmax(dim=1), logits.isfinite().all(dim=1)
 
 
@@ -96,7 +100,8 @@ def judge_within(
 
     Where a model is known to predict each image of a batch by itself, candidates that a batched
     prediction calls right are taken at its word. All others, and every candidate of a model of
-    which that is not known (one with any part of a user's own), are predicted alone.
+    which that is not known (one with any part of a user's own), are predicted alone. Wherever the
+    images come from and the model is, everything but its logits is computed on the CPU.
 
     Args:
         model: the deployed model.
@@ -112,13 +117,14 @@ def judge_within(
     """
     verdicts = [Verdict(Status.ROBUST) for _ in labels]
     trusted = not alone and predicts_each_by_itself(model)
+    images, labels, candidates = images.cpu(), labels.cpu(), candidates.cpu()
     for proposed in candidates:
         finite = proposed.flatten(1).isfinite().all(dim=1)
         boxed = torch.where(_wide(finite), proposed, images).clamp(0, 1)
         inside = finite & (norm.distance(boxed, images) <= radii * (1 + _OVERSHOOT))
         held = torch.where(_wide(inside), norm.project(boxed, images, radii), images)
         inside &= norm.distance(held, images) <= radii
-        logits = model(held)
+        logits = model(*beside(model, held)).cpu()
         suspect = ~logits.isfinite().all(dim=1) | (logits.argmax(dim=1) != labels)
         again = torch.nonzero((suspect | (not trusted)) & inside).squeeze(1)
         predictions, sane = predict_alone(model, held[again])

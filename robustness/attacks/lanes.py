@@ -127,6 +127,6 @@ def scores_and_gradients(
 
 def sample_generator(seed: int, image: Tensor) -> torch.Generator:
     """Random draws that depend on a seed and on one image, not on its place or company."""
-    content = image.detach().contiguous().numpy().tobytes()
+    content = image.detach().cpu().contiguous().numpy().tobytes()
     digest = hashlib.sha256(seed.to_bytes(8, "little") + content).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

@@ -12,6 +12,7 @@ from robustness.attacks.judge import Status, Verdict, judge
 from robustness.attacks.lanes import LANE, scores
 from robustness.attacks.stages import climbed_view
 from robustness.attacks.views import View
+from robustness.numerics.devices import beside
 from robustness.threat import Norm, ThreatModel
 
 # Halvings of the logarithm of the radius, from the whole box to a thousandth of it.
@@ -42,6 +43,7 @@ def nearest_adversarial(
     seed: int = 0,
     attacks: Sequence[Attack] = (),
     view: View | None = None,
+    climbed: nn.Module | None = None,
 ) -> list[Verdict]:
     """Look for each image's nearest adversarial image, however far.
 
@@ -57,6 +59,7 @@ def nearest_adversarial(
         seed: decides every random draw.
         attacks: further attacks, given the ball that holds the whole box.
         view: what the bisection climbs; by default the deployed model.
+        climbed: the model on the device that is searched on; by default the deployed one.
 
     Returns:
         One verdict per image, with the distances of the nearest adversarial image; a wrong
@@ -65,16 +68,18 @@ def nearest_adversarial(
     if len(images) == 0:
         return []
     threat = whole_box(norm, images[0])
-    climbed = view or View("deployed", model, faithful=True)
-    candidates = [images, _bisect(climbed, model, images, labels, threat, seed)]
+    watched = model if climbed is None else climbed
+    there, known = beside(watched, images, labels)
+    view = view or View("deployed", watched, faithful=True)
+    candidates = [images.cpu(), _bisect(view, watched, there, known, threat, seed).cpu()]
     for attack in attacks:
-        candidates += attack.propose(model, images, labels, threat, seed).detach()
+        candidates += attack.propose(watched, there, known, threat, seed).detach().cpu()
     found = judge(model, images, labels, torch.stack(candidates), threat)
-    retreated = images.clone()
+    retreated = images.cpu().clone()
     for i, verdict in enumerate(found):
         if verdict.image is not None:
             retreated[i] = verdict.image
-    retreated = _retreat(model, images, labels, retreated)
+    retreated = _retreat(watched, there, known, retreated.to(there.device))
     again = judge(model, images, labels, retreated.unsqueeze(0), threat)
     return [_nearer(a, b, norm) for a, b in zip(found, again, strict=True)]
 
@@ -91,17 +96,19 @@ def _bisect(
         radius = high if turn == 0 else (low * high).sqrt()
         proposed = ascend(ascent, view, model, images, labels, threat.norm, radius, seed + turn)
         fooled = scores(model, proposed, LANE).argmax(dim=1) != labels
+        broken = fooled.cpu()
         distance = threat.norm.distance(proposed, images).clamp_min(threat.eps * _SMALLEST)
         best[fooled] = proposed[fooled]
-        high = torch.where(fooled, torch.minimum(high, distance), high)
-        low = torch.where(fooled, low, radius).minimum(high)
+        high = torch.where(broken, torch.minimum(high, distance), high)
+        low = torch.where(broken, low, radius).minimum(high)
     return best
 
 
 def _retreat(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor) -> Tensor:
     """Halve the way back to the original where the image on the way is adversarial too."""
     wide = (-1, 1, 1, 1)
-    low, high = torch.zeros(len(images)), torch.ones(len(images))
+    low = torch.zeros(len(images), device=images.device)
+    high = torch.ones_like(low)
     for _ in range(_RETREATS):
         middle = (low + high) / 2
         between = images + middle.view(wide) * (adversarial - images)

@@ -20,6 +20,7 @@ from robustness.attacks.base import Pursuit
 from robustness.attacks.lanes import sample_generator, scores, scores_and_gradients
 from robustness.attacks.losses import likely_targets, margin, targeted
 from robustness.attacks.views import View
+from robustness.numerics.devices import beside
 from robustness.threat import Norm
 
 # Roundings are searched where the margin is less than this share of the largest logit.
@@ -75,32 +76,35 @@ class RoundingSearch(Pursuit):
         """The neighbour of least computed margin of each image; see `Guided.pursue`."""
         ascent = Ascent("targeted", 20, targets=self.rivals, lane=self.lane)
         climbed = ascent.pursue(view, deployed, images, labels, norm, radii, seed)
-        starts = torch.cat([climbed, self._ends(view.module, images, labels, norm, radii)])
+        ends = self._ends(view.module, images, labels, norm, radii)
+        starts = torch.cat([climbed.cpu(), ends])
         found = []
-        for i, image in enumerate(images):
+        for i, image in enumerate(images.cpu()):
             place = _Place(deployed, image, int(labels[i]), norm, radii[i : i + 1])
             generator = sample_generator(seed, image)
             found.append(place.searched(list(starts[:, i]), self.evaluations, generator))
-        return torch.stack(found).unsqueeze(0)
+        return torch.stack(found).unsqueeze(0).to(images.device)
 
     def _ends(
         self, module: nn.Module, images: Tensor, labels: Tensor, norm: Norm, radii: Tensor
     ) -> Tensor:
-        """Points of the balls' edges, each of least margin for the gradient at the one before."""
+        """Points of the balls' edges, on the CPU, each by the gradient at the one before."""
         count = len(images)
         rivals = likely_targets(scores(module, images, self.lane), labels, self.rivals)
         each = rivals.shape[1]
         sample = torch.arange(count).repeat_interleave(each)
-        centres, target = images[sample], rivals.flatten()
+        centres, target = images.cpu()[sample], rivals.flatten()
+        true = labels.repeat_interleave(each)
         wide = radii[sample].view(-1, 1, 1, 1)
         at, found = centres, []
         for _ in range(self.ends):
 
             def loss(logits: Tensor, rows: slice) -> Tensor:
-                return targeted(logits, labels[sample][rows], target[rows])
+                return targeted(logits, true[rows], target[rows])
 
-            _, _, slope = scores_and_gradients(module, at, loss, self.lane)
-            step = wide * norm.steepest(slope.nan_to_num(0.0).double())
+            there = at.to(images.device)
+            _, _, slope = scores_and_gradients(module, there, loss, self.lane)
+            step = wide * norm.steepest(slope.cpu().nan_to_num(0.0).double())
             ends = (centres.double() + step).clamp(0, 1).to(images.dtype)
             at = norm.project(ends, centres, radii[sample])
             found.append(at)
@@ -122,7 +126,7 @@ class _Place:
     @torch.no_grad()
     def margin(self, point: Tensor) -> float:
         """How far the best other class is above the label's; notes whether that ends the search."""
-        logits = self.deployed(point.unsqueeze(0)).double()
+        logits = self.deployed(*beside(self.deployed, point.unsqueeze(0))).cpu().double()
         value = float(margin(logits, self.label, self.label))
         wrong = int(logits.argmax(dim=1)) != int(self.label)
         self.over |= wrong or not bool(logits.isfinite().all())

@@ -10,6 +10,7 @@ from robustness.data import ImageSet
 from robustness.errors import UsageError
 from robustness.files import read_json
 from robustness.nets.flow import course, without_flow
+from robustness.numerics.devices import beside, release_on
 from robustness.results.leaderboard import (
     Leaderboard,
     ModelEntry,
@@ -43,7 +44,7 @@ class Measurement(Summary):
             that any image took); None for a model without an ODE.
         without_flow: what is predicted without the flow; None for a model without an ODE.
         parameters: number of trained parameters.
-        torch: version of the library that ran.
+        torch: version of the library that ran, and the device if it was not the CPU.
     """
 
     schema_version: Literal[2] = 2
@@ -88,6 +89,7 @@ def measure(loaded: LoadedModel, images: ImageSet) -> Measurement:
     for pixels, labels in zip(
         images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
     ):
+        pixels, labels = beside(loaded.module, pixels, labels)
         run = course(loaded.module, pixels)
         finite = run.logits.isfinite().all(dim=1)
         classes = _classes(run.logits)
@@ -118,7 +120,7 @@ def measure(loaded: LoadedModel, images: ImageSet) -> Measurement:
             other=Proportion.of(other, len(images)), clean=Proportion.of(still_correct, len(images))
         ),
         parameters=sum(p.numel() for p in loaded.module.parameters()),
-        torch=torch.__version__,
+        torch=release_on(loaded.module),
     )
 
 

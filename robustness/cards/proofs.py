@@ -15,6 +15,7 @@ from robustness.errors import SoundnessError
 from robustness.evaluation.jobs.audit import audit, choose
 from robustness.evaluation.suite import ThreatsConfig
 from robustness.files import read_json
+from robustness.numerics.devices import release_on
 from robustness.results.leaderboard import Proportion, Summary
 from robustness.threat import Norm
 from robustness.zoo import LoadedModel
@@ -67,7 +68,7 @@ class Proofs(Summary):
         weights_sha256: of the weights that this holds for.
         data_digest: SHA-256 of the test images and labels.
         norms: what is proved in each norm.
-        torch: version of the library that ran.
+        torch: version of the library that ran, and the device if it was not the CPU.
     """
 
     schema_version: Literal[1] = 1
@@ -132,7 +133,7 @@ def prove(
         weights_sha256=loaded.recipe.weights.sha256,
         data_digest=images.digest,
         norms=norms,
-        torch=torch.__version__,
+        torch=release_on(loaded.module),
     )
 
 

@@ -1,8 +1,10 @@
 """What every certificate gives: a radius, its kind, and what limits it."""
 
+import copy
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
@@ -12,7 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.certificates.limits import Limit
+from robustness.certificates.sharing import shared
+from robustness.numerics.devices import CPU, device_of, refusal_of_device
 from robustness.programs.operations.base import releases
+from robustness.programs.trust import predicts_each_by_itself
 from robustness.registry import Registry, release_of
 from robustness.threat import Norm
 
@@ -112,12 +117,20 @@ class BaseCertificate(ABC):
         routine: whether it is cheap enough to be run with all others that are: `"all"` in a suite.
         proves: whether its radii are proofs, which every run attacks.
         strict: whether `certify` raises where `refusal` has a reason.
+        measures: whether it is told by the deployed program's predictions alone, wherever it runs.
     """
 
     name: ClassVar[str]
     routine: ClassVar[bool] = False
     proves: ClassVar[bool] = True
     strict: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: object) -> None:
+        """Let `refusal` speak of programs on other devices, too; see `refusal_elsewhere`."""
+        super().__init_subclass__(**keywords)
+        if (own := vars(cls).get("refusal")) is not None:
+            cls.refusal = _everywhere(own)  # type: ignore[method-assign]
 
     @abstractmethod
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
@@ -143,18 +156,73 @@ class BaseCertificate(ABC):
     ) -> list[CertifiedRadius]:
         """The radius of each image; see `Certificate.certify` and `radii`.
 
+        Of a program that runs on another device the bounds are computed on the CPU, with a copy of
+        its weights. They hold for every order of its sums, and so for that device's, unless
+        `refusal` says otherwise; the logits of the copy stand for the exact ones in the same way.
+
         Raises:
-            ValueError: it is strict and refuses the model, or the images are of another precision.
+            ValueError: it is strict and refuses the model, or the images are of another precision,
+                or nothing is known of the rounding on the model's device.
         """
         if len(images) == 0:
             return []
         try:
-            if self.strict:
+            elsewhere = _is_elsewhere(self, model)
+            if self.strict or elsewhere:
                 require_proof(self, model, images, norm)
-            return self.radii(model, images, labels, norm)
+            program = program_of(model) if elsewhere else model
+            return self.radii(program, images.cpu(), labels.cpu(), norm)
         except NotImplementedError as error:
             nothing = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, str(error), Limit.OTHER)
             return [nothing for _ in labels]
+
+
+def program_of(model: nn.Module) -> nn.Module:
+    """What bounds are computed with: a model that is on the CPU, else a copy that is."""
+    return model if device_of(model).type == CPU else _on_cpu(model)
+
+
+@shared
+def _on_cpu(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to(CPU)
+
+
+# Layers that CUDA computes by other sums than those that the rules are about.
+_OTHERWISE_ON_CUDA = (nn.GroupNorm, nn.LayerNorm)
+
+
+def refusal_elsewhere(model: nn.Module) -> str | None:
+    """Why rounding bounds do not hold for a program that does not run on the CPU.
+
+    On CUDA they hold where its sums are sums (`devices.refusal_of_device`) and all its parts are
+    known, so that it is the CPU's program but for the order of sums and for functions of one entry.
+    The errors of these, by the CUDA C++ Programming Guide at most 2 units in the last place, are
+    within what the bounds charge.
+    """
+    device = device_of(model)
+    if device.type == CPU:
+        return None
+    if (lacking := refusal_of_device(device)) is not None:
+        return lacking
+    if any(isinstance(part, _OTHERWISE_ON_CUDA) for part in model.modules()):
+        return f"no rounding bound is known for group norms on {device.type}"
+    if not predicts_each_by_itself(model):
+        return f"a part of the model may be another program on {device.type} than on the CPU"
+    return None
+
+
+def _is_elsewhere(certificate: "BaseCertificate", model: nn.Module) -> bool:
+    return not certificate.measures and device_of(model).type != CPU
+
+
+def _everywhere(refusal: Callable[..., str | None]) -> Callable[..., str | None]:
+    @functools.wraps(refusal)
+    def asked(self: BaseCertificate, model: nn.Module, norm: Norm) -> str | None:
+        if not _is_elsewhere(self, model):
+            return refusal(self, model, norm)
+        return refusal_elsewhere(model) or refusal(self, program_of(model), norm)
+
+    return asked
 
 
 CERTIFICATES: Registry[Certificate] = Registry("a certificate", "robustness.certificates")

@@ -34,6 +34,7 @@ from robustness.certificates.limits import Limit
 from robustness.certificates.sharing import shared
 from robustness.errors import UsageError
 from robustness.inputs import Count, Positive
+from robustness.numerics.devices import beside
 from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import Norm
 
@@ -77,6 +78,7 @@ class SmoothingCertificate(BaseCertificate):
     name: ClassVar[str] = "smoothing"
     strict: ClassVar[bool] = False
     proves: ClassVar[bool] = False
+    measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for setting in ("sigma", "samples", "selection"):
@@ -156,7 +158,9 @@ class SmoothingCertificate(BaseCertificate):
         for start in range(0, count, _BATCH):
             shape = (min(_BATCH, count - start), *image.shape)
             copies = image + self.sigma * torch.randn(shape, generator=generator)
-            logits = torch.cat([model(part) for part in copies.split(together)])
+            logits = torch.cat(
+                [model(*beside(model, part)).cpu() for part in copies.split(together)]
+            )
             sane = logits.isfinite().all(dim=1)
             votes.append(logits[sane].argmax(dim=1).bincount(minlength=logits.shape[1]))
         return torch.stack(votes).sum(dim=0)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 
+from robustness.numerics.devices import ON_CPU, Placement, described
 from robustness.registry import plugins
 
 _PACKAGES = (
@@ -21,10 +22,11 @@ _PACKAGES = (
 )
 
 
-def environment() -> dict[str, str]:
-    """Versions of everything that results may depend on."""
+def environment(placement: Placement = ON_CPU) -> dict[str, str]:
+    """Versions of everything that results may depend on, and the devices other than the CPU."""
     own = {"python": python_version()} | {name: version(name) for name in _PACKAGES} | _commit()
-    return own | {f"plugin {module}": release for module, release in plugins().items()}
+    own |= {f"plugin {module}": release for module, release in plugins().items()}
+    return own | described(placement)
 
 
 @cache

@@ -19,6 +19,7 @@ from typing import Any
 
 from robustness.evaluation.suite import Samples, Suite
 from robustness.identity import fingerprint
+from robustness.numerics.devices import ON_CPU, Placement
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import LoadedModel
 
@@ -82,6 +83,7 @@ class Job:
         sources: digest of the other models that the result depends on; empty without any.
         seeded: whether it draws at random.
         late: whether it starts from certified radii, and so waits for the certificates.
+        climbs: whether it searches on the run's device; others ask the judged program alone.
     """
 
     kind: str
@@ -97,6 +99,7 @@ class Job:
     sources: str = ""
     seeded: bool = False
     late: bool = False
+    climbs: bool = False
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Job":
@@ -144,6 +147,8 @@ class Plan:
         models: what is evaluated.
         jobs: all jobs, those that are refused included.
         share: which of how many shares of it a run computed, from 1; None for all of it.
+        placement: where it is computed.
+        hardware: which devices these are.
     """
 
     suite: Suite
@@ -152,6 +157,8 @@ class Plan:
     models: list[ModelInfo]
     jobs: list[Job]
     share: tuple[int, int] | None = None
+    placement: Placement = ON_CPU
+    hardware: Placement = ON_CPU
 
     @property
     def samples(self) -> int:
@@ -198,6 +205,10 @@ class Plan:
             identity["given"] = given
         if job.sources:
             identity["sources"] = job.sources
+        judge = self.hardware.judge
+        used = self.hardware if job.climbs else Placement(judge, judge)
+        if not used.on_cpu:
+            identity |= vars(used)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def seed(self, images: Sequence[int]) -> int:
@@ -213,6 +224,8 @@ class Plan:
             "order": self.order,
             "models": [vars(model) for model in self.models],
             "jobs": [vars(job) for job in self.jobs],
+            "placement": vars(self.placement),
+            "hardware": vars(self.hardware),
         }
         return json.dumps(content | ({"share": self.share} if self.share else {}))
 
@@ -228,6 +241,8 @@ class Plan:
             [ModelInfo(**model) for model in content["models"]],
             jobs,
             tuple(content["share"]) if "share" in content else None,
+            Placement(**content.get("placement", {})),
+            Placement(**content.get("hardware", {})),
         )
 
 

@@ -14,11 +14,17 @@ from robustness.evaluation.jobs.attack import in_order
 from robustness.evaluation.jobs.base import release_of_kind
 from robustness.evaluation.plan import Job, ModelInfo, Plan
 from robustness.evaluation.suite import Suite
+from robustness.numerics.devices import ON_CPU, Placement, beside
 from robustness.zoo import Absent, LoadedModel
 
 
-def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan:
-    """Plan every job of `suite`.
+def make_plan(
+    suite: Suite,
+    images: ImageSet,
+    models: list[LoadedModel],
+    placement: Placement = ON_CPU,
+) -> Plan:
+    """Plan every job of `suite`, with models that are where they are judged.
 
     Raises:
         UsageError: a model does not take the data set's images or has other classes, or there is
@@ -36,7 +42,9 @@ def make_plan(suite: Suite, images: ImageSet, models: list[LoadedModel]) -> Plan
     for index in range(len(models)):
         begin_turn(index)
         jobs += _jobs(Asked(suite, images, models, infos, index))
-    return Plan(suite, images.digest, order.tolist(), infos, jobs)
+    hardware = placement.hardware
+    order_of = order.tolist()
+    return Plan(suite, images.digest, order_of, infos, jobs, None, placement, hardware)
 
 
 def _jobs(asked: Asked) -> list[Job]:
@@ -53,7 +61,7 @@ def _require_logits(loaded: LoadedModel, images: ImageSet) -> None:
     for count in (1, min(2, len(images))):
         try:
             with torch.no_grad():
-                logits: object = loaded.module(images.images[:count])
+                logits: object = loaded.module(*beside(loaded.module, images.images[:count]))
         except BaseException as error:  # SystemExit too: it is a user's code that runs
             if is_interruption(error) or is_exhausted(error):
                 raise

@@ -6,10 +6,12 @@ Every process computes with one thread: the number of threads changes the order 
 the last bits of a result. Workers never touch the store.
 """
 
+import copy
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -50,6 +52,7 @@ from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.shares import Share
 from robustness.evaluation.suite import Suite
 from robustness.identity import Structure, answers, fingerprint
+from robustness.numerics.devices import ON_CPU, Placement, arithmetic_on
 from robustness.registry import load_plugin
 from robustness.terminal import progress_bar, remark
 from robustness.zoo import (
@@ -77,7 +80,7 @@ class Workbench:
     Attributes:
         plan: of all units.
         images: of its data set.
-        models: of the plan, in its order.
+        models: of the plan, in its order, where they are judged.
         leashed: whether this is a process that is replaced when it has no memory left.
     """
 
@@ -139,6 +142,14 @@ class Workbench:
         """By name for each model: the same objects for all jobs, whose work they may share."""
         return [self.plan.suite.build_certificates(model.name) for model in self.models]
 
+    @cached_property
+    def _climbed(self) -> list[LoadedModel]:
+        """The models on the device that is searched on."""
+        device, judge = self.plan.placement.device, self.plan.placement.judge
+        if device == judge:
+            return self.models
+        return [replace(m, module=copy.deepcopy(m.module).to(device)) for m in self.models]
+
     def _work(self, job: Job, unit: Unit, images: Tensor, labels: Tensor) -> Work:
         return Work(
             job,
@@ -148,7 +159,8 @@ class Workbench:
             images,
             labels,
             self._certificates[job.model],
-            others(self.models, job.model),
+            others(self._climbed, job.model),
+            self._climbed[job.model].module,
         )
 
 
@@ -235,6 +247,7 @@ class Crew:
         limits: how users' code is held.
         executor: which does the tasks, see `executor_kind`; by default `here` with one worker or
             one task and no user's model, else `processes`.
+        placement: the devices that are computed on.
 
     Attributes:
         plan: of the suite, once the crew is entered.
@@ -251,7 +264,9 @@ class Crew:
         data_dir: Path | None,
         limits: Limits,
         executor: object = None,
+        placement: Placement = ON_CPU,
     ) -> None:
+        self.placement, self._settings = placement, ExitStack()
         self.suite, self.workers, self.data_dir, self.limits = suite, workers, data_dir, limits
         self.kind = None if executor is None else executor_kind(executor)
         if self.kind is not None and self.kind.remote and limits.memory is not None:
@@ -278,13 +293,14 @@ class Crew:
         """
         try:
             self._kind.open()
+            self._settings.enter_context(arithmetic_on(self.placement))
             if self._leashed:
                 self.plan, self._structures = self._planned_in_a_process()
                 if self._kind.name != PROCESSES:
                     self._stop()
                 self.images = load_images(self.suite.data, self.suite.split, self.data_dir)
             else:
-                self._bench = _planned(self.suite, self.data_dir, {})
+                self._bench = _planned(self.suite, self.data_dir, {}, self.placement)
                 self.plan, self.images = self._bench.plan, self._bench.images
                 self._structures = [model.structure for model in self._bench.models]
         except BaseException:
@@ -298,6 +314,7 @@ class Crew:
         # On an interruption, units in flight are given up rather than waited for.
         self._stop()
         self._kind.close()
+        self._settings.close()
 
     @property
     def _kind(self) -> ExecutorKind:
@@ -310,7 +327,12 @@ class Crew:
             self._started, self._asked = processes, 1
             try:
                 text, found = processes.call(
-                    self.limits.loading, _plan_in_worker, self.suite, self.data_dir, self._absent
+                    self.limits.loading,
+                    _plan_in_worker,
+                    self.suite,
+                    self.data_dir,
+                    self._absent,
+                    self.placement,
                 )
                 return Plan.from_json(text, self.suite), found
             except DiedError as died:
@@ -513,28 +535,35 @@ def _require_planned(
 
 
 _bench: Workbench | None = None
+# What a worker process computes in until its end.
+_arithmetic = ExitStack()
 
 
-def _planned(suite: Suite, data_dir: Path | None, absent: Mapping[str, str]) -> Workbench:
-    models = _loaded(suite.models, absent)
+def _planned(
+    suite: Suite, data_dir: Path | None, absent: Mapping[str, str], placement: Placement
+) -> Workbench:
+    models = _loaded(suite.models, absent, placement)
     images = load_images(suite.data, suite.split, data_dir)
-    return Workbench(make_plan(suite, images, models), images, models)
+    return Workbench(make_plan(suite, images, models, placement), images, models)
 
 
-def _loaded(names: list[str], absent: Mapping[str, str]) -> list[LoadedModel]:
+def _loaded(names: list[str], absent: Mapping[str, str], placement: Placement) -> list[LoadedModel]:
     models = []
     for index, name in enumerate(names):
         begin_turn(index)
-        models.append(absent_model(name, absent[name]) if name in absent else load_model(name))
+        loaded = absent_model(name, absent[name]) if name in absent else load_model(name)
+        loaded.module.to(placement.judge)
+        models.append(loaded)
     return models
 
 
 def _plan_in_worker(
-    suite: Suite, data_dir: Path | None, absent: Mapping[str, str]
+    suite: Suite, data_dir: Path | None, absent: Mapping[str, str], placement: Placement
 ) -> tuple[str, list[Structure]]:
     """Plan, keep what units are computed with, and tell what the models are made of."""
     global _bench
-    _bench = replace(_planned(suite, data_dir, absent), leashed=True)
+    _arithmetic.enter_context(arithmetic_on(placement))
+    _bench = replace(_planned(suite, data_dir, absent, placement), leashed=True)
     return _bench.plan.to_json(), [model.structure for model in _bench.models]
 
 
@@ -545,7 +574,9 @@ def _load_in_worker(
     global _bench
     parsed = Plan.from_json(plan)
     images = load_images(parsed.suite.data, parsed.suite.split, data_dir)
-    _bench = Workbench(parsed, images, _loaded(parsed.suite.models, absent), leashed=True)
+    _arithmetic.enter_context(arithmetic_on(parsed.placement))
+    models = _loaded(parsed.suite.models, absent, parsed.placement)
+    _bench = Workbench(parsed, images, models, leashed=True)
     return _bench.identities()
 
 
@@ -571,6 +602,9 @@ def _load_packed(packed: _Packed) -> None:
             folder = tempfile.TemporaryDirectory(prefix="robustness-")
             _folders.append(folder)
             models.append(unpack_model(by_name[name], Path(folder.name)))
+    _arithmetic.enter_context(arithmetic_on(parsed.placement))
+    for model in models:
+        model.module.to(parsed.placement.judge)
     bench = Workbench(parsed, images, models, leashed=True)
     _require_planned(parsed, packed.structures, bench.identities(), packed.absent)
     _bench = bench

@@ -95,7 +95,8 @@ class FixedStepSolver:
             points: ignored; a fixed-step solution is given at its own grid.
         """
         del points
-        times = torch.linspace(0.0, self.horizon, self.steps + 1, dtype=state.dtype)
+        grid = torch.linspace(0.0, self.horizon, self.steps + 1, dtype=state.dtype, device="cpu")
+        times = grid.to(state.device)  # the same grid on every device
         states = _odeint(self.gradient, field, state, features, times, method=self.method)
         return Solution(times, states, METHODS[self.method].evaluations * self.steps)
 
@@ -149,7 +150,8 @@ class AdaptiveSolver:
             features: what the field is conditioned on, first axis n.
             points: number of equally spaced times to give states at; 2 by default.
         """
-        times = torch.linspace(0.0, self.horizon, points or 2, dtype=state.dtype)
+        grid = torch.linspace(0.0, self.horizon, points or 2, dtype=state.dtype, device="cpu")
+        times = grid.to(state.device)
         if len(state) == 0:  # the size of whose first step would be a mean over nothing
             return Solution(times, state.expand(len(times), *state.shape), 0)
         groups = [slice(None)] if self.coupled else [slice(i, i + 1) for i in range(len(state))]

@@ -43,7 +43,7 @@ def perturb(
     training = model.training
     model.eval()
     try:
-        start = 2 * torch.rand(images.shape, generator=generator) - 1
+        start = (2 * torch.rand(images.shape, generator=generator) - 1).to(images.device)
         radii = images.new_full((len(images),), eps)
         delta = norm.clip(eps * start, radii)
         for _ in range(steps):

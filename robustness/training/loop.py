@@ -25,11 +25,13 @@ from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError, one_line
 from robustness.files import read_file, replace_file
 from robustness.inputs import file_to_write, folder_to_write
+from robustness.inputs import placement as placed
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import ContinuousNet
 from robustness.nets.encoders import constrain, release
 from robustness.nets.fields import LyaNetField, TargetSeekingField, lyapunov_rate
 from robustness.nets.simplex import SimplexField
+from robustness.numerics.devices import CPU, arithmetic_on, beside, device_of, hardware
 from robustness.recipe import (
     WEIGHTS_FILE,
     AdversarialConfig,
@@ -77,7 +79,11 @@ class _State:
 
 
 def train(
-    folder: Path, resume: bool = False, data_dir: Path | None = None, quiet: bool = False
+    folder: Path,
+    resume: bool = False,
+    data_dir: Path | None = None,
+    quiet: bool = False,
+    device: str | None = None,
 ) -> MeasuredConfig:
     """Train the recipe in `folder`; write its weights and their SHA-256.
 
@@ -89,6 +95,8 @@ def train(
         resume: go on from the last epoch of an interrupted run, where there is one.
         data_dir: folder with the official image files; None downloads them.
         quiet: no progress bar.
+        device: `cpu`, `cuda`, `cuda:N` or `mps`. Random draws are the same on all of them, sums
+            are not, and so the weights differ.
 
     Returns:
         What was measured, as written to the recipe.
@@ -96,7 +104,7 @@ def train(
     Raises:
         UsageError: the recipe does not fit its data or its loss, or a checkpoint is broken.
     """
-    recipe = read_recipe(folder)
+    recipe, placement = read_recipe(folder), placed(device, None)
     threads_of_training = recipe.trained_by.threads
     _require_own(folder, recipe)
     require_source(recipe.data.name, data_dir)
@@ -110,7 +118,8 @@ def train(
     torch.set_num_threads(threads_of_training)
     torch.set_flush_denormal(True)
     try:
-        return _train(folder, recipe, images, resume, quiet)
+        with arithmetic_on(placement):
+            return _train(folder, recipe, images, resume, quiet, placement.device)
     except torch.linalg.LinAlgError as error:
         raise UsageError(
             f"{folder}: expected a finite loss, got weights that are not ({error}); "
@@ -141,12 +150,12 @@ def _require_own(folder: Path, recipe: Recipe) -> None:
 
 
 def _train(
-    folder: Path, recipe: Recipe, images: ImageSet, resume: bool, quiet: bool
+    folder: Path, recipe: Recipe, images: ImageSet, resume: bool, quiet: bool, device: str
 ) -> MeasuredConfig:
     config = recipe.trained_by
     fit, held_out = _split(images, config)
     steps_per_epoch = math.ceil(len(fit) / config.batch_size)
-    state = _fresh_state(recipe, steps_per_epoch)
+    state = _fresh_state(recipe, steps_per_epoch, device=device)
     loss = _loss(config, recipe.data.classes, state.model)
     checkpoint = _checkpoint(folder, recipe)
     if resume and checkpoint.is_file():
@@ -198,17 +207,21 @@ def _split(images: ImageSet, config: TrainingConfig) -> tuple[ImageSet, ImageSet
 
 
 def _fresh_state(
-    recipe: Recipe, steps_per_epoch: int, start: dict[str, Tensor] | None = None
+    recipe: Recipe,
+    steps_per_epoch: int,
+    start: dict[str, Tensor] | None = None,
+    device: str = CPU,
 ) -> _State:
     """Model, optimiser and schedule at the first step of a cycle, from plain weights if given."""
     config = recipe.trained_by
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         # A model that predicts in float64 is trained, and its weights are kept, in float32.
         model = recipe.build(copies=_COPIES).float()
         if start is not None:
             model.load_state_dict(start)
         constrain(model)
+        model.to(device)
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     optimiser: torch.optim.Optimizer
     if config.optimiser == "sgd":
@@ -235,10 +248,11 @@ def _fresh_state(
 
 def _restart(state: _State, recipe: Recipe, steps_per_epoch: int) -> None:
     """Begin the next cycle from the best weights, as they would be deployed."""
-    plain = _fresh_state(recipe, steps_per_epoch).model
+    device = str(device_of(state.model))
+    plain = _fresh_state(recipe, steps_per_epoch, device=device).model
     plain.load_state_dict(state.best)
     release(plain)
-    fresh = _fresh_state(recipe, steps_per_epoch, plain.state_dict())
+    fresh = _fresh_state(recipe, steps_per_epoch, plain.state_dict(), device)
     state.model.load_state_dict(fresh.model.state_dict())
     state.optimiser.load_state_dict(fresh.optimiser.state_dict())
     state.schedule.load_state_dict(fresh.schedule.state_dict())
@@ -278,7 +292,7 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
             model,
             x,
             y,
-            losses.sample_simplex(choice.states, classes, generator),
+            losses.sample_simplex(choice.states, classes, generator).to(x.device),
             choice.rate,
             choice.leak,
         )
@@ -302,7 +316,7 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
             model,
             x,
             y,
-            losses.sample_states(choice.states, classes, generator, choice.extent),
+            losses.sample_states(choice.states, classes, generator, choice.extent).to(x.device),
             losses.dropout(choice.dropout, generator) if choice.dropout else None,
         )
     if not isinstance(model.field, TargetSeekingField):
@@ -333,8 +347,10 @@ def _train_epoch(state: _State, config: TrainingConfig, fit: ImageSet, loss: Los
     for index, batch in enumerate(batches):
         progress = (done + index / len(batches)) / config.epochs
         pixels = augment(fit.images[batch], config.augmentation, generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-            value = loss(pixels, fit.labels[batch], generator, progress)
+        pixels, labels = beside(state.model, pixels, fit.labels[batch])
+        lowered = config.precision == "bfloat16"
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=lowered):
+            value = loss(pixels, labels, generator, progress)
         state.optimiser.zero_grad()
         value.backward()
         state.optimiser.step()
@@ -372,6 +388,7 @@ def _validate(state: _State, config: TrainingConfig, held_out: ImageSet) -> tupl
     for start in range(0, len(held_out), _VALIDATION_BATCH):
         images = held_out.images[start : start + _VALIDATION_BATCH]
         labels = held_out.labels[start : start + _VALIDATION_BATCH]
+        images, labels = beside(state.model, images, labels)
         logits: Float[Tensor, "n k"] = state.model(images)
         correct += float((logits.argmax(dim=1) == labels).sum())
         if judge is None:
@@ -429,7 +446,7 @@ def _save(state: _State, checkpoint: Path) -> None:
         "seconds": state.seconds,
     }
     content = safetensors.torch.save(
-        {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
         metadata={"state": json.dumps(scalars)},
     )
     checkpoint.parent.mkdir(exist_ok=True)
@@ -455,7 +472,10 @@ def _apply(state: _State, scalars: dict[str, Any], tensors: dict[str, Tensor]) -
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     state.model.load_state_dict(under("model/"))
-    state.average, state.best = under("average/"), under("best/")
+    device = device_of(state.model)
+    state.average, state.best = (
+        {k: v.to(device) for k, v in under(prefix).items()} for prefix in ("average/", "best/")
+    )
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in under("optimiser/").items():
         index, name = key.split("/")
@@ -473,6 +493,8 @@ def _publish(folder: Path, state: _State, held_out: ImageSet, storage: str) -> M
     model.load_state_dict(state.best)
     release(model)
     model.eval()
+    ran = hardware(str(device_of(model)))
+    model.to(CPU)  # what is published is measured where it is deployed by default
     weights = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
     if storage == "float16":
         weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
@@ -485,19 +507,20 @@ def _publish(folder: Path, state: _State, held_out: ImageSet, storage: str) -> M
         epoch=state.best_epoch,
         seconds=round(state.seconds, 1),
         torch=torch.__version__,
+        device=ran,
     )
     replace_file(folder / WEIGHTS_FILE, content)
     record_training(folder, hashlib.sha256(content).hexdigest(), measured)
     return measured
 
 
-def epoch_runner(recipe: Recipe, images: ImageSet) -> Callable[[], float]:
+def epoch_runner(recipe: Recipe, images: ImageSet, device: str = CPU) -> Callable[[], float]:
     """One epoch of a fresh training over `images` per call, for measuring what it costs.
 
     A call does all that an epoch of `train` does but validation and checkpoint, and returns the
     mean loss. The schedule is as long as if an epoch had a step per image.
     """
-    state = _fresh_state(recipe, len(images))
+    state = _fresh_state(recipe, len(images), device=device)
     loss = _loss(recipe.trained_by, recipe.data.classes, state.model)
     return lambda: _train_epoch(state, recipe.trained_by, images, loss)
 

@@ -121,7 +121,8 @@ def dropout(share: float, generator: torch.Generator) -> Callable[[Tensor], Tens
     """
 
     def drop(units: Tensor) -> Tensor:
-        kept = torch.empty_like(units).bernoulli_(1 - share, generator=generator)
+        kept = torch.empty_like(units, device="cpu").bernoulli_(1 - share, generator=generator)
+        kept = kept.to(units.device)
         return units * kept / (1 - share)
 
     return drop

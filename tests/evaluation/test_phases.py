@@ -67,10 +67,10 @@ def test_the_worst_case_leaves_out_exactly_what_is_certified(
 ) -> None:
     attacked, real = [], worst.worst_case
 
-    def note(model, images, labels, threat, stages, certified=None, seed=0):
+    def note(model, images, labels, threat, stages, certified=None, seed=0, climbed=None):
         if certified is not None:
             attacked.append(int((certified <= threat.eps).sum()))
-        return real(model, images, labels, threat, stages, certified, seed)
+        return real(model, images, labels, threat, stages, certified, seed, climbed)
 
     monkeypatch.setattr(worst, "worst_case", note)
     entry = run(tmp_path).models[0]

@@ -83,12 +83,14 @@ def silent_successes(
             f"{attack.name}: expected batches of {len(images)} images on its way, got none"
         )
     verdicts = judge(model, images, labels, returned, threat)
-    silent = torch.tensor([verdict.status is Status.ROBUST for verdict in verdicts])
+    stands = [verdict.status is Status.ROBUST for verdict in verdicts]
+    silent = torch.tensor(stands, device=images.device)
     kept = torch.nonzero(silent).squeeze(1)
     if len(kept):
         iterates = torch.stack(watched.seen)[:, kept]
         met = judge(model, images[kept], labels[kept], iterates, threat)
-        silent[kept] = torch.tensor([verdict.status is Status.ADVERSARIAL for verdict in met])
+        fooled = [verdict.status is Status.ADVERSARIAL for verdict in met]
+        silent[kept] = torch.tensor(fooled, device=images.device)
     return silent
 
 
@@ -135,8 +137,8 @@ def unfinished(losses: Float[Tensor, "r s"]) -> Bool[Tensor, " r"]:
             rise and not part of the range.
     """
     finite = losses.isfinite()
-    best = torch.where(finite, losses, -torch.inf).double().cummax(dim=1).values
-    least = torch.where(finite, losses, torch.inf).double().amin(dim=1)
+    best = torch.where(finite, losses, -torch.inf).cpu().double().cummax(dim=1).values
+    least = torch.where(finite, losses, torch.inf).cpu().double().amin(dim=1)
     top, before = best[:, -1], best[:, max(0, losses.shape[1] - 1 - _LAST)]
     return (top > least) & (top - before >= _RISE * (top - least))
 

@@ -32,6 +32,7 @@ from robustness.attacks.lanes import scores
 from robustness.errors import in_words, is_exhausted
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import StagedODE
+from robustness.numerics.devices import beside
 from robustness.threat import ThreatModel
 
 
@@ -56,6 +57,7 @@ def audit(
         seed: decides every random draw.
         sources: other models by name, whose adversarial images are tried on this one.
     """
+    images, labels = beside(model, images, labels)
     flags = _audit_model(model, images, labels)
     return flags + _audit_gradients(model, images, labels, threat, seed, sources)
 

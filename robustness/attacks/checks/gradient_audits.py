@@ -111,7 +111,7 @@ def gradient_health(
     steepest = gradients.flatten(1).nan_to_num(0, 0, 0).abs().amax(dim=1)
     zero = finite & (steepest < _VANISHED)
     exploded = finite & (steepest > _EXPLODED)
-    share = float((~finite | zero | exploded).double().mean())
+    share = float((~finite | zero | exploded).cpu().double().mean())
     detail = (
         f"of {len(images)} gradients {int(zero.sum())} are zero, {int((~finite).sum())} not "
         f"finite, {int(exploded.sum())} exploded; median slope {float(steepest.median()):.1e}"
@@ -231,7 +231,7 @@ def _margin_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor
     _, _, gradients = scores_and_gradients(
         model, images, lambda z, part: margin(z, labels[part], labels[part])
     )
-    return gradients.double().flatten(1)
+    return gradients.cpu().double().flatten(1)
 
 
 def _agreement(gradient: Tensor, reference: Tensor) -> Agreement:

@@ -26,7 +26,7 @@ def batch_invariance(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Flag
     """
     points = torch.cat([images, _beside_boundaries(model, images)])
     alone, _ = predict_alone(model, points)
-    reverse = torch.arange(len(points)).flip(0)
+    reverse = torch.arange(len(points), device=points.device).flip(0)
     halves = points.tensor_split([max(1, len(points) // 2)])
     company = [
         model(points).argmax(dim=1),
@@ -46,10 +46,11 @@ def batch_invariance(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Flag
 def _beside_boundaries(model: nn.Module, images: Tensor) -> Tensor:
     """Both sides of where the prediction, alone, changes on the way from image to image."""
     classes, _ = predict_alone(model, images)
-    following = torch.arange(len(images)).roll(-1)
+    following = torch.arange(len(images), device=images.device).roll(-1)
     pairs = torch.nonzero(classes != classes[following]).squeeze(1)[:_PAIRS]
     start, way = images[pairs], images[following[pairs]] - images[pairs]
-    low, high = torch.zeros(len(pairs)), torch.ones(len(pairs))
+    low = torch.zeros(len(pairs), device=images.device)
+    high = torch.ones_like(low)
     while len(pairs) and float((high - low).max()) > _BESIDE:
         middle = (low + high) / 2
         reached, _ = predict_alone(model, start + middle.view(-1, 1, 1, 1) * way)
@@ -64,9 +65,9 @@ def randomness(model: nn.Module, images: Float[Tensor, "n c h w"], calls: int = 
 
     Raised if logits differ by more than rounding, relative to the largest.
     """
-    first = model(images).double()
+    first = model(images).cpu().double()
     scale = float(first.nan_to_num(0, 0, 0).abs().max().clamp_min(1e-30))
-    others = torch.stack([model(images).double() for _ in range(calls - 1)])
+    others = torch.stack([model(images).cpu().double() for _ in range(calls - 1)])
     spread = float((others - first).nan_to_num(0, 0, 0).abs().max()) / scale
     flips = int((others.argmax(dim=2) != first.argmax(dim=1)).any(dim=0).sum())
     detail = (
@@ -91,7 +92,7 @@ def logits_check(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Flag:
 
     Raised if the entries of every sample sum to 1 and none is negative, or their exponentials do.
     """
-    outputs = model(images).double()
+    outputs = model(images).cpu().double()
     scores = outputs[outputs.isfinite().all(dim=1)]
     if not len(scores):
         return Flag("logits", False, 0.0, 1.0, "no finite logits to look at")

@@ -70,6 +70,7 @@ class AutoAttack(_OfAutoAttack):
             eps=threat.eps,
             seed=problem.seed,
             version="standard",
+            device=str(images.device),
         )
         ensemble.apgd_targeted.n_target_classes = min(9, classes - 1)
         ensemble.fab.n_target_classes = min(9, classes - 1)
@@ -123,7 +124,7 @@ class APGD(_OfAutoAttack):
             eps=problem.threat.eps,
             seed=problem.seed,
             loss=self.loss,
-            device="cpu",
+            device=str(problem.images.device),
             logger=logging.getLogger("auto-attack"),
         )
         found: Tensor = attack.perturb(problem.images, problem.labels)
@@ -162,7 +163,7 @@ class FAB(_OfAutoAttack):
             eps=problem.threat.eps,
             seed=problem.seed,
             targeted=True,
-            device="cpu",
+            device=str(problem.images.device),
             n_target_classes=min(self.targets, problem.model(problem.images[:1]).shape[1] - 1),
         )
         found: Tensor = attack.perturb(problem.images, problem.labels)
@@ -207,7 +208,7 @@ class Square(_OfAutoAttack):
                 eps=problem.threat.eps,
                 seed=problem.seed,
                 resc_schedule=True,
-                device="cpu",
+                device=str(problem.images.device),
             )
             found: Tensor = attack.perturb(problem.images, problem.labels)
             return found.unsqueeze(0)

@@ -22,6 +22,7 @@ from robustness.evaluation.plan import Job
 from robustness.evaluation.records import NOT_FINITE, SampleRecord
 from robustness.evaluation.suite import Samples, Suite
 from robustness.evaluation.worst_case import WorstCase
+from robustness.numerics.devices import beside
 from robustness.registry import release_of
 from robustness.results.leaderboard import AttackRow, Proportion
 from robustness.threat import Norm, ThreatModel
@@ -51,6 +52,7 @@ class PlainAttack(Kind[Row]):
     row = Row
     seeded = True
     attacks = True
+    climbs = True
 
     def plan(self, asked: Asked) -> Iterator[Job]:
         """See `Kind.plan`."""
@@ -81,7 +83,8 @@ class PlainAttack(Kind[Row]):
         assert not isinstance(attack, WorstCase)
         model, images, labels = work.model, work.images, work.labels
         try:
-            candidates = attack.propose(model, images, labels, threat, work.unit.seed)
+            there, known = beside(work.searched, images, labels)
+            candidates = attack.propose(work.searched, there, known, threat, work.unit.seed)
         except Exception as error:  # a third party's code on a user's model: any failure is data
             require_memory(error)
             return self.failed(work, said(error))

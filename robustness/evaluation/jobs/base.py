@@ -82,11 +82,12 @@ class Work:
         job: what is done.
         unit: to which images, under which seed.
         suite: that the job is of.
-        model: the deployed model.
-        images: the unit's pixels, shape (n, c, h, w).
+        model: the deployed model, on the device where it is judged.
+        images: the unit's pixels on the CPU, shape (n, c, h, w).
         labels: their classes, shape (n,).
         certificates: of the model by name; the same objects for all units, whose work they share.
-        sources: the suite's other models by name.
+        sources: the suite's other models by name, on the device that is searched on.
+        climbed: the model there, where that is another device; see `searched`.
     """
 
     job: Job
@@ -97,6 +98,12 @@ class Work:
     labels: Int[Tensor, " n"]
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
+    climbed: nn.Module | None = None
+
+    @property
+    def searched(self) -> nn.Module:
+        """The model on the device that is searched on."""
+        return self.model if self.climbed is None else self.climbed
 
     @property
     def norm(self) -> Norm:
@@ -148,6 +155,8 @@ class Kind(ABC, Generic[R]):
         local: of a late one, whether each unit starts from the radii of its own images alone, and
             which images it has does not depend on any.
         attacks: whether each of its threats has a bracket in the leaderboard.
+        climbs: whether it searches on the run's device, with `Work.searched`; the others are of the
+            judged program alone.
         shared: whether its units share work with those of other such kinds on the same images.
         alone: whether each of its units is a task of its own, being few and dear.
     """
@@ -159,6 +168,7 @@ class Kind(ABC, Generic[R]):
     late: ClassVar[bool] = False
     local: ClassVar[bool] = False
     attacks: ClassVar[bool] = False
+    climbs: ClassVar[bool] = False
     shared: ClassVar[bool] = False
     alone: ClassVar[bool] = False
 
@@ -227,6 +237,7 @@ class Kind(ABC, Generic[R]):
             count,
             seeded=self.seeded,
             late=self.late,
+            climbs=self.climbs,
             **fields,
         )
 

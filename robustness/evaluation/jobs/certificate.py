@@ -17,6 +17,7 @@ from robustness.certificates import (
 from robustness.certificates import (
     Kind as Claim,
 )
+from robustness.certificates.base import BaseCertificate
 from robustness.evaluation.jobs.base import (
     Asked,
     Findings,
@@ -30,6 +31,7 @@ from robustness.evaluation.jobs.base import (
 from robustness.evaluation.jobs.rows import SampleRow
 from robustness.evaluation.plan import Job
 from robustness.evaluation.records import SampleRecord
+from robustness.numerics.devices import beside
 from robustness.results.leaderboard import CertificateRow, Proportion
 from robustness.threat import Norm
 
@@ -79,7 +81,10 @@ class Certifying(Kind[Row]):
         """See `Kind.run`."""
         certificate = work.certificates[work.job.name]
         try:
-            radii = certificate.certify(work.model, work.images, work.labels, work.norm)
+            images, labels = work.images, work.labels
+            if not isinstance(certificate, BaseCertificate):  # which sees to devices itself
+                images, labels = beside(work.model, images, labels)
+            radii = certificate.certify(work.model, images, labels, work.norm)
         except Exception as error:  # a user's model may do anything; nothing is proved of it then
             require_memory(error)
             return self.failed(work, said(error))

@@ -17,6 +17,7 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.continuous import StagedODE
 from robustness.nets.flow import course
 from robustness.nets.solvers import FixedStepSolver
+from robustness.numerics.devices import beside
 from robustness.programs.trust import predicts_each_by_itself
 from robustness.threat import Norm
 
@@ -104,7 +105,7 @@ def predicted(
     """
     if not trusted:
         return predict_alone(model, images)
-    logits = deployed_logits(model, images)
+    logits = deployed_logits(model, *beside(model, images)).cpu()
     predictions, sane = logits.argmax(dim=1), logits.isfinite().all(dim=1)
     again = torch.nonzero(~sane | (predictions != labels)).squeeze(1)
     predictions[again], sane[again] = predict_alone(model, images[again])
@@ -117,4 +118,4 @@ def _evaluations(model: nn.Module, images: Tensor) -> int | None:
         return None
     # Steps of a fixed size are as many for one image as for all.
     some = images[:1] if isinstance(model.solver, FixedStepSolver) else images
-    return course(model, some).nfe
+    return course(model, *beside(model, some)).nfe

@@ -12,6 +12,7 @@ from robustness.evaluation.jobs.base import Asked, Findings, Kind, Work, registe
 from robustness.evaluation.jobs.rows import SampleRow
 from robustness.evaluation.plan import Job
 from robustness.nets.classifiers import NeuralODEClassifier, potential
+from robustness.numerics.devices import beside
 from robustness.results.leaderboard import Decay as Summary
 
 # Times at which V(t) is recorded for solvers that have no grid of their own.
@@ -55,10 +56,11 @@ class Decay(Kind[Row]):
         """See `Kind.run`."""
         model = work.model
         assert isinstance(model, NeuralODEClassifier)
-        solution = model.solve(model.features(work.images), points=_POINTS)
+        solution = model.solve(model.features(*beside(model, work.images)), points=_POINTS)
+        states = solution.states.cpu()
         rows: list[Row] = []
         for step, time in enumerate((solution.times / model.solver.horizon).tolist()):
-            state = solution.states[step]
+            state = states[step]
             values = potential(state, work.labels).tolist()
             right = (state.argmax(dim=1) == work.labels).tolist()
             rows += [

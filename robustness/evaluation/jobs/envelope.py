@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from robustness.certificates.base import program_of, refusal_elsewhere
 from robustness.certificates.decay import Envelope, envelope
 from robustness.evaluation.jobs.base import (
     Asked,
@@ -69,6 +70,7 @@ class Enveloping(Kind[Row]):
             return
         fixed = isinstance(asked.module.solver, FixedStepSolver)
         refusal = None if fixed else "the solver chooses its steps by the image"
+        refusal = refusal or refusal_elsewhere(asked.module)
         for group in wanted.threats or asked.suite.threats:
             for eps in group.eps:
                 yield self.job(asked, wanted.samples, norm=group.norm, eps=eps, refusal=refusal)
@@ -76,7 +78,7 @@ class Enveloping(Kind[Row]):
     @torch.no_grad()
     def run(self, work: Work) -> list[Row]:
         """See `Kind.run`."""
-        model, count = work.model, min(work.job.samples, len(work.images))
+        model, count = program_of(work.model), min(work.job.samples, len(work.images))
         assert isinstance(model, NeuralODEClassifier)
         images, labels = work.images[:count], work.labels[:count]
         radii = torch.full((count,), work.job.threat.eps, dtype=torch.float64)

@@ -45,6 +45,7 @@ class Flags(Kind[Row]):
     version = 1
     row = Row
     seeded = True
+    climbs = True
 
     def plan(self, asked: Asked) -> Iterator[Job]:
         """See `Kind.plan`."""
@@ -75,7 +76,7 @@ class Flags(Kind[Row]):
         """See `Kind.run`."""
         try:
             flags = check(
-                work.model,
+                work.searched,
                 work.images,
                 work.labels,
                 work.job.threat,

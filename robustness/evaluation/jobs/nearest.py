@@ -72,6 +72,7 @@ class Nearest(Kind[Row]):
     version = 2
     row = Row
     seeded = True
+    climbs = True
 
     def plan(self, asked: Asked) -> Iterator[Job]:
         """See `Kind.plan`."""
@@ -96,7 +97,8 @@ class Nearest(Kind[Row]):
                 work.labels,
                 work.norm,
                 work.unit.seed,
-                view=climbed_view(work.model),
+                view=climbed_view(work.searched),
+                climbed=work.searched,
             )
         except Exception as error:  # a user's model may do anything
             require_memory(error)

@@ -57,6 +57,7 @@ class WorstCaseAttack(Kind[Row]):
     late = True
     local = True
     attacks = True
+    climbs = True
 
     def plan(self, asked: Asked) -> Iterator[Job]:
         """See `Kind.plan`."""
@@ -95,10 +96,17 @@ class WorstCaseAttack(Kind[Row]):
         """See `Kind.run`."""
         attack, threat = attack_of(work.suite, work.job), work.job.threat
         assert isinstance(attack, WorstCase)
-        stages = attack.stages(work.model, threat, work.sources)
+        stages = attack.stages(work.searched, threat, work.sources)
         radii = torch.tensor(work.unit.radii, dtype=torch.float64)
         outcomes = worst_case(
-            work.model, work.images, work.labels, threat, stages, radii, work.unit.seed
+            work.model,
+            work.images,
+            work.labels,
+            threat,
+            stages,
+            radii,
+            work.unit.seed,
+            work.searched,
         )
         return [_row(i, outcome) for i, outcome in zip(work.unit.indices, outcomes, strict=True)]
 
