@@ -134,7 +134,19 @@ def test_the_cascade_finds_there_what_it_finds_here(
         views = {stage.view.name: stage.view for stage in stages}
         short = [
             Stage(Ascent("targeted", 2, targets=2, lane=4), views["smooth-backward"]),
-            Stage(IteratedAscent((views["one-step"],), 1, 1, 0.0, 2, 2, 4), views["deployed"]),
+            Stage(
+                IteratedAscent(
+                    (views["one-step"],),
+                    rounds=1,
+                    annealed=1,
+                    lives=1,
+                    hope=-9.0,
+                    starts=2,
+                    steps=2,
+                    lane=4,
+                ),
+                views["deployed"],
+            ),
             Stage(RoundingSearch(3, 2, 1, 4), views["deployed"]),
         ]
         assert {type(s.attack) for s in short} >= {Ascent, IteratedAscent, RoundingSearch}
@@ -149,6 +161,7 @@ def test_the_cascade_finds_there_what_it_finds_here(
         assert found(model, there(model)) == here  # proposed there, judged here
 
 
+@pytest.mark.slow
 def test_nearest_images_and_checks_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, labels = of_digits("resnet"), TEST.images[:4], TEST.labels[:4]
     here = nearest_adversarial(model, images[:1], labels[:1], Norm.L2)
@@ -267,6 +280,7 @@ def _rows(folder: Path) -> dict[str, str]:
         return {job.kind: plan.key(job, shards[job.kind]) for job in plan.jobs}
 
 
+@pytest.mark.slow
 def test_a_suite_gives_there_what_it_gives_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
