@@ -40,6 +40,7 @@ from robustness.evaluation.executors.here import NAME as HERE
 from robustness.evaluation.executors.processes import Limits, call_alone
 from robustness.evaluation.kept import InMemory
 from robustness.evaluation.merging import merge_stores
+from robustness.evaluation.progress import event_file
 from robustness.evaluation.reader import Reader
 from robustness.evaluation.records import NOT_FINITE, SampleRecord, failures
 from robustness.evaluation.runner import Crew, run_plan
@@ -110,6 +111,7 @@ def evaluate(
     shard: tuple[int, int] | None = None,
     device: str | None = None,
     judge: str | None = None,
+    log_json: Path | None = None,
 ) -> Leaderboard | Any:
     """Evaluate a suite: attack and certify every model, store every sample, write the reports.
 
@@ -127,7 +129,7 @@ def evaluate(
         seed: another seed than the suite's.
         batch_size: images per task handed to a worker; changes no result.
         data_dir: folder with the official image files; by default they are downloaded.
-        quiet: no progress bar.
+        quiet: tell nothing of progress on standard error: no bar, no lines.
         unit_timeout: seconds that one unit of work may take, by default an hour, or fifty times the
             slowest unit so far if that is longer; and that a model may take to be loaded, by
             default ten minutes. Kept by worker processes.
@@ -144,6 +146,7 @@ def evaluate(
             otherwise: `cpu`, `cuda`, `cuda:N` or `mps`. Part of the key of results, as `judge` is.
         judge: where the deployed program predicts: what is judged and certified is the program that
             runs there.
+        log_json: file to continue with one JSON event per unit of work, see docs/scale.md.
 
     Returns:
         The leaderboard, which is also written to `out`; None of a share. Its
@@ -175,7 +178,7 @@ def evaluate(
     placement = inputs.placement(device, judge)
     limits = Limits.of(unit_timeout, memory_limit, in_process)
     workers = _processes(workers, in_process, executor, placement, memory_limit)
-    batch_size = inputs.count("a batch size", batch_size)
+    batch_size, log_json = inputs.count("a batch size", batch_size), event_file(log_json)
     if shard is not None:
         inputs.require_share(shard)
     folder = inputs.folder_to_write(out or report_folder(parsed.name, shard))
@@ -188,7 +191,7 @@ def evaluate(
             started = time.perf_counter()
             versions = environment(placement)
             run = store.begin_run(crew.plan, versions)
-            run_plan(crew, store, batch_size, quiet)
+            run_plan(crew, store, batch_size, quiet, log_json)
             wall = time.perf_counter() - started
             store.end_run(run, wall)
             if shard is not None:
@@ -357,6 +360,7 @@ def attack(
     executor: object = None,
     device: str | None = None,
     judge: str | None = None,
+    log_json: Path | None = None,
 ) -> AttackRow:
     """Attack one model at one threat; nothing is stored.
 
@@ -373,7 +377,7 @@ def attack(
         data_dir: folder with the official image files.
         seed: of the order of the images and of every random draw.
         workers: processes, by default one per core.
-        quiet: no progress bar.
+        quiet: tell nothing of progress on standard error: no bar, no lines.
         unit_timeout: seconds that one unit of work may take, by default an hour, or fifty times the
             slowest unit so far if that is longer; and that a model may take to be loaded, by
             default ten minutes. Kept by worker processes.
@@ -387,6 +391,7 @@ def attack(
             otherwise: `cpu`, `cuda`, `cuda:N` or `mps`. Part of the key of results, as `judge` is.
         judge: where the deployed program predicts: what is judged and certified is the program that
             runs there.
+        log_json: file to continue with one JSON event per unit of work, see docs/scale.md.
 
     Returns:
         The attack's row: robust accuracy with its interval, errors, rejected proposals.
@@ -409,7 +414,7 @@ def attack(
         >>> attack(module, "Linf", 0.1, "fgsm", data=(images, labels)).subset
         8
     """
-    threat = ThreatModel.parse(norm, eps)
+    threat, log_json = ThreatModel.parse(norm, eps), event_file(log_json)
     in_process = in_process or executor == HERE
     placement = inputs.placement(device, judge)
     limits = Limits.of(unit_timeout, memory_limit, in_process)
@@ -428,7 +433,7 @@ def attack(
         refusals = [job.refusal for job in crew.plan.jobs if job.refusal is not None]
         if refusals:
             raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
-        run_plan(crew, kept, _DEFAULT_BATCH, quiet)
+        run_plan(crew, kept, _DEFAULT_BATCH, quiet, log_json)
         entry = summarise(crew.plan, kept, environment(placement)).models[0]
     _require_answers(model, entry.failures, entry.clean.total, kept.ended)
     return entry.attacks[0]
@@ -512,6 +517,7 @@ def certify(
     executor: object = None,
     device: str | None = None,
     judge: str | None = None,
+    log_json: Path | None = None,
 ) -> CertifiedSamples:
     """Certify one model, by default with all that apply, and keep the best radius per image.
 
@@ -527,7 +533,7 @@ def certify(
         workers: processes, by default one per core; changes no result.
         audit: how many of the certified images are attacked inside their radii, twice: drawn at
             random, and those with the largest radii.
-        quiet: no progress bar.
+        quiet: tell nothing of progress on standard error: no bar, no lines.
         unit_timeout: seconds that one unit of work may take, by default an hour, or fifty times the
             slowest unit so far if that is longer; and that a model may take to be loaded, by
             default ten minutes. Kept by worker processes.
@@ -541,6 +547,7 @@ def certify(
             otherwise: `cpu`, `cuda`, `cuda:N` or `mps`. Part of the key of results, as `judge` is.
         judge: where the deployed program predicts: what is judged and certified is the program that
             runs there.
+        log_json: file to continue with one JSON event per unit of work, see docs/scale.md.
 
     Returns:
         One row per image, in the order drawn with `seed`.
@@ -565,6 +572,7 @@ def certify(
     """
     parsed = Norm.parse(norm)
     count = inputs.count("a number of audited images", audit)
+    log_json = event_file(log_json)
     in_process = in_process or executor == HERE
     placement = inputs.placement(device, judge)
     limits = Limits.of(unit_timeout, memory_limit, in_process)
@@ -587,7 +595,7 @@ def certify(
                 f"expected a certificate for {model}, got {certificate}: {refusals[0]}; choose "
                 "another"
             )
-        run_plan(crew, kept, _DEFAULT_BATCH, quiet)
+        run_plan(crew, kept, _DEFAULT_BATCH, quiet, log_json)
         reader = Reader(Schedule(crew.plan, kept))
         records = reader.records(0)
         violations = confront(reader, [records]).violations

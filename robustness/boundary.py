@@ -36,11 +36,17 @@ from robustness.terminal import discard, remarks
 _AGAIN = "`evaluate` and `claims` continue with the same command, `train` with --resume"
 
 _log_folder: list[Path] = []
+_interruption: list[str] = []
 
 
 def log_beside(folder: Path) -> None:
     """Name the folder that the running command writes its report to."""
     _log_folder[:] = [folder]
+
+
+def say_of_interruption(words: str) -> None:
+    """Give the words for the interruption of the running command: what is kept, how to go on."""
+    _interruption[:] = [words]
 
 
 def run(command: Callable[[], object], debug: bool = False) -> int:
@@ -51,6 +57,7 @@ def run(command: Callable[[], object], debug: bool = False) -> int:
         debug: print the traceback of whatever was raised, too.
     """
     _log_folder.clear()
+    _interruption.clear()
     try:
         with _interrupted_by_signals():
             result = command()
@@ -105,7 +112,8 @@ def _said(error: BaseException) -> ExitCode:
         case OperationalError() as failure:
             return _say(ExitCode.OPERATIONAL, f"failed: {failure}", _log(error))
         case KeyboardInterrupt():
-            return _say(ExitCode.INTERRUPTED, f"interrupted; {_AGAIN}")
+            how = _interruption[0] if _interruption else _AGAIN
+            return _say(ExitCode.INTERRUPTED, f"interrupted; {how}")
         case SystemExit() if isinstance(error.__context__, BrokenPipeError):
             return ExitCode.DONE  # the reader of the help left
         case other:

@@ -15,13 +15,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from robustness import api, doors, inputs
-from robustness.boundary import log_beside
+from robustness.boundary import log_beside, say_of_interruption
 from robustness.boundary import run as run
 from robustness.certificates import Kind
 from robustness.claims.report import write_claims
 from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
-from robustness.errors import ExitCode, UsageError
+from robustness.errors import ExitCode, Interruption, UsageError
 from robustness.evaluation.suite import load_suite
 from robustness.files import require_own, write_file
 from robustness.recipe import Recipe
@@ -85,6 +85,14 @@ class _Group(TyperGroup):
             self._say_what_there_is()
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; keep the words of an interruption, which typer leaves out."""
+        try:
+            return super().invoke(ctx)
+        except Interruption as stop:
+            say_of_interruption(str(stop))
+            raise
+
     def _say_what_there_is(self) -> None:
         for name, command in self.commands.items():
             for option in command.params:
@@ -147,6 +155,13 @@ ExecutorName = Annotated[
     str | None,
     typer.Option("--executor", help="What does the work; as --workers says by default."),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Tell nothing of progress.")]
+LogJson = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-json", metavar="FILE", help="Continue FILE with a line of JSON per unit of work."
+    ),
+]
 PageFile = Annotated[
     Path | None, typer.Option("--html", help="Write it as a page, too, with all that there is.")
 ]
@@ -205,6 +220,8 @@ def evaluate(
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
     executor: ExecutorName = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -231,11 +248,12 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         data_dir=data_dir,
-        quiet=False,
+        quiet=quiet,
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
         executor=executor,
+        log_json=log_json,
         shard=share,
         device=device,
         judge=judge,
@@ -317,6 +335,8 @@ def attack(
     executor: ExecutorName = None,
     device: Device = None,
     judge: Judge = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
 ) -> None:
     """Attack one model at one threat and print its robust accuracy."""
     row = api.attack(
@@ -330,13 +350,14 @@ def attack(
         seed=seed,
         workers=workers,
         data_dir=data_dir,
-        quiet=False,
+        quiet=quiet,
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
         executor=executor,
         device=device,
         judge=judge,
+        log_json=log_json,
     )
     table = Table(title=escape(f"{model} under {ThreatModel(row.norm, row.eps)}, {row.attack}"))
     for column in ("robust accuracy", "95% interval", "images", "errors", "rejected"):
@@ -409,6 +430,8 @@ def certify(
     executor: ExecutorName = None,
     device: Device = None,
     judge: Judge = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
 ) -> None:
     """Certify one model; print its certified accuracy, write a radius for every image."""
     if csv_file is not None:
@@ -423,13 +446,14 @@ def certify(
         workers=workers,
         audit=audit,
         data_dir=data_dir,
-        quiet=False,
+        quiet=quiet,
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
         executor=executor,
         device=device,
         judge=judge,
+        log_json=log_json,
     )
     if csv_file is not None:
         write_file(csv_file, _radii(rows).encode())

@@ -90,6 +90,10 @@ class OperationalError(RuntimeError):
         super().__init__(one_line(message))
 
 
+class Interruption(KeyboardInterrupt):
+    """A run was interrupted; says after what, what is kept, and how to go on."""
+
+
 class DiedError(OperationalError):
     """A process that ran a user's code ended, took too long or had no memory left; in words."""
 

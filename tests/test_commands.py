@@ -78,13 +78,13 @@ def wrong_shape():
 # What each command is given, of a model, of its data set where it must be said, and of the folder
 # that holds a copy of its recipe; and whether it can do with a module that has no recipe.
 COMMANDS: dict[str, tuple[str, bool]] = {
-    "evaluate": ("suite.toml --models {model} --workers 1 --out run", True),
+    "evaluate": ("suite.toml --models {model} --workers 1 --quiet --out run", True),
     "report": ("run --out again", True),
     "compare": ("run again", True),
     "check": ("run --baseline again", True),
     "update-baseline": ("run again", True),
-    "attack": ("{model} --eps 0.1 --attack fgsm --workers 1 --data few.npz", True),
-    "certify": ("{model} --workers 1 --audit 1 --data few.npz", True),
+    "attack": ("{model} --eps 0.1 --attack fgsm --workers 1 --quiet --data few.npz", True),
+    "certify": ("{model} --workers 1 --audit 1 --quiet --data few.npz", True),
     "inspect": ("{model} --data few.npz", True),
     "card": ("{folder}", False),
     "train": ("{folder}", False),

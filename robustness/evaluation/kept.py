@@ -1,6 +1,7 @@
 """Where the results of units are kept: what a run asks of it, and one that is memory alone."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from robustness.evaluation.jobs import Result
@@ -28,6 +29,19 @@ class Kept(Protocol):
         ...
 
 
+class Keeping(Kept, Protocol):
+    """Where a run puts its results, and what it is told of those of before."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file that they are in; None where they end with the process."""
+        ...
+
+    def costs(self) -> list[tuple[Job, str, int, float]]:
+        """Jobs, names of their models, how many of their units are here, and their seconds."""
+        ...
+
+
 class InMemory:
     """Results that nobody asks for after the command: those of `attack` and `certify`.
 
@@ -35,6 +49,8 @@ class InMemory:
         ended: whether any is of a model that ended its process, or took too long or too much
             memory.
     """
+
+    path: Path | None = None
 
     def __init__(self) -> None:
         self._results: dict[str, Result] = {}
@@ -58,3 +74,7 @@ class InMemory:
     def seconds(self, keys: Iterable[str]) -> float:
         """See `Kept.seconds`."""
         return sum(self._results[key].seconds for key in keys)
+
+    def costs(self) -> list[tuple[Job, str, int, float]]:
+        """See `Keeping.costs`: a command that keeps nothing begins with nothing."""
+        return []

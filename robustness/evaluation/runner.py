@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from robustness.certificates import Certificate
@@ -27,6 +26,7 @@ from robustness.data import ImageSet, load_images
 from robustness.errors import (
     DiedError,
     EndedError,
+    Interruption,
     OperationalError,
     UsageError,
     is_exhausted,
@@ -45,16 +45,17 @@ from robustness.evaluation.executors.processes import (
 )
 from robustness.evaluation.jobs import KINDS, Result, Work
 from robustness.evaluation.jobs.base import failed_unit, others, run_unit
-from robustness.evaluation.kept import Kept
+from robustness.evaluation.kept import Keeping
 from robustness.evaluation.plan import Job, Plan, Unit
 from robustness.evaluation.planning import make_plan
+from robustness.evaluation.progress import CostModel, Forecast, Watch
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.shares import Share
 from robustness.evaluation.suite import Suite
 from robustness.identity import Structure, answers, fingerprint
 from robustness.numerics.devices import ON_CPU, Placement, arithmetic_on
 from robustness.registry import load_plugin
-from robustness.terminal import progress_bar, remark
+from robustness.terminal import remark
 from robustness.zoo import (
     LoadedModel,
     PackedModel,
@@ -164,7 +165,9 @@ class Workbench:
         )
 
 
-def run_plan(crew: "Crew", kept: Kept, batch_size: int, quiet: bool) -> int:
+def run_plan(
+    crew: "Crew", kept: Keeping, batch_size: int, quiet: bool, log_json: Path | None = None
+) -> int:
     """Compute every unit of the crew's plan that `kept` lacks, in the plan's two phases.
 
     Of a plan's share, those that are in it and what they start from.
@@ -173,39 +176,60 @@ def run_plan(crew: "Crew", kept: Kept, batch_size: int, quiet: bool) -> int:
         crew: at work: it has planned.
         kept: where results are read and put.
         batch_size: images per task handed to a worker, in whole units; changes no result.
-        quiet: no progress bar.
+        quiet: tell nothing of progress.
+        log_json: file to continue with an event per unit.
 
     Returns:
         The number of units computed.
 
     Raises:
+        Interruption: Ctrl-C; it says what is kept.
         OperationalError: a worker died twice, or was too slow twice, at work on a zoo model.
     """
     plan = crew.plan
-    schedule, computed = Schedule(plan, kept), 0
+    schedule = Schedule(plan, kept)
     share = None if plan.share is None else Share(plan)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with progress_bar(columns, quiet) as progress:
-        for late, what in ((False, "shards"), (True, "shards and audited images")):
-            jobs = [job for job in plan.jobs if job.late is late]
-            missing = schedule.missing(jobs)
-            tasks = _tasks(missing if share is None else share.wanted(missing), batch_size)
-            if not tasks:
-                continue
-            total = sum(len(task.work) for task in tasks)
-            bar = progress.add_task(f"{plan.suite.name}: {what}", total=total)
-            for task, results in crew.run(tasks):
-                for (job, _), result in zip(task.work, results, strict=True):
-                    kept.add(result, job, plan.models[job.model].name)
-                progress.advance(bar, len(results))
-            computed += total
-    return computed
+    early, late = ([job for job in plan.jobs if job.late is late] for late in (False, True))
+
+    def missing(jobs: list[Job]) -> list[tuple[Job, Unit]]:
+        work = schedule.missing(jobs)
+        return work if share is None else share.wanted(work)
+
+    costs = CostModel()
+    for job, name, units, seconds in kept.costs():
+        costs.add(job, name, seconds, units)
+    forecast = Forecast(costs, 2, crew.workers)
+    work = missing(early)
+    # What starts from certified radii is not known before the last of them is.
+    expected = _expected(plan, late, share) if work else missing(late)
+    for phase, ahead in enumerate((work, expected)):
+        forecast.expect(phase, [(job, plan.models[job.model].name) for job, _ in ahead])
+    with Watch(plan, forecast, quiet, log_json) as watch:
+        try:
+            for phase in range(2):
+                work = missing(late) if phase else work
+                watch.begin(phase, work)
+                for task, results in crew.run(_tasks(work, batch_size)) if work else ():
+                    for (job, unit), result in zip(task.work, results, strict=True):
+                        kept.add(result, job, plan.models[job.model].name)
+                        watch.unit(job, unit, result.seconds)
+        except KeyboardInterrupt as stop:
+            raise Interruption(watch.interruption(kept.path)) from stop
+    return forecast.done()
+
+
+def _expected(plan: Plan, jobs: list[Job], share: Share | None) -> list[tuple[Job, Unit]]:
+    """Units of jobs that start from certified radii, in about the number that there will be.
+
+    As if every image had a radius, where that decides which images a unit has.
+    """
+    found = []
+    for job in jobs:
+        if job.refusal is None:
+            kind = KINDS[job.kind]
+            radii = {} if kind.local else dict.fromkeys(plan.order[: plan.samples], 1.0)
+            found += [(job, unit) for unit in kind.units(job, plan, radii)]
+    return found if share is None else [pair for pair in found if share.owns(*pair)]
 
 
 def _tasks(units: list[tuple[Job, Unit]], batch_size: int) -> list[Task]:

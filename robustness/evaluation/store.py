@@ -177,6 +177,18 @@ class Store:
         query = "SELECT seconds FROM shards WHERE key = ?"
         return float(sum(self._db.query(query, (key,))[0][0] for key in keys))
 
+    def costs(self) -> list[tuple[Job, str, int, float]]:
+        """What units took that are stored: job, name of its model, how many, seconds.
+
+        Of jobs that this version knows, of whatever runs.
+        """
+        query = "SELECT kind, code, job, model, count(*), sum(seconds) FROM shards GROUP BY 1,2,3,4"
+        return [
+            (Job.of(json.loads(job)), model, units, seconds)
+            for kind, code, job, model, units, seconds in self._db.query(query)
+            if kind in KINDS and KINDS[kind].version == code
+        ]
+
     def begin_run(self, plan: Plan, environment: dict[str, str]) -> int:
         """Note that a run was started; its report can be rendered again from this note."""
         note = (plan.to_json(), json.dumps(environment), time.time(), None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -100,6 +101,7 @@ def test_another_seed_gives_other_rows(
 def started(suite_file: Path, out: Path) -> tuple[list[str], subprocess.Popen[str]]:
     """The command of a run, and one of its processes, which has stored something."""
     command = [sys.executable, "-m", "robustness", "evaluate", str(suite_file), "--out", str(out)]
+    command += ["--quiet"]
     process = subprocess.Popen(
         [*command, "--workers", "2", "--batch-size", "1"],
         stdout=subprocess.DEVNULL,
@@ -157,9 +159,10 @@ def test_a_run_whose_terminal_is_closed_leaves_no_process_and_says_one_line(
     # The tracker of resources, which warns of those that are left, has the same standard error.
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert said == (
-        "interrupted; `evaluate` and `claims` continue with the same command, "
-        "`train` with --resume\n"
+    assert re.fullmatch(
+        r"interrupted; \d+ of \d+ units were done; the same command goes on from these and all of "
+        rf"before, kept in {tmp_path}/closed/results\.sqlite\n",
+        said,
     )
     assert_all_end(children)
 

@@ -364,7 +364,7 @@ def test_a_full_disk_ends_with_one_line_and_exit_code_3_and_nothing_is_lost(
     suite.write_text(AS_TOML)
     for size in (20_000, 70_000):
         command = [sys.executable, "-c", EVALUATE, str(size), "evaluate", str(suite)]
-        command += ["--out", str(tmp_path / "out"), "--workers", "1"]
+        command += ["--out", str(tmp_path / "out"), "--workers", "1", "--quiet"]
         # What measures coverage would write to the full disk as well.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
         # Nor may Python leave halves of compiled files to the processes that come after.
