@@ -297,6 +297,14 @@ def render_index(folder: Path, out: Path) -> Path:
 
     Raises:
         UsageError: there are none, or the page cannot be written.
+
+    Example:
+        >>> from robustness.errors import UsageError
+        >>> try:
+        ...     render_index(Path("reports-of-nobody"), Path("out"))
+        ... except UsageError as error:
+        ...     print(str(error)[:40])
+        reports-of-nobody: expected the folder o
     """
     found = sorted(folder.glob(f"*/{LEADERBOARD_FILE}"))
     if not found:
@@ -308,7 +316,12 @@ def render_index(folder: Path, out: Path) -> Path:
 
 
 def is_of_reports(folder: Path) -> bool:
-    """Whether a folder holds no report itself, but folders of reports."""
+    """Whether a folder holds no report itself, but folders of reports.
+
+    Example:
+        >>> is_of_reports(Path("reports-of-nobody"))
+        False
+    """
     own = (folder / STORE_FILE, folder / LEADERBOARD_FILE)
     return not any(map(Path.exists, own)) and any(folder.glob(f"*/{LEADERBOARD_FILE}"))
 

@@ -265,7 +265,8 @@ def load_model(name: str) -> LoadedModel:
         return _load_factory(name)
     folder = find_entry(name)
     recipe = read_recipe(folder)
-    return _filled(name, folder, recipe, *_verified_bytes(folder, recipe))
+    module = _built(folder, recipe)
+    return _filled(name, module, recipe, *_verified_bytes(folder, recipe))
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,8 @@ def unpack_model(packed: PackedModel, folder: Path) -> LoadedModel:
             f"{packed.name}: expected the recipe's weights, got others of SHA-256 {found[:12]}…; "
             "they were changed on their way: run it again"
         )
-    return _filled(packed.name, folder, recipe, folder / WEIGHTS_FILE, packed.weights)
+    module = _built(folder, recipe)
+    return _filled(packed.name, module, recipe, folder / WEIGHTS_FILE, packed.weights)
 
 
 def _sources(top: str) -> dict[str, bytes]:
@@ -357,11 +359,16 @@ def _sources(top: str) -> dict[str, bytes]:
     }
 
 
-def _filled(name: str, folder: Path, recipe: Recipe, weights: Path, content: bytes) -> LoadedModel:
+def _built(folder: Path, recipe: Recipe) -> nn.Module:
     try:
-        module = recipe.build()
+        return recipe.build()
     except UsageError as error:
         raise UsageError(f"{folder / RECIPE_FILE}: {error}") from None
+
+
+def _filled(
+    name: str, module: nn.Module, recipe: Recipe, weights: Path, content: bytes
+) -> LoadedModel:
     try:
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:

@@ -166,8 +166,8 @@ def test_card_and_report_give_the_same_hashes_the_same_names() -> None:
             card = (zoo_folder() / entry.name / CARD_FILE).read_text(encoding="utf-8")
             assert f"| weights | SHA-256 `{facts.weights_sha256}` |" in card
             assert f"| digest of weights and architecture | `{entry.digest}`" in card
-            assert f"weights SHA-256 `{facts.weights_sha256[:12]}`" in page
-            assert f"digest of weights and architecture `{entry.digest[:12]}`" in page
+            assert f"weights, SHA-256 {facts.weights_sha256}." in page
+            assert f"digest of weights and architecture {entry.digest};" in page
 
 
 def test_every_loss_that_a_recipe_can_name_has_words() -> None:
