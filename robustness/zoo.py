@@ -265,8 +265,8 @@ def load_model(name: str) -> LoadedModel:
         return _load_factory(name)
     folder = find_entry(name)
     recipe = read_recipe(folder)
-    module = _built(folder, recipe)
-    return _filled(name, module, recipe, *_verified_bytes(folder, recipe))
+    built = _built(folder, recipe)
+    return _filled(name, built, recipe, *_verified_bytes(folder, recipe))
 
 
 @dataclass(frozen=True)
@@ -338,8 +338,8 @@ def unpack_model(packed: PackedModel, folder: Path) -> LoadedModel:
             f"{packed.name}: expected the recipe's weights, got others of SHA-256 {found[:12]}…; "
             "they were changed on their way: run it again"
         )
-    module = _built(folder, recipe)
-    return _filled(packed.name, module, recipe, folder / WEIGHTS_FILE, packed.weights)
+    built = _built(folder, recipe)
+    return _filled(packed.name, built, recipe, folder / WEIGHTS_FILE, packed.weights)
 
 
 def _sources(top: str) -> dict[str, bytes]:
