@@ -652,8 +652,8 @@ def require_versions(expected: Mapping[str, str]) -> None:
         # A checkout's commit is not known where the package was installed from a wheel.
         if here.get(name, version if name == "commit" else "none") != version:
             raise UsageError(
-                f"expected {name} {version[:40]} in a worker, as here, got "
-                f"{here.get(name, 'none')[:40]}; install the same versions on both"
+                f"expected {name} {version[:60]} in a worker, as here, got "
+                f"{here.get(name, 'none')[:60]}; install the same versions on both"
             )
 
 
