@@ -72,7 +72,8 @@ def test_the_style_of_torchdiffeqs_example(example) -> None:
     args = argparse.Namespace(channels=4, tol=1e-3, network="odenet")
     torch.save({"state_dict": net.state_dict(), "args": args}, module.CHECKPOINT)
     found = api.doctor("odenet_mnist:model", data="digits", in_process=True, samples=12)
-    assert [(f.check, f.serious) for f in found.findings] == [("adaptive tolerance", False)]
+    # How serious depends on how far it was trained.
+    assert [f.check for f in found.findings] == ["adaptive tolerance"]
     row = api.attack(
         "odenet_mnist:model", "Linf", 0.3, "fgsm", data="digits", samples=8, in_process=True
     )
