@@ -256,7 +256,8 @@ def ranking_table(leaderboard: Leaderboard, threat: Threat, smoothed: bool | Non
         )
     caption = (
         f"{words.threat_symbol(norm, eps)}: robust accuracy lies between certified, which is "
-        "proved, and attacked, which no attack of the run broke. Best proved first."
+        "proved, and attacked, which no attack of the run broke. Best proved first, "
+        "of equals the best attacked."
     )
     return Table(f"ranking-{threat_id(threat)}", caption, tuple(headings), tuple(rows), 1)
 
