@@ -1,10 +1,10 @@
 """Bounds of the program that predicts, whoever wrote it: any fixed-step model, solver included.
 
 The program is recorded (`programs.record`) and the margins of the label over every other class are
-bounded from below over the ball by lines through the whole program, its rounding included
-(`programs.network`); where that is not enough, the lines are chosen for the image
-(`programs.slopes`) and, where asked for, its ball is split (`programs.splitting`). The radius is
-the largest one that was itself verified.
+bounded from below over the ball by lines through the whole program or by its boxes, whichever say
+more, its rounding included (`programs.network`); where that is not enough, the lines are chosen for
+the image (`programs.slopes`) and, where asked for, its ball is split (`programs.splitting`). The
+radius is the largest one that was itself verified.
 """
 
 from dataclasses import dataclass

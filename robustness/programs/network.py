@@ -5,7 +5,8 @@ Let v_i be the value of node i as the program computes it: v_i = op_i(v_parents)
 induction. A linear function A_m v_m of the output is followed backwards: at each node i its row of
 coefficients A_i is replaced by rows of the parents (`Operation.lines`), and the unknown d_i costs
 exactly |A_i| rho_i. What is left is linear in the pixels, and its least value over the ball is
-known. The bound holds for the program that runs, in whatever order its sums are added.
+known. The bound holds for the program that runs, in whatever order its sums are added. So does the
+one that stops where it meets bent operations, at the ends of their boxes; the better one counts.
 
 The float64 arithmetic of the bound itself gets a room: every replacement at node i errs by at most
 some 2^-52 times the number of terms of |A_i| times the largest absolute values on either side,
@@ -29,7 +30,7 @@ from robustness.programs.boxes import Box
 from robustness.programs.forms import Form, advanced
 from robustness.programs.graph import Node, Program, Refusal
 from robustness.programs.operations import Operation, operation_of
-from robustness.programs.operations.base import LARGEST_WHOLE, Rows, unit_rows
+from robustness.programs.operations.base import LARGEST_WHOLE, Rows, least, unit_rows
 from robustness.programs.operations.elementwise import Rectifier
 from robustness.threat import Norm
 
@@ -376,7 +377,27 @@ class Bounds:
             if given is not None and given.operation.free
         }
 
-    def lower(
+    def lower(self, step: int, rows: Rows) -> Float[Tensor, "n r"]:
+        """Lower bounds of linear functions A v of one step's computed value over the balls.
+
+        The better of `by_lines` and `by_boxes`, row by row.
+
+        Args:
+            step: the step.
+            rows: the functions.
+        """
+        return torch.maximum(self.by_lines(step, rows), self.by_boxes(step, rows))
+
+    def by_boxes(self, step: int, rows: Rows) -> Float[Tensor, "n r"]:
+        """As `lower`: rows through affine operations alone, then the least over boxes.
+
+        What is affine cancels as it does in the program; where a bent operation is met, the row is
+        least at an end of its result's box.
+        """
+        pixels, offset = self._to_pixels(step, rows, bent=False)
+        return self._ended(pixels, offset)
+
+    def by_lines(
         self,
         step: int,
         rows: Rows,
@@ -384,7 +405,7 @@ class Bounds:
         multipliers: Mapping[int, Tensor] = _DEFAULT,
         passed: dict[int, Tensor] | None = None,
     ) -> Float[Tensor, "n r"]:
-        """Lower bounds of linear functions A v of one step's computed value over the balls.
+        """As `lower`: rows through lines of every operation, then the least over the balls.
 
         -inf where any box is without bound.
 
@@ -399,10 +420,15 @@ class Bounds:
             passed: where given, the rows of coefficients of every rectifier's result are put here.
         """
         pixels, offset = self._to_pixels(step, rows, shares, multipliers, passed)
+        return self._ended(pixels, offset)
+
+    def _ended(self, pixels: Tensor, offset: Tensor) -> Tensor:
+        """The least of linear functions of the pixels; -inf where a box is without bound."""
         room = _ROOM + _ROOM_PER_TERM * pixels[0, 0].numel()
-        least = self.ball.least(pixels) - room * pixels.flatten(2).abs().sum(dim=2)
-        bound = offset + least
-        return torch.where(bound.isnan() | self.unbounded.unsqueeze(1), -torch.inf, bound)
+        ends = self.ball.least(pixels) - room * pixels.flatten(2).abs().sum(dim=2)
+        bound = offset + ends
+        sane = bound.isfinite() & ~self.unbounded.unsqueeze(1)
+        return torch.where(sane, bound, -torch.inf)
 
     def _to_pixels(
         self,
@@ -411,8 +437,12 @@ class Bounds:
         shares: Mapping[int, Tensor] = _DEFAULT,
         multipliers: Mapping[int, Tensor] = _DEFAULT,
         passed: dict[int, Tensor] | None = None,
+        bent: bool = True,
     ) -> tuple[Tensor, Float[Tensor, "n r"]]:
-        """Linear functions of the pixels that are nowhere above linear functions of a step."""
+        """Linear functions of the pixels that are nowhere above linear functions of a step.
+
+        Without `bent` the results of operations that are not affine end in their boxes.
+        """
         pending: dict[int, Tensor] = {step: rows}
         offset = rows.new_zeros(rows.shape[:2])
         for i in range(step, 0, -1):
@@ -420,6 +450,9 @@ class Bounds:
             if i not in pending or given is None:
                 continue
             a = pending.pop(i)
+            if not bent and not given.operation.affine:
+                offset = offset + self._least_of(i, a)
+                continue
             if i in multipliers:
                 # v >= t is imposed: f >= f - m (v - t) for every m >= 0.
                 pull = multipliers[i].clamp_min(0) * self.pulls[i].unsqueeze(1)
@@ -449,6 +482,12 @@ class Bounds:
             pending[0] = rows.new_zeros(*rows.shape[:2], *self.boxes[0].low.shape[1:])
         return pending[0], offset
 
+    def _least_of(self, i: int, a: Tensor) -> Tensor:
+        """The least of rows over a step's box, with room for float64."""
+        box = self.boxes[i]
+        room = _ROOM + _ROOM_PER_TERM * a[0, 0].numel()
+        return least(a, box) - _charged(a.abs(), room * box.size)
+
     def _charge(self, i: int, a: Tensor) -> Tensor:
         step, box = self.network.steps[i], self.boxes[i]
         assert step is not None
@@ -474,7 +513,7 @@ class Bounds:
         rows = torch.zeros(count, number, low.shape[1], dtype=torch.float64)
         rows.scatter_(2, chosen.unsqueeze(2), 1.0)
         rows = rows.view(count, number, *shape[1:])
-        ends = self.lower(i, torch.cat([rows, -rows], dim=1))
+        ends = self.by_lines(i, torch.cat([rows, -rows], dim=1))
         below, above = ends[:, :number], -ends[:, number:]
         low = low.scatter(1, chosen, torch.maximum(low.gather(1, chosen), below))
         high = high.scatter(1, chosen, torch.minimum(high.gather(1, chosen), above))

@@ -31,7 +31,7 @@ def together(bounds: Bounds, step: int) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is free in a bound, by step: see `Bounds.lower`.
+    """What is free in a bound, by step: see `Bounds.by_lines`.
 
     Attributes:
         shares: of lines, in [0, 1].
@@ -122,7 +122,7 @@ def ascended_from(
         with torch.set_grad_enabled(not last):
             leaves = [value.detach().requires_grad_(not last) for value in values]
             chosen = choice.with_values(leaves)
-            bound = bounds.lower(step, rows, chosen.shares, chosen.multipliers).squeeze(1)
+            bound = bounds.by_lines(step, rows, chosen.shares, chosen.multipliers).squeeze(1)
             total = bound.sum()
         best = torch.maximum(best, bound.detach())
         if last or not total.requires_grad or bool((best > 0).all()):

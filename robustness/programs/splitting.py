@@ -151,6 +151,7 @@ def _halved(
     }
     start = Choice(base.choice.shares, multipliers)
     best, last = ascended_from(start, found, step, base.rows, steps)
+    best = torch.maximum(best, found.by_boxes(step, base.rows).squeeze(1))
     best = torch.where(empty, torch.inf, best)
     return _Leaves(found, last, base.rows, base.owner), best
 
@@ -159,7 +160,7 @@ def _dearest(leaves: _Leaves, step: int) -> _Unit:
     """For each leaf the undecided entry whose lines cost most."""
     bounds, choice = leaves.bounds, leaves.choice
     passed: dict[int, Tensor] = {}
-    bounds.lower(step, leaves.rows, choice.shares, choice.multipliers, passed)
+    bounds.by_lines(step, leaves.rows, choice.shares, choice.multipliers, passed)
     count = len(leaves.owner)
     place = torch.full((count,), -1)
     entry, best = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.float64)

@@ -48,7 +48,7 @@ def last_box(bounds: Bounds) -> Box:
 def both(bounds: Bounds, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     last = len(bounds.network) - 1
     with torch.no_grad():
-        found = bounds.lower(last, rows)
+        found = bounds.by_lines(last, rows)
     return found, climbed(bounds, last, rows, found, steps)
 
 

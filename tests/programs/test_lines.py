@@ -21,7 +21,7 @@ def in_double(module: nn.Module) -> nn.Module:
 
 def lower(bounds: Bounds, rows: Tensor) -> Tensor:
     """Lower bounds of linear functions of the flat result, rows of shape (n, r, d)."""
-    return bounds.lower(len(bounds.network) - 1, rows.unsqueeze(2))
+    return bounds.by_lines(len(bounds.network) - 1, rows.unsqueeze(2))
 
 
 def dense(weight: list[list[float]], bias: list[float]) -> nn.Linear:

@@ -109,7 +109,10 @@ def test_bounds_of_programs_drawn_at_random_hold(seed: int, norm: Norm) -> None:
     proved = 0
     for eps in SPREAD:
         with torch.no_grad():
-            lower, raised = both(bounds_of(model, images, eps, norm), rows, 2)
+            bounds = bounds_of(model, images, eps, norm)
+            by_lines, raised = both(bounds, rows, 2)
+            lower = bounds.lower(len(bounds.network) - 1, rows)
+            assert (lower >= by_lines).all()
             moves = torch.randn((10, *images.shape), generator=generator)
             moves[:4] = moves[:4].sign()
             size = moves.flatten(2).norm(p=torch.inf if norm is Norm.LINF else 2, dim=2)

@@ -21,6 +21,17 @@ def kink(gap: float) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).eval()
 
 
+def tilted(gap: float) -> nn.Sequential:
+    """The same margin, written as one rectifier and a line, so that boxes do not see it."""
+    first, last = nn.Linear(1, 2), nn.Linear(2, 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0], [1.0]]))
+        first.bias.copy_(torch.tensor([-0.45, 0.0]))
+        last.weight.copy_(torch.tensor([[1.0, -0.5], [0.0, 0.0]]))
+        last.bias.copy_(torch.tensor([0.225 + gap, 0.0]))
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), last).eval()
+
+
 def test_chosen_slopes_prove_a_kink_that_fixed_ones_do_not() -> None:
     # Over [0.3, 0.7] the line below is (x - 0.45) / 2 with fixed slopes, 0 with the best ones.
     rows, _ = margin_rows(2, torch.tensor([0]))
@@ -34,7 +45,7 @@ def test_an_optimum_within_rounding_is_not_proved() -> None:
     bounds = bounds_of(kink(1e-9), ONE, 0.2)
     with torch.no_grad():
         halves = {i: torch.full_like(s, 0.5) for i, s in bounds.shares(3).items()}
-        best = float(bounds.lower(len(bounds.network) - 1, rows, halves))
+        best = float(bounds.by_lines(len(bounds.network) - 1, rows, halves))
     assert len(halves) == 1
     # In exact arithmetic it is 1e-9.
     assert -1e-6 < best < -1e-8
@@ -43,7 +54,7 @@ def test_an_optimum_within_rounding_is_not_proved() -> None:
 def test_the_certificate_reaches_further_and_nothing_is_lost_without_steps() -> None:
     label = torch.tensor([0])
     radii = [
-        ProgramCertificate(slopes=steps).certify(kink(0.05), ONE, label, Norm.LINF)[0].radius
+        ProgramCertificate(slopes=steps).certify(tilted(0.05), ONE, label, Norm.LINF)[0].radius
         for steps in (0, 20)
     ]
     # With fixed slopes (x - 0.45) / 2 + 0.05 must be above 0, so x above 0.35; all of [0, 1] holds.

@@ -58,7 +58,7 @@ def test_rows_that_a_multiplier_cancels_have_rounded_all_the_same() -> None:
     rows = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
     with torch.no_grad():
         # The least value of what is imposed not to lie below 0 is 0.
-        found = half.lower(p, rows, multipliers={p: torch.ones(1, 1, 2, dtype=torch.float64)})
+        found = half.by_lines(p, rows, multipliers={p: torch.ones(1, 1, 2, dtype=torch.float64)})
     assert -1e-10 < float(found) < 0
 
 
@@ -97,7 +97,7 @@ def test_bounds_of_leaves_lie_below_dense_samples(norm: Norm) -> None:
         sampled = (rows.squeeze(2) @ logits.unsqueeze(3)).squeeze(3).amin(dim=0)
         bounds = bounds_of(model, images, eps, norm)
         last = len(bounds.network) - 1
-        found = bounds.lower(last, rows)
+        found = bounds.by_lines(last, rows)
         assert (split(bounds, last, rows, found, 20, 2) <= sampled).all()
 
 

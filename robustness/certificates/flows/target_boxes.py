@@ -191,7 +191,7 @@ def _by_lines(
         chosen = chosen[image[chosen].argsort(stable=True)].view(-1, count)
         for part in chosen.split(max(1, _ROWS_AT_ONCE // count)):
             rows = normals[part].unsqueeze(2)
-            found[part] = bounds.lanes(image[part[:, 0]]).lower(last, rows)
+            found[part] = bounds.lanes(image[part[:, 0]]).by_lines(last, rows)
     return found
 
 

@@ -61,7 +61,7 @@ class Certifying(Kind[Row]):
     """Each certificate of the suite in each of its norms."""
 
     name = NAME
-    version = 3
+    version = 4
     row = Row
     shared = True
 
