@@ -330,7 +330,10 @@ class ConvResidualConfig(Config):
 
 
 class ContinuousNetConfig(Config):
-    """Stages of convolutional ODE blocks; without `norms` for interval bounds."""
+    """Stages of convolutional ODE blocks; without `norms` for interval bounds.
+
+    The head reads the last `filled` channels alone, which start at zero; 0 for a head on them all.
+    """
 
     kind: Literal["continuous-net"]
     normalise: NormaliseConfig = NormaliseConfig()
@@ -340,6 +343,7 @@ class ContinuousNetConfig(Config):
     solver: SolverConfig
     # Left out where they are there, so that it changes no digest.
     norms: Annotated[bool, Field(exclude_if=bool)] = True
+    filled: Annotated[int, Field(ge=0, exclude_if=lambda filled: filled == 0)] = 0
 
     @model_validator(mode="after")
     def _as_many_strides_as_widths(self) -> "ContinuousNetConfig":
@@ -357,6 +361,8 @@ class ContinuousNetConfig(Config):
             self.solver.build(),
             classes,
             self.norms,
+            self.filled,
+            shape[1:],
         )
 
 

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustness.nets.convolutions import (
+    after_stride,
     draw_for_boxes,
     normalised_convolution,
     plain_convolution,
 )
-from robustness.nets.encoders import Normalise
+from robustness.nets.encoders import ChannelPad, Normalise
 from robustness.nets.solvers import Solver
 
 # Channels per group of the group norms inside a field.
@@ -111,6 +112,11 @@ class ContinuousNet(StagedODE):
     Each stage is a strided convolution with batch norm, which sets the initial state, and an ODE
     block over the horizon. Behind the last stage the mean over the image gives the logits.
 
+    With `filled` channels the last block decides: these channels of its state start at zero, as in
+    an augmented neural ODE (Dupont et al., arXiv 1904.01681), and the head reads them alone, entry
+    by entry. What the logits know of the image has then come through the flow; the head on the
+    initial state gives every image the same logits.
+
     Args:
         normalise: the first layer, from pixels to normalised pixels.
         channels: channels of an image.
@@ -121,6 +127,9 @@ class ContinuousNet(StagedODE):
         classes: number of logits.
         norms: whether there are batch norms in front of the blocks and group norms in their fields.
             Without, the weights are drawn so that boxes keep their size, as for `ConvReLUEncoder`.
+        filled: channels of the last state that only the flow fills, and the head reads alone; 0 for
+            a state that the transition sets whole, and a head on its mean over the image.
+        size: height and width of an image, which a head on `filled` channels depends on.
     """
 
     def __init__(
@@ -133,18 +142,28 @@ class ContinuousNet(StagedODE):
         solver: Solver,
         classes: int,
         norms: bool = True,
+        filled: int = 0,
+        size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(normalise, solver, classes)
+        if filled and (size is None or filled >= widths[-1]):
+            raise ValueError(
+                f"expected fewer filled channels than the last width {widths[-1]}, and the size of "
+                f"an image, got {filled} and {size}"
+            )
+        self.filled = filled
         self.transitions, self.fields = nn.ModuleList(), nn.ModuleList()
         inputs, before = channels, nn.Sequential()
         led = normalised_convolution if norms else plain_convolution
         for outputs in stem:
             before.extend([*led(inputs, outputs, 2), nn.ReLU()])
             inputs = outputs
-        for outputs, stride in zip(widths, strides, strict=True):
-            self.transitions.append(
-                nn.Sequential(*before, *led(inputs, outputs, stride), nn.ReLU())
-            )
+        for stage, (outputs, stride) in enumerate(zip(widths, strides, strict=True)):
+            zeros = filled if stage == len(widths) - 1 else 0
+            transition = nn.Sequential(*before, *led(inputs, outputs - zeros, stride), nn.ReLU())
+            if zeros:
+                transition.append(ChannelPad(zeros))
+            self.transitions.append(transition)
             before = nn.Sequential()
             self.fields.append(ConvField(outputs, norms))
             inputs = outputs
@@ -152,7 +171,19 @@ class ContinuousNet(StagedODE):
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     draw_for_boxes(module)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+        if not filled:
+            self.head = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
+            )
+            return
+        assert size is not None
+        height, width = size
+        for factor in [2] * len(stem) + strides:
+            height, width = after_stride(height, factor), after_stride(width, factor)
+        dense = nn.Linear(filled * height * width, classes)
+        self.head = nn.Sequential(nn.Flatten(), dense)
+        if not norms:
+            draw_for_boxes(dense)
 
     @property
     def stages(self) -> int:
@@ -171,7 +202,7 @@ class ContinuousNet(StagedODE):
 
     def scores(self, state: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         """Logits of the state behind the last block, shape (n, classes)."""
-        return self.head(state)
+        return self.head(state[:, -self.filled :] if self.filled else state)
 
 
 class TimeConvField(nn.Module):

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from robustness.programs.boxes import Box
 from robustness.programs.graph import Node
 from robustness.programs.operations import Operation, operation_of
-from robustness.programs.operations.base import least, live_constants
+from robustness.programs.operations.base import live_constants
 from robustness.programs.operations.elementwise import Rectifier
 from robustness.programs.operations.reductions import Softmax
 from robustness.programs.record import record, record_with_parameters
@@ -117,41 +117,53 @@ class LiveProgram:
                 entered.append(operands[0])
             box = operation.interval(*operands)
             boxes.append(Box(box.low.to(images.dtype), box.high.to(images.dtype)))
-        classes = self.program.output.shape[1]
-        eye = torch.eye(classes, dtype=images.dtype)
-        others = torch.arange(classes - 1) + (torch.arange(classes - 1) >= labels.unsqueeze(1))
-        rows = (eye[labels].unsqueeze(1) - eye[others]).unsqueeze(2)
         steered = [
-            self._margins(self._operands(node)[0], rows, boxes, operations)
+            self._margins(self._operands(node)[0], labels, boxes, operations)
             for node, operation in zip(self._nodes[1:], operations, strict=True)
             if isinstance(operation, Softmax) and node.shape == self.program.output.shape
         ]
-        margins = self._margins(len(boxes) - 1, rows, boxes, operations)
+        margins = self._margins(len(boxes) - 1, labels, boxes, operations)
         return Reach(margins, steered, start, entered)
 
     def _operands(self, node: Node) -> list[int]:
         return [self._places[p.index] for p in node.parents if p.index in self._places]
 
     def _margins(
-        self, at: int, rows: Tensor, boxes: list[Box], operations: list[Operation]
+        self, at: int, labels: Tensor, boxes: list[Box], operations: list[Operation]
     ) -> Tensor:
-        """Rows of a value taken back through affine operations, then the least over boxes."""
-        pending: dict[int, Tensor] = {at: rows}
-        found = rows.new_zeros(rows.shape[:2])
+        """The leads within a value taken back through affine operations, then the least over boxes.
+
+        What comes before a value of the classes by affine operations alone is the same function of
+        it for every image, so that each class is taken back once for the whole batch.
+        """
+        values = boxes[at].low
+        classes = values.shape[2]
+        eye = torch.eye(classes, dtype=values.dtype, device=values.device)
+        others = torch.arange(classes - 1) + (torch.arange(classes - 1) >= labels.unsqueeze(1))
+        shown, which = labels.unique(return_inverse=True)
+        pending: dict[int, Tensor] = {at: eye.view(1, classes, 1, classes)}
+        offsets = values.new_zeros(1, classes)
+        found = values.new_zeros(others.shape)
         for i in range(at, -1, -1):
             if i not in pending:
                 continue
             a = pending.pop(i)
             if i == 0 or not operations[i - 1].affine:
-                found = found + least(a, boxes[i])
+                rows = a[0].flatten(1)
+                # Of the labels there are over every class, shape (labels * classes, entries).
+                leads = (rows[shown].unsqueeze(1) - rows).flatten(0, 1)
+                centre, half = boxes[i].centre.flatten(1), boxes[i].half.flatten(1)
+                ends = centre @ leads.T - half @ leads.abs().T
+                of_label = ends.view(len(ends), len(shown), classes)[range(len(ends)), which]
+                found = found + of_label.gather(1, others)
                 continue
             operands = self._operands(self._nodes[i])
             parts, more = operations[i - 1].lines(a, boxes[i], *(boxes[p] for p in operands))
-            found = found + more
+            offsets = offsets + more
             for p, part in zip(operands, parts, strict=True):
                 if part is not None:
                     pending[p] = pending[p] + part if p in pending else part
-        return found
+        return found + offsets[0, labels].unsqueeze(1) - offsets[0, others]
 
 
 def _operation(node: Node, values: dict[int, Tensor]) -> Operation:

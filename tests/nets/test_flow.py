@@ -94,6 +94,30 @@ def test_without_its_flows_a_continuous_net_is_itself_with_blocks_that_stand_sti
     assert torch.equal(model(IMAGES), without)
 
 
+def test_filled_channels_leave_the_head_nothing_but_what_the_flow_brings() -> None:
+    torch.manual_seed(0)
+    solver, normalise = FixedStepSolver("euler", 2), Normalise([0.0], [1.0])
+    model = ContinuousNet(normalise, 1, [4, 6], [1, 2], [3], solver, 5, False, 2, (4, 4)).eval()
+    flowless = without_flow(model)
+    assert flowless is not None
+    torch.testing.assert_close(flowless(IMAGES), model.head[-1].bias.expand(len(IMAGES), 5))
+    assert (model(IMAGES).std(dim=0) > 0).all()
+    # By hand: the second block's two steps from channels of zeros, then the head on these alone.
+    start = model.flow(0, model.transition(0, IMAGES))[-1]
+    state = torch.cat([model.transitions[1][:2](start), torch.zeros(len(IMAGES), 2, 1, 1)], dim=1)
+    for _ in range(2):
+        state = state + 0.5 * model.fields[1].layers(state)
+    torch.testing.assert_close(model(IMAGES), model.head[-1](state[:, 4:].flatten(1)))
+
+
+def test_filled_channels_are_fewer_than_all_and_need_a_size() -> None:
+    solver, normalise = FixedStepSolver("euler", 2), Normalise([0.0], [1.0])
+    with pytest.raises(ValueError, match="fewer filled channels than the last width 4"):
+        ContinuousNet(normalise, 1, [4], [2], [], solver, 5, filled=4, size=(4, 4))
+    with pytest.raises(ValueError, match="the size of an image"):
+        ContinuousNet(normalise, 1, [4], [2], [], solver, 5, filled=2)
+
+
 def test_a_model_without_an_ode_has_no_flow() -> None:
     assert without_flow(ResidualClassifier(Normalise([0.0], [1.0]), 16, 8, 1, 5)) is None
     assert without_flow(nn.Flatten()) is None

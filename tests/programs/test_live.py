@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.continuous import ConvODENet
+from robustness.nets.continuous import ContinuousNet, ConvODENet
 from robustness.nets.convolutions import ConvReLUEncoder
 from robustness.nets.encoders import Normalise
 from robustness.nets.fields import LyaNetField
@@ -33,6 +33,16 @@ def conv_ode() -> nn.Module:
     return ConvODENet(Normalise([0.1], [0.5]), 1, 4, 2, 1, solver, 3)
 
 
+def filled() -> nn.Module:
+    torch.manual_seed(0)
+    solver, normalise = FixedStepSolver("euler", 2), Normalise([0.1], [0.5])
+    model = ContinuousNet(normalise, 1, [5], [2], [], solver, 3, False, 2, SHAPE[1:])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
 def leads(logits: Tensor, labels: Tensor) -> Tensor:
     """Of the label over the other classes, in their order."""
     pairs = zip(logits, labels, strict=True)
@@ -41,8 +51,8 @@ def leads(logits: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "model",
-    [lyanet("simplex", "heun2"), lyanet("normalised"), conv_ode()],
-    ids=["simplex", "normalised", "conv-ode"],
+    [lyanet("simplex", "heun2"), lyanet("normalised"), conv_ode(), filled()],
+    ids=["simplex", "normalised", "conv-ode", "filled"],
 )
 def test_margins_of_sampled_images_are_above_the_bounds_which_are_exact_at_the_image(model) -> None:
     images, labels = torch.rand(2, *SHAPE), torch.tensor([0, 2])
