@@ -34,12 +34,12 @@ from robustness.config import Config
 from robustness.data import DATASETS, load_images, require_known, require_source
 from robustness.doctor import Diagnosis, examine
 from robustness.errors import OperationalError, SoundnessError, UsageError, os_failure
-from robustness.evaluation.database import DamagedError
 from robustness.evaluation.environment import environment
 from robustness.evaluation.executors.here import NAME as HERE
 from robustness.evaluation.executors.processes import Limits, call_alone
 from robustness.evaluation.kept import InMemory
 from robustness.evaluation.merging import merge_stores
+from robustness.evaluation.packing import PACKED_FILE, packed, require_units, store_of, unpack
 from robustness.evaluation.progress import event_file
 from robustness.evaluation.reader import Reader
 from robustness.evaluation.records import NOT_FINITE, SampleRecord, failures
@@ -187,6 +187,8 @@ def evaluate(
     with Crew(parsed, workers, data_dir, limits, executor, placement) as crew:
         crew.plan = replace(crew.plan, share=shard)
         _make(folder)
+        if (folder / PACKED_FILE).exists() and not (folder / STORE_FILE).exists():
+            unpack(folder / PACKED_FILE, folder / STORE_FILE)
         with Store(folder / STORE_FILE) as store:
             started = time.perf_counter()
             versions = environment(placement)
@@ -250,16 +252,18 @@ def merge(stores: Sequence[Path], out: Path) -> Leaderboard:
     return render(folder, folder)
 
 
-def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
+def render(results: Path, out: Path, *, rows: bool = False, pack: bool = False) -> Leaderboard:
     """Write the reports of the last complete run in `results` again.
 
-    From its store; from `leaderboard.json` where a folder holds that alone, as committed reports
-    do: what a store was not asked then is shown as not measured.
+    From its store, packed or not; from `leaderboard.json` where a folder holds that alone: what a
+    store was not asked then is shown as not measured.
 
     Args:
         results: folder of a report, or its store.
         out: folder to write to.
         rows: write the rows of every kind of job too, as `rows/<kind>.csv`.
+        pack: write what of the store the report is made of, too, as `results.sqlite.xz`: from it
+            the report can be rendered again, and `evaluate` goes on.
 
     Raises:
         UsageError: there is neither, no complete run, or `out` cannot be written.
@@ -271,17 +275,22 @@ def render(results: Path, out: Path, *, rows: bool = False) -> Leaderboard:
         robustness.errors.UsageError: ...
     """
     require_report_folder(inputs.folder_to_write(out), *([_ROWS] if rows else []))
-    store = results / STORE_FILE if results.is_dir() else results
     summary = results / LEADERBOARD_FILE
     tables: dict[str, str] = {}
-    leaderboard = (
-        read_leaderboard(summary)
-        if summary.is_file() and not store.is_file() and not rows
-        else _summarised(store, tables if rows else None)
-    )
+    content: bytes | None = None
+    with store_of(results) as file:
+        if summary.is_file() and not file.is_file() and not rows and not pack:
+            leaderboard = read_leaderboard(summary)
+        else:
+            leaderboard = _summarised(file, tables if rows else None)
+        if pack:
+            with Store(file, must_exist=True) as store:
+                content = packed(store)
     leaderboard = with_origins(whole_test_set(leaderboard))
     _make(out)
     write_report(leaderboard, out)
+    if content is not None:
+        write_file(out / PACKED_FILE, content)
     for name, text in tables.items():
         _make(out / _ROWS)
         write_file(out / _ROWS / f"{name}.csv", text.encode())
@@ -331,26 +340,13 @@ def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:
     with Store(file, must_exist=True) as store:
         run = store.last_run()
         plan = run.plan
-        _require_whole(Schedule(plan, store), file)
+        require_units(Schedule(plan, store), file)
         if tables is not None:
             reader = Reader(Schedule(plan, store))
             for kind in dict.fromkeys(job.kind for job in plan.jobs):
                 tables[kind] = csv_of(*reader.table(kind))
         summary = summarise(plan, store, run.environment)
         return _with_wall_time(summary, run.wall_seconds, store)
-
-
-def _require_whole(schedule: Schedule, file: Path) -> None:
-    """Insist that every unit of a plan is stored.
-
-    Raises:
-        DamagedError: one is not.
-    """
-    for late in (False, True):  # what the second phase is follows from a whole first one
-        jobs = [job for job in schedule.plan.jobs if job.late is late]
-        if missing := schedule.missing(jobs):
-            what = f"{len(missing)} units of the last complete run are missing"
-            raise DamagedError(f"{file}, of which {what}")
 
 
 @takes_objects

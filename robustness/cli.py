@@ -289,13 +289,21 @@ def report(
     rows: Annotated[
         bool, typer.Option("--rows", help="Write every row of the store too, as rows/<kind>.csv.")
     ] = False,
+    pack: Annotated[
+        bool,
+        typer.Option(
+            "--pack",
+            help="Write the store too, as results.sqlite.xz: what this report is made of, small "
+            "enough to be committed; `report` and `evaluate` read it where there is no other.",
+        ),
+    ] = False,
 ) -> None:
     """Render the reports of a run again from its store; of several reports, the page of all."""
     log_beside(out)
     if api.is_of_reports(results):
         answers.print(escape(f"index: {api.render_index(results, out)}"))
         return
-    _show(api.render(results, out, rows=rows), out)
+    _show(api.render(results, out, rows=rows, pack=pack), out)
 
 
 @app.command()

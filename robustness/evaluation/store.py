@@ -320,6 +320,33 @@ class Store:
 
         create(path, fill)
 
+    def extract(self, path: Path, keys: Iterable[str], suite: str) -> None:
+        """Make a store of some units, with the notes of all starts of one suite.
+
+        Args:
+            path: where nothing is yet.
+            keys: of the units, which are all here.
+            suite: its name; the last complete run is of it, and stays the last.
+
+        Raises:
+            OperationalError: the disk failed.
+            DamagedError: a unit is damaged.
+        """
+        complete = [start.started for start in self._starts() if start.wall is not None]
+
+        def fill(database: Database) -> None:
+            _new(database)
+            with database.transaction():
+                for key in sorted(keys):
+                    self.copy(key, database)
+                notes = [note for note in self.starts() if _suite_of(note[0]) == suite]
+                # A start that was interrupted is noted as ended when its last unit was.
+                notes.sort(key=lambda note: note[2] == complete[-1])
+                for number, note in enumerate(notes, 1):
+                    database.insert("runs", [(number, *note, _digest(number, *note))])
+
+        create(path, fill)
+
     def _starts(self) -> list[_Start]:
         return [_Start(*row[:5]) for row in self._db.query("SELECT * FROM runs ORDER BY id")]
 
