@@ -57,9 +57,9 @@ class IteratedAscent(Pursuit):
     views: tuple[View, ...]
     turn: int | None = None
     rounds: int = 3
-    annealed: int = 5
-    lives: int = 4
-    hope: float = -0.5
+    annealed: int = 4
+    lives: int = 5
+    hope: float = -0.4
     starts: int = 6
     steps: int = 20
     lane: int | None = None
@@ -77,9 +77,9 @@ class IteratedAscent(Pursuit):
         turn, lane = self.turn or len(self.views), f", lanes of {self.lane}" if self.lane else ""
         return (
             f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
-            f"{self.hope} deviations {self.annealed} with annealing, and {self.lives - 1} times "
-            f"anew; {self.starts} starts of {self.steps} steps through {turn} "
-            f"each of {views} a round, every other on standardised margins{lane}"
+            f"{self.hope} deviations {self.annealed} with annealing of mated chains, and "
+            f"{self.lives - 1} times anew; {self.starts} starts of {self.steps} steps through "
+            f"{turn} each of {views} a round, every other on standardised margins{lane}"
         )
 
     def pursue(

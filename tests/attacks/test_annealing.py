@@ -26,6 +26,18 @@ class Counting(torch.nn.Module):
         return torch.stack([torch.ones_like(votes), wrong, idle], dim=1)
 
 
+class Threes(torch.nn.Module):
+    """Two classes again: of twelve groups of three pixels those count that are bright as a whole.
+
+    All twelve are needed, and a chain that has some seldom finds the others by itself.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bright = (images.flatten(1) > 0.51).to(images.dtype).unflatten(1, (-1, 3))
+        wrong = bright.prod(dim=2).mean(dim=1)
+        return torch.stack([torch.ones_like(wrong) - 1e-3, wrong, torch.zeros_like(wrong)], dim=1)
+
+
 def counted(meter: Meter | None = None, **settings: float) -> Status:
     model, image, label = Counting(), torch.full((1, 1, 6, 6), 0.5), torch.zeros(1).long()
     attack = IteratedAscent((View("deployed", model, faithful=True),), rounds=1, **settings)
@@ -38,6 +50,16 @@ def counted(meter: Meter | None = None, **settings: float) -> Status:
 def test_annealing_breaks_what_has_no_gradient_and_random_starts_do_not() -> None:
     assert counted(annealed=0) is Status.ROBUST
     assert counted(annealed=1, lives=1, hope=-5.0) is Status.ADVERSARIAL
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chains_that_take_pixels_from_each_other_put_together_what_each_has(seed: int) -> None:
+    image, eps = torch.full((1, 1, 6, 6), 0.5), torch.tensor([0.1]).double()
+    hunt = Hunt(Threes(), image, torch.zeros(1).long(), Norm.LINF, eps, None)
+    annealer = Annealer(hunt, [torch.Generator().manual_seed(seed)])
+    for _ in range(2):
+        annealer.turn(0, image)
+    assert bool(hunt.found[0])  # without mating after neither of the turns, for any of the seeds
 
 
 def test_a_sample_without_hope_is_not_annealed() -> None:
@@ -58,11 +80,12 @@ def test_chains_stay_in_ball_and_box_and_come_nearer(
     image = torch.rand(1, *shape) * 0.1
     label, eps = model(image).argmax(dim=1), torch.tensor([0.02]).double()
     hunt = Hunt(model, image, label, norm, eps, None)
-    rows = Annealer(hunt, [torch.Generator().manual_seed(1)]).turn(0, image)
+    annealer = Annealer(hunt, [torch.Generator().manual_seed(1)])
+    rows = annealer.turn(0, image)
     for points in (rows.x, rows.nearest):
         assert float(points.min()) >= 0
         assert bool((norm.distance(points, image.expand_as(points)) <= 0.02 + 1e-6).all())
-    start = float(hunt.watch(rows, model(image).expand(64, -1))[0])
+    start = float(hunt.watch(rows, model(image).expand(annealer.chains, -1))[0])
     assert float(rows.near.median()) > start
     assert int((rows.x != image).any(dim=0).sum()) > 10
 
