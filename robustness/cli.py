@@ -34,9 +34,10 @@ from robustness.reporting.regression import Verdict
 from robustness.reporting.spreadsheet import csv_of
 from robustness.reporting.tables import summary_table
 from robustness.reporting.words import plural
+from robustness.reproduction.run import Outcome, reproduce
 from robustness.results.leaderboard import STORE_FILE, Leaderboard, read_leaderboard
 from robustness.starting import Template, start
-from robustness.terminal import answers, remarks
+from robustness.terminal import answers, remark, remarks
 from robustness.threat import Norm, ThreatModel
 from robustness.training.loop import train
 from robustness.zoo import (
@@ -756,6 +757,60 @@ def claims(
     for claim in decide(seeds):
         answers.print(escape(f"{claim.statement}: {claim.verdict}"), soft_wrap=True)
     answers.print(escape(f"report: {out / 'index.html'}"))
+
+
+@app.command("reproduce")
+def reproduce_command(
+    plan: Annotated[Path, typer.Argument(help="TOML file of parts; see docs/scale.md.")] = Path(
+        "reports/plan.toml"
+    ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Make nothing: tell what is stale, why, and its cost.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="PART", help="Of these parts alone.")
+    ] = None,
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew",
+            help="Make what is not stale, too, so that all names this commit; what is stored is "
+            "not computed again.",
+        ),
+    ] = False,
+    data_dir: DataDir = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make again whatever of reports, cards and pages the code at hand would make otherwise."""
+    outcomes = reproduce(
+        plan,
+        only=only or (),
+        dry_run=dry_run,
+        anew=anew,
+        data_dir=data_dir,
+        workers=workers,
+        quiet=quiet,
+        note=None if quiet else remark,
+    )
+    _show_parts(outcomes)
+    if any(outcome.state.stale for outcome in outcomes):
+        raise typer.Exit(ExitCode.NO)
+
+
+def _show_parts(outcomes: list[Outcome]) -> None:
+    table = Table(title=f"{plural(sum(o.state.stale for o in outcomes), 'part')} stale")
+    for column in ("part", "state", "of commit", "seconds on record"):
+        table.add_column(column, no_wrap=True)
+    for outcome in outcomes:
+        state = "stale" if outcome.state.stale else "made" if outcome.made else "as it would be"
+        cost = "" if outcome.seconds is None else f"{outcome.seconds:,.0f}"
+        commit = (outcome.commit or "")[:12]
+        table.add_row(*(escape(cell) for cell in (outcome.name, state, commit, cost)))
+    answers.print(table)
+    for outcome in outcomes:
+        for reason in outcome.state.reasons:
+            _print_whole(f"{outcome.name}: {reason}")
 
 
 @app.command("compare")

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from robustness.attacks import Status
 from robustness.certificates import CERTIFICATES
-from robustness.certificates.base import CertifiedRadius, Kind
+from robustness.certificates.base import Certificate, CertifiedRadius, Kind
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet
 from robustness.errors import SoundnessError
@@ -99,30 +100,23 @@ def prove(
     """
     assert loaded.recipe is not None
     assert loaded.recipe.weights is not None
-    applying = {
-        group.norm: [
-            CERTIFICATES[name]
-            for name in THOROUGH
-            if CERTIFICATES[name].refusal(loaded.module, group.norm) is None
-        ]
-        for group in threats
-    }
-    if not any(applying.values()):
+    certificates_of = applying(loaded.module, threats)
+    if not any(certificates_of.values()):
         return None
-    best: dict[Norm, list[CertifiedRadius | None]] = {norm: [] for norm in applying}
-    seconds = dict.fromkeys(applying, 0.0)
+    best: dict[Norm, list[CertifiedRadius | None]] = {norm: [] for norm in certificates_of}
+    seconds = dict.fromkeys(certificates_of, 0.0)
     for pixels, labels in zip(
         images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
     ):
         with shared_work():
-            for norm, certificates in applying.items():
+            for norm, certificates in certificates_of.items():
                 started = time.process_time()
                 claims = [c.certify(loaded.module, pixels, labels, norm) for c in certificates]
                 seconds[norm] += time.process_time() - started
                 best[norm] += [_largest(image) for image in zip(*claims, strict=True)]
     norms = []
     for group in threats:
-        if not applying[group.norm]:
+        if not certificates_of[group.norm]:
             continue
         claimed = best[group.norm]
         _audit(loaded, images, group.norm, claimed, audited, seed)
@@ -135,6 +129,18 @@ def prove(
         norms=norms,
         torch=release_on(loaded.module),
     )
+
+
+def applying(module: nn.Module, threats: list[ThreatsConfig]) -> dict[Norm, list[Certificate]]:
+    """The certificates of whole test sets that apply to a model, in each norm."""
+    return {
+        group.norm: [
+            CERTIFICATES[name]
+            for name in THOROUGH
+            if CERTIFICATES[name].refusal(module, group.norm) is None
+        ]
+        for group in threats
+    }
 
 
 def _largest(claims: tuple[CertifiedRadius, ...]) -> CertifiedRadius | None:

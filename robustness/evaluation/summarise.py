@@ -39,34 +39,39 @@ def summarise(plan: Plan, kept: Kept, versions: dict[str, str]) -> Leaderboard:
         versions: the environment that computed them.
     """
     reader = Reader(Schedule(plan, kept))
-    suite = plan.suite
     records = [reader.records(model) for model in range(len(plan.models))]
-    subsets: dict[str, list[int]] = {
-        config.kind: plan.order[: resolve_samples(config.samples, plan.samples)]
-        for config in suite.attacks
-        if resolve_samples(config.samples, plan.samples) < plan.samples
-    }
     return Leaderboard(
-        suite=SuiteSummary(
-            name=suite.name,
-            data=suite.data,
-            split=suite.split,
-            data_digest=plan.data_digest,
-            samples=plan.samples,
-            seed=suite.seed,
-            settings=suite.model_dump(
-                mode="json",
-                include=_SETTINGS | ({"jobs"} if suite.jobs else set()),
-            )
-            | {"order": "random" if plan.samples < len(plan.order) else "all"},
-            subsets=subsets,
-        ),
+        suite=suite_summary(plan),
         models=_entries(reader, records),
         soundness=confront(reader, records),
         environment=versions,
         timings=_timings(reader),
         costs=_costs(reader),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def suite_summary(plan: Plan) -> SuiteSummary:
+    """What a plan asks for, as its report says it."""
+    suite = plan.suite
+    subsets: dict[str, list[int]] = {
+        config.kind: plan.order[: resolve_samples(config.samples, plan.samples)]
+        for config in suite.attacks
+        if resolve_samples(config.samples, plan.samples) < plan.samples
+    }
+    return SuiteSummary(
+        name=suite.name,
+        data=suite.data,
+        split=suite.split,
+        data_digest=plan.data_digest,
+        samples=plan.samples,
+        seed=suite.seed,
+        settings=suite.model_dump(
+            mode="json",
+            include=_SETTINGS | ({"jobs"} if suite.jobs else set()),
+        )
+        | {"order": "random" if plan.samples < len(plan.order) else "all"},
+        subsets=subsets,
     )
 
 

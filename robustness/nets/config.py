@@ -1,5 +1,6 @@
 """What a recipe can name: one validated configuration per network part, each with `build`."""
 
+import operator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -333,6 +334,8 @@ class ContinuousNetConfig(Config):
     """Stages of convolutional ODE blocks; without `norms` for interval bounds.
 
     The head reads the last `filled` channels alone, which start at zero; 0 for a head on them all.
+    With `gathered` the state of the last block is one pixel, set by a convolution of the whole
+    image in front of it, whatever its stride.
     """
 
     kind: Literal["continuous-net"]
@@ -344,6 +347,7 @@ class ContinuousNetConfig(Config):
     # Left out where they are there, so that it changes no digest.
     norms: Annotated[bool, Field(exclude_if=bool)] = True
     filled: Annotated[int, Field(ge=0, exclude_if=lambda filled: filled == 0)] = 0
+    gathered: Annotated[bool, Field(exclude_if=operator.not_)] = False
 
     @model_validator(mode="after")
     def _as_many_strides_as_widths(self) -> "ContinuousNetConfig":
@@ -362,6 +366,7 @@ class ContinuousNetConfig(Config):
             classes,
             self.norms,
             self.filled,
+            self.gathered,
             shape[1:],
         )
 

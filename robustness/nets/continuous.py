@@ -27,17 +27,18 @@ class ConvField(nn.Module):
     Args:
         channels: channels of the state, a multiple of 8 or fewer than 8.
         norms: whether there are group norms, which interval bounds do not pass through in earnest.
+        kernel: height and width of the kernels, an odd number; without norms alone.
     """
 
-    def __init__(self, channels: int, norms: bool = True) -> None:
+    def __init__(self, channels: int, norms: bool = True, kernel: int = 3) -> None:
         super().__init__()
-        groups = max(1, channels // _GROUP)
+        groups, padding = max(1, channels // _GROUP), kernel // 2
         if not norms:
             self.layers = nn.Sequential(
                 nn.ReLU(),
-                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.Conv2d(channels, channels, kernel, padding=padding),
                 nn.ReLU(),
-                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.Conv2d(channels, channels, kernel, padding=padding),
             )
             return
         self.layers = nn.Sequential(
@@ -129,7 +130,12 @@ class ContinuousNet(StagedODE):
             Without, the weights are drawn so that boxes keep their size, as for `ConvReLUEncoder`.
         filled: channels of the last state that only the flow fills, and the head reads alone; 0 for
             a state that the transition sets whole, and a head on its mean over the image.
-        size: height and width of an image, which a head on `filled` channels depends on.
+        gathered: whether the last transition's convolution spans all that it sees, so that the last
+            block's state is an image of one pixel; without norms alone.
+        size: height and width of an image, which `filled` and `gathered` depend on.
+
+    Raises:
+        ValueError: as many channels are filled as there are, or norms are gathered.
     """
 
     def __init__(
@@ -143,15 +149,20 @@ class ContinuousNet(StagedODE):
         classes: int,
         norms: bool = True,
         filled: int = 0,
-        size: tuple[int, int] | None = None,
+        gathered: bool = False,
+        size: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__(normalise, solver, classes)
-        if filled and (size is None or filled >= widths[-1]):
+        if filled >= widths[-1]:
             raise ValueError(
-                f"expected fewer filled channels than the last width {widths[-1]}, and the size of "
-                f"an image, got {filled} and {size}"
+                f"expected fewer filled channels than the last width {widths[-1]}, got {filled}"
             )
+        if gathered and norms:
+            raise ValueError("expected norms = false with gathered = true, got norms")
         self.filled = filled
+        height, width = size
+        for factor in [2] * len(stem) + (strides[:-1] if gathered else strides):
+            height, width = after_stride(height, factor), after_stride(width, factor)
         self.transitions, self.fields = nn.ModuleList(), nn.ModuleList()
         inputs, before = channels, nn.Sequential()
         led = normalised_convolution if norms else plain_convolution
@@ -159,13 +170,17 @@ class ContinuousNet(StagedODE):
             before.extend([*led(inputs, outputs, 2), nn.ReLU()])
             inputs = outputs
         for stage, (outputs, stride) in enumerate(zip(widths, strides, strict=True)):
-            zeros = filled if stage == len(widths) - 1 else 0
-            transition = nn.Sequential(*before, *led(inputs, outputs - zeros, stride), nn.ReLU())
+            last = stage == len(widths) - 1
+            zeros = filled if last else 0
+            layers = led(inputs, outputs - zeros, stride)
+            if last and gathered:
+                layers = [nn.Conv2d(inputs, outputs - zeros, (height, width))]
+            transition = nn.Sequential(*before, *layers, nn.ReLU())
             if zeros:
                 transition.append(ChannelPad(zeros))
             self.transitions.append(transition)
             before = nn.Sequential()
-            self.fields.append(ConvField(outputs, norms))
+            self.fields.append(ConvField(outputs, norms, 1 if last and gathered else 3))
             inputs = outputs
         if not norms:
             for module in self.modules():
@@ -176,11 +191,8 @@ class ContinuousNet(StagedODE):
                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
             )
             return
-        assert size is not None
-        height, width = size
-        for factor in [2] * len(stem) + strides:
-            height, width = after_stride(height, factor), after_stride(width, factor)
-        dense = nn.Linear(filled * height * width, classes)
+        pixels = 1 if gathered else height * width
+        dense = nn.Linear(filled * pixels, classes)
         self.head = nn.Sequential(nn.Flatten(), dense)
         if not norms:
             draw_for_boxes(dense)

@@ -97,7 +97,7 @@ def test_without_its_flows_a_continuous_net_is_itself_with_blocks_that_stand_sti
 def test_filled_channels_leave_the_head_nothing_but_what_the_flow_brings() -> None:
     torch.manual_seed(0)
     solver, normalise = FixedStepSolver("euler", 2), Normalise([0.0], [1.0])
-    model = ContinuousNet(normalise, 1, [4, 6], [1, 2], [3], solver, 5, False, 2, (4, 4)).eval()
+    model = ContinuousNet(normalise, 1, [4, 6], [1, 2], [3], solver, 5, False, 2, size=(4, 4))
     flowless = without_flow(model)
     assert flowless is not None
     torch.testing.assert_close(flowless(IMAGES), model.head[-1].bias.expand(len(IMAGES), 5))
@@ -110,12 +110,28 @@ def test_filled_channels_leave_the_head_nothing_but_what_the_flow_brings() -> No
     torch.testing.assert_close(model(IMAGES), model.head[-1](state[:, 4:].flatten(1)))
 
 
-def test_filled_channels_are_fewer_than_all_and_need_a_size() -> None:
+def test_a_gathered_state_is_one_pixel_set_by_all_in_front_of_it() -> None:
+    torch.manual_seed(0)
+    solver, normalise = FixedStepSolver("euler", 2), Normalise([0.0], [1.0])
+    model = ContinuousNet(normalise, 1, [6], [1], [3], solver, 5, False, 2, True, (4, 4))
+    stem, whole = model.transitions[0][0], model.transitions[0][2]
+    # By hand: a matrix on all that the stem gives, and a field of matrices.
+    seen = stem(IMAGES).relu().flatten(1)
+    state = (seen @ whole.weight.flatten(1).mT + whole.bias).relu()
+    state = torch.cat([state, torch.zeros(len(IMAGES), 2)], dim=1)
+    first, second = model.fields[0].layers[1], model.fields[0].layers[3]
+    for _ in range(2):
+        hidden = (state.relu() @ first.weight.flatten(1).mT + first.bias).relu()
+        state = state + 0.5 * (hidden @ second.weight.flatten(1).mT + second.bias)
+    torch.testing.assert_close(model(IMAGES), model.head[-1](state[:, 4:]))
+
+
+def test_channels_are_filled_and_gathered_within_bounds() -> None:
     solver, normalise = FixedStepSolver("euler", 2), Normalise([0.0], [1.0])
     with pytest.raises(ValueError, match="fewer filled channels than the last width 4"):
         ContinuousNet(normalise, 1, [4], [2], [], solver, 5, filled=4, size=(4, 4))
-    with pytest.raises(ValueError, match="the size of an image"):
-        ContinuousNet(normalise, 1, [4], [2], [], solver, 5, filled=2)
+    with pytest.raises(ValueError, match="norms = false with gathered"):
+        ContinuousNet(normalise, 1, [4], [2], [], solver, 5, gathered=True, size=(4, 4))
 
 
 def test_a_model_without_an_ode_has_no_flow() -> None:

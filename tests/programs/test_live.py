@@ -33,10 +33,10 @@ def conv_ode() -> nn.Module:
     return ConvODENet(Normalise([0.1], [0.5]), 1, 4, 2, 1, solver, 3)
 
 
-def filled() -> nn.Module:
+def filled(gathered: bool) -> nn.Module:
     torch.manual_seed(0)
     solver, normalise = FixedStepSolver("euler", 2), Normalise([0.1], [0.5])
-    model = ContinuousNet(normalise, 1, [5], [2], [], solver, 3, False, 2, SHAPE[1:])
+    model = ContinuousNet(normalise, 1, [5], [2], [3], solver, 3, False, 2, gathered, SHAPE[1:])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -51,8 +51,14 @@ def leads(logits: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "model",
-    [lyanet("simplex", "heun2"), lyanet("normalised"), conv_ode(), filled()],
-    ids=["simplex", "normalised", "conv-ode", "filled"],
+    [
+        lyanet("simplex", "heun2"),
+        lyanet("normalised"),
+        conv_ode(),
+        filled(gathered=False),
+        filled(gathered=True),
+    ],
+    ids=["simplex", "normalised", "conv-ode", "filled", "gathered"],
 )
 def test_margins_of_sampled_images_are_above_the_bounds_which_are_exact_at_the_image(model) -> None:
     images, labels = torch.rand(2, *SHAPE), torch.tensor([0, 2])
