@@ -44,9 +44,10 @@ class IteratedAscent(Pursuit):
         views: climbed one after the other, `turn` of them in every round.
         turn: how many views a round climbs; the next round goes on behind them. None for all.
         rounds: before anything is annealed.
-        annealed: further rounds, each with a turn of annealing at its end.
-        lives: how often all that is begun anew, from random points, for samples whose best point
-            has had a `nearness` of at least `hope` after the first rounds.
+        annealed: further rounds, each with a turn of annealing at its end, of samples whose best
+            point has had a `nearness` of at least `hope`.
+        lives: how often all that is begun, each time from random points; after the first time only
+            for samples whose best point has had a `nearness` of at least half of `hope`.
         hope: a margin in standard deviations of the logits; below 0 while the label wins.
         starts: climbs of each sample through each view in each round. An even number keeps a
             sample's rows at places of a lane that give the same last digits in any company.
@@ -58,7 +59,7 @@ class IteratedAscent(Pursuit):
     turn: int | None = None
     rounds: int = 3
     annealed: int = 4
-    lives: int = 5
+    lives: int = 4
     hope: float = -0.4
     starts: int = 6
     steps: int = 20
@@ -78,8 +79,9 @@ class IteratedAscent(Pursuit):
         return (
             f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
             f"{self.hope} deviations {self.annealed} with annealing of mated chains, and "
-            f"{self.lives - 1} times anew; {self.starts} starts of {self.steps} steps through "
-            f"{turn} each of {views} a round, every other on standardised margins{lane}"
+            f"{self.lives - 1} times anew from half of that; {self.starts} starts of {self.steps} "
+            f"steps through {turn} each of {views} a round, every other on standardised margins"
+            f"{lane}"
         )
 
     def pursue(
@@ -112,7 +114,7 @@ class IteratedAscent(Pursuit):
                 search.begin_anew()
             if number == self.rounds:
                 hunt.lane = self.lane or round(usual * _SHORT_LANES)
-            hope = self.hope if number >= self.rounds else -torch.inf
+            hope = (self.hope / 2 if life else self.hope) if number >= self.rounds else -torch.inf
             # Alone it finds less; what it finds differs.
             loss = toward_standardised if number % 2 else toward
             for twin in self._climbed(twins, number):
