@@ -21,6 +21,8 @@ from robustness.threat import Norm
 WIDTH = 640.0
 # As many models are drawn over the radius unless a reader chooses others.
 CHOSEN = 5
+# As a share of a radius: what attacks at it find lies as far inside at most.
+JUST = 0.01
 # Images of as many models are shown.
 PICTURED = 4
 
@@ -297,12 +299,14 @@ def radius_figure(leaderboard: Leaderboard) -> Figure | None:
     if not norms or first is None:
         return None
     chosen = _chosen(leaderboard, first)
-    left, gap, top, height = 46.0, 44.0, 14.0, 230.0
+    left, gap, top, height = 46.0, 44.0, 34.0, 230.0
     width = (WIDTH - left - 14 - gap * (len(norms) - 1)) / len(norms)
     best = [entry for entry, _ in ranking.ranked(leaderboard, first)]
     order = [*chosen, *(entry for entry in best if not any(entry is c for c in chosen))]
     canvas = svg.Canvas(WIDTH, top + height + 42, _radius_alt(leaderboard, chosen, norms))
     y = svg.Axis(0, 1, top + height, top)
+    shown = [("line", "axis wide", "proved"), ("ring", "clean", "left by attacks at that radius")]
+    svg.legend(canvas, left, 12, [*shown, ("dashed", "axis wide", "at most this between radii")])
     for place, norm in enumerate(norms):
         start = left + place * (width + gap)
         x = svg.Axis(0, furthest(leaderboard, norm), start, start + width)
@@ -319,8 +323,9 @@ def radius_figure(leaderboard: Leaderboard) -> Figure | None:
     return Figure(
         "radius",
         "Certified and attacked accuracy over the radius",
-        "Solid: proved. Dashed: what was found, with a mark where attacks were made; between marks "
-        "only images count that were found at other radii. The truth lies between the two lines.",
+        "The truth lies between what is proved and what attacks left. Between the rings nothing "
+        "was attacked: there only images count as broken that were found at other radii, so the "
+        "dashed lines say too much, and are not led down to the next ring.",
         canvas,
         lines=tuple(lines),
     )
@@ -343,10 +348,11 @@ def _radius_lines(
     canvas: svg.Canvas, entry: ModelEntry, norm: Norm, x: svg.Axis, y: svg.Axis
 ) -> None:
     found, below = curves_of(entry, norm, x.high)
-    for points, dashes in ((below, ""), (found, "5 3")):
-        if points:
-            seen = svg.thinned(svg.mapped(x, y, points))
-            canvas.path(seen, class_="wide", stroke_dasharray=dashes)
+    attacked = [bracket.eps for bracket in entry.brackets if bracket.norm is norm]
+    pieces = [(below, "")] if below else []
+    for points, dashes in [*pieces, *((piece, "5 3") for piece in parted(found, attacked))]:
+        seen = svg.thinned(svg.mapped(x, y, points))
+        canvas.path(seen, class_="wide", stroke_dasharray=dashes)
     for bracket in (b for b in entry.brackets if b.norm is norm):
         said = (
             f"{entry.name} at {words.threat_symbol(norm, bracket.eps)}: certified "
@@ -355,6 +361,24 @@ def _radius_lines(
             f"{selection.strength(entry, norm, bracket.eps)}"
         )
         svg.mark(canvas, "ring", x(bracket.eps), y(bracket.attacked.value), "", said)
+
+
+def parted(
+    points: Sequence[tuple[float, float]], attacked: Sequence[float]
+) -> list[list[tuple[float, float]]]:
+    """A line of steps in pieces: without its falls at the radii that attacks were made at.
+
+    What attacks broke there might have fallen anywhere before. Their images lie a little within
+    the ball, so falls just before a radius are of its attacks, too.
+    """
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for point in points:
+        before = pieces[-1][-1] if pieces[-1] else point
+        falls = before[0] == point[0] and before[1] > point[1]
+        if falls and any(eps * (1 - JUST) <= point[0] <= eps for eps in attacked):
+            pieces.append([])
+        pieces[-1].append(point)
+    return [p for p in pieces if p and p[-1][0] > p[0][0] * (1 + JUST)]
 
 
 def curves_of(

@@ -72,6 +72,8 @@ def suite_page(leaderboard: Leaderboard) -> str:
         families=sorted({e.origin.family for e in leaderboard.models if e.origin}),
         smoothed=selection.smoothed(leaderboard),
         marks=ranking.MARKS,
+        plain=(ranking.plain_attack(leaderboard) or "").upper(),
+        misleads=ranking.misleads(leaderboard),
         marks_used=[mark for mark in ranking.MARKS if mark in marks],
         figures=[f for _, f in suite_figures(leaderboard)],
         pictures=_suite_pictures(leaderboard),

@@ -76,8 +76,9 @@ def _misled(folder: str, board: Leaderboard, threat: ranking.Threat | None) -> C
     if misled is None:
         return Cell("none", "")
     entry, bracket = misled.entry, misled.bracket
+    masked = ", masked" if ranking.trust(entry, board) == ranking.MASKED else ""
     said = Note(
-        f"on {entry.name}: {words.percent(misled.plain.robust.value)} %, all attacks "
+        f"on {entry.name}{masked}: {words.percent(misled.plain.robust.value)} %, all attacks "
         f"{words.percent(bracket.attacked.value)} %",
         f"{folder}/{FILE}#{ranking.link_to(board, entry)}",
     )

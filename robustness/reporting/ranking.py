@@ -34,7 +34,10 @@ MISLEADING = 0.05
 
 SOUND, CAUTION, MASKED, UNSOUND, UNCHECKED = "sound", "caution", "masked", "unsound", "unchecked"
 MARKS = {
-    SOUND: "no check found a problem with attacks on the model",
+    SOUND: (
+        "no check found a problem with the model's gradients; an attack of few steps may still be "
+        "too weak"
+    ),
     CAUTION: "attacks of one kind are weak on the model; the others of the run need not be",
     MASKED: (
         "a check found a serious problem: plain attacks report far more than is there, and so may "
@@ -114,6 +117,17 @@ def gap(entry: ModelEntry, attack: str | None, threat: Threat) -> float | None:
     return row.robust.value - bracket.attacked.value
 
 
+def misleads(leaderboard: Leaderboard) -> bool:
+    """Whether the plain attack misleads about any model at any threat."""
+    plain = plain_attack(leaderboard)
+    gaps = [
+        gap(entry, plain, threat)
+        for entry in leaderboard.models
+        for threat in selection.threats(leaderboard)
+    ]
+    return any(value is not None and value >= MISLEADING for value in gaps)
+
+
 @dataclass(frozen=True)
 class Misled:
     """How far a plain attack misleads about a model.
@@ -190,8 +204,9 @@ def _misled_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
             f"{words.points(max(known)).removeprefix('+')} points more than the worst case."
         )
     entry = misled.entry
+    masked = " (trust mark: masked)" if trust(entry, leaderboard) == MASKED else ""
     said = (
-        f"{misled.plain.attack.upper()} misleads most about {entry.name}: alone it leaves "
+        f"{misled.plain.attack.upper()} misleads most about {entry.name}{masked}: alone it leaves "
         f"{_percent(misled.plain.robust.value)}, the worst case "
         f"{_percent(misled.bracket.attacked.value)}"
     )
@@ -259,6 +274,11 @@ def ranking_table(leaderboard: Leaderboard, threat: Threat, smoothed: bool | Non
         "proved, and attacked, which no attack of the run broke. Best proved first, "
         "of equals the best attacked."
     )
+    if any(entry.nfe is not None for entry in leaderboard.models):
+        caption += (
+            " Flow decides: on how many images the class is another without the ODE's flow; at 0 "
+            "the network in front of it decides alone."
+        )
     return Table(f"ranking-{threat_id(threat)}", caption, tuple(headings), tuple(rows), 1)
 
 

@@ -108,6 +108,32 @@ def test_failed_samples_neither_stand_nor_are_proved_from_where_they_failed(boar
         assert curve == ([0.0], [0.0])
 
 
+def test_what_stands_is_not_led_down_to_a_radius_that_was_attacked():
+    line = [(0.0, 1.0), (0.03, 1.0), (0.03, 0.9), (0.0999, 0.9), (0.0999, 0.6), (0.1, 0.6)]
+    line += [(0.1, 0.5), (0.15, 0.5), (0.15, 0.4), (0.2, 0.4), (0.2, 0.0)]
+    assert figures.parted(line, [0.1, 0.2]) == [line[:4], line[6:10]]
+    assert figures.parted(line, [0.5]) == [line]
+    assert figures.parted([], [0.1]) == []
+
+
+def test_lines_over_the_radius_fall_nowhere_to_a_ring(searched):
+    """No dashed stretch leads down to a ring, and what each mark stands for is said."""
+    figure = figures.radius_figure(searched)
+    assert {"proved", "left by attacks at that radius", "at most this between radii"} <= set(
+        words_in(figure)
+    )
+    for group in (g for g in parsed(figure).iter(f"{SVG}g") if g.get("data-model")):
+        rings = [(float(r.get("cx")), float(r.get("cy"))) for r in group.findall(f"{SVG}circle")]
+        dashed = [p.get("d") for p in group.findall(f"{SVG}path") if p.get("stroke-dasharray")]
+        assert rings
+        assert dashed
+        ends = [path.split("H")[-1] for path in dashed]
+        falls = [tuple(map(float, end.split("V"))) for end in ends if "V" in end]
+        assert not any(
+            abs(x - ring[0]) < 0.5 and abs(y - ring[1]) < 0.5 for x, y in falls for ring in rings
+        )
+
+
 def test_five_models_are_chosen_and_among_them_the_one_that_misleads(board, searched):
     many = [searched.models[-1].model_copy(update={"name": f"m{i}"}) for i in range(8)]
     crowd = searched.model_copy(update={"models": [*many, searched.models[2]]})

@@ -122,6 +122,18 @@ def test_every_heading_says_what_it_heads_and_every_picture_what_is_seen(told):
         assert all(alt for alt in page.alts)
 
 
+def test_a_model_that_misleads_and_is_not_masked_is_not_said_to_be(searched):
+    plain = boards.edit(searched, "digits/lyanet", flags=[])
+    assert "PGD misleads most about digits/lyanet: alone" in Page(suite_page(plain)).text
+
+
+def test_nothing_is_said_of_gaps_and_flows_where_there_are_none(board):
+    told = board.model_copy(update={"models": board.models[:1]})  # no ODE, no worst case
+    text = Page(suite_page(told)).text
+    assert "Flow decides" not in text
+    assert "whatever the trust mark" not in text
+
+
 def test_the_suite_says_first_what_was_found_and_how(suite, searched):
     text = Page(suite).text
     entry = next(e for e in searched.models if e.name == "digits/lyanet-certified")
@@ -130,10 +142,10 @@ def test_the_suite_says_first_what_was_found_and_how(suite, searched):
     assert f"At ℓ∞ 0.05 digits/lyanet-certified is best proved: {certified} % of the" in text
     fooled = next(e for e in searched.models if e.name == "digits/lyanet")
     plain = next(r for r in fooled.attacks if (r.attack, r.norm, r.eps) == ("pgd", Norm.LINF, 0.05))
-    said = (
-        f"PGD misleads most about digits/lyanet: alone it leaves {100 * plain.robust.value:.1f} %"
-    )
-    assert said in text
+    said = "PGD misleads most about digits/lyanet (trust mark: masked): alone it leaves "
+    assert f"{said}{100 * plain.robust.value:.1f} %" in text
+    assert "Flow decides: on how many images the class is another without" in text
+    assert "PGD alone says so many points too much, whatever the trust mark." in text
     assert "(ascent-targeted-20@deployed broke 170 images); the check masked-gradients" in text
     assert "599 samples of the test split of digits, seed 0" in text
     assert "no violation; 80 certified images audited" in text
