@@ -411,7 +411,7 @@ def certify(
     certificate: Annotated[
         str | None,
         typer.Option(
-            "--certificate", help="Run only this one; program and smoothing run only if named."
+            "--certificate", help="Run only this one; by default all cheap ones, else program."
         ),
     ] = None,
     samples: Samples = None,
@@ -490,7 +490,7 @@ def certify(
         reason, _ = Counter(row.reason for row in rows).most_common(1)[0]
         _print_whole(f"No image is certified, most often because of this: {reason}.")
         if all(row.certificate == api.NO_CERTIFICATE for row in rows):
-            _print_whole(f"`--certificate program` may do; `robustness inspect {model}` says.")
+            _print_whole(f"`robustness inspect {model}` says what each certificate says of it.")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import typer
 import typer.main
 
 from robustness.attacks import ATTACKS, VIEWS
-from robustness.certificates import CERTIFICATES, routine
+from robustness.certificates import CERTIFICATES, last_resorts, routine
 from robustness.data import DATASETS
 from robustness.data.own import FORMS
 from robustness.errors import UsageError
@@ -98,9 +98,11 @@ def named(command: str, option: str) -> str | None:
         case "attack", "attack":
             return f"One of {_listed(ATTACKS)}."
         case "certify", "certificate":
-            dear = [name for name in CERTIFICATES if name not in routine()]
+            resorts = last_resorts(routine())
+            dear = [name for name in CERTIFICATES if name not in [*routine(), *resorts]]
             return (
-                f"Run only this one of {_listed(CERTIFICATES)}; {_listed(dear)} run only if named."
+                f"Run only this one of {_listed(CERTIFICATES)}; {_listed(dear)} run only if named, "
+                f"{_listed(resorts)} where all others refuse the model."
             )
         case _, "data":
             what = "The suite's" if command == "evaluate" else "The model's own"

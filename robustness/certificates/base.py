@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
@@ -115,6 +115,7 @@ class BaseCertificate(ABC):
     Attributes:
         name: in suites, tables and the store.
         routine: whether it is cheap enough to be run with all others that are: `"all"` in a suite.
+        last_resort: whether `"all"` runs it, too, for a model that every routine one refuses.
         proves: whether its radii are proofs, which every run attacks.
         strict: whether `certify` raises where `refusal` has a reason.
         measures: whether it is told by the deployed program's predictions alone, wherever it runs.
@@ -122,6 +123,7 @@ class BaseCertificate(ABC):
 
     name: ClassVar[str]
     routine: ClassVar[bool] = False
+    last_resort: ClassVar[bool] = False
     proves: ClassVar[bool] = True
     strict: ClassVar[bool] = True
     measures: ClassVar[bool] = False
@@ -246,6 +248,17 @@ def register_certificate(kind: _Kind) -> _Kind:
 def routine() -> list[str]:
     """Names of the certificates that are cheap enough to be run together."""
     return [name for name, each in CERTIFICATES.items() if getattr(each, "routine", False)]
+
+
+def last_resorts(asked: Collection[str]) -> list[str]:
+    """Names of the certificates for models that every routine one refuses.
+
+    None where not all routine ones are asked for, and none that is itself asked for by its name.
+    """
+    if not set(asked).issuperset(routine()):
+        return []
+    resorts = [name for name, each in CERTIFICATES.items() if getattr(each, "last_resort", False)]
+    return [name for name in resorts if name not in asked]
 
 
 def proves(certificate: Certificate) -> bool:

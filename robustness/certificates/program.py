@@ -7,6 +7,7 @@ the image (`programs.slopes`) and, where asked for, its ball is split (`programs
 radius is the largest one that was itself verified.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,6 +46,9 @@ _TOLERANCE, _MOST_ROUNDS, _SMALLEST = 2**-5, 16, 1e-6
 _REACH = 4.0
 # The same for splitting, and the steps of the ascent on each half.
 _REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 4
+# Runs of the program that the boxes of a ball and their rounding are worth, and for each step and
+# row those of an ascent.
+_BOXES, _ASCENT = 3, 3
 # Share of a margin from which rounding is named as what limits a radius.
 _MUCH_ROUNDING = 0.1
 
@@ -76,17 +80,22 @@ class ProgramCertificate(BaseCertificate):
             each radius that is tried and not verified without; 0 for none.
         splits: of the ball, for each rival that a bound is not above 0 for but near it, by the
             signs of undecided rectifiers (beta-CROWN, arXiv 2103.06624); 0 for none.
+        work: thousand millions of multiplications that the bounds of one image may take, as
+            `Network.work` counts them; what does not fit is left out. Splits are not counted. 0
+            for no limit.
     """
 
     slopes: int = 10
     splits: int = 0
+    work: int = 50
 
     name: ClassVar[str] = "program"
     bounds_programs: ClassVar[bool] = True
+    last_resort: ClassVar[bool] = True
     strict: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for setting in ("slopes", "splits"):
+        for setting in ("slopes", "splits", "work"):
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(
@@ -161,15 +170,28 @@ class ProgramCertificate(BaseCertificate):
         self, network: Network, images: Tensor, labels: Tensor, logits: Tensor, norm: Norm
     ) -> list[CertifiedRadius]:
         rows, rivals = margin_rows(logits.shape[1], labels)
+        if self.work and network.work * (_BOXES + rows.shape[1]) > 1e9 * self.work:
+            words = f"one ball takes more than {self.work} thousand millions of multiplications"
+            claim = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, words, Limit.OTHER)
+            return [claim] * len(images)
         exact = (rows.squeeze(2) @ logits.double().unsqueeze(2)).squeeze(2)
 
+        # Boxes, their rounding, and a row for each rival on the way back.
+        count, limit = rows.shape[1], 1e9 * self.work if self.work else math.inf
+        of_ball = network.work * (_BOXES + count)
+        of_ascent = network.work * _ASCENT * self.slopes * count
+        spent = torch.zeros(len(images), dtype=torch.float64)
+
         def margins(part: Tensor, radii: Tensor) -> Tensor:
+            spent[part] += of_ball
             ball = Ball(images[part].double().unsqueeze(1), radii, norm)
             bounds = Bounds(network, ball, network.bends)
             last = len(network) - 1
             found = bounds.lower(last, rows[part])
-            near = (found > -_REACH * exact[part]).all(dim=1).nonzero().squeeze(1)
+            within = (found > -_REACH * exact[part]).all(dim=1) & ~(found > 0).all(dim=1)
+            near = (within & (spent[part] + of_ascent <= limit)).nonzero().squeeze(1)
             if self.slopes and len(near):
+                spent[part[near]] += of_ascent
                 lanes, of = bounds.lanes(near), rows[part][near]
                 found[near] = climbed(lanes, last, of, found[near], self.slopes)
             near = (found > -_REACH_OF_SPLITS * exact[part]).all(dim=1).nonzero().squeeze(1)
@@ -185,7 +207,8 @@ class ProgramCertificate(BaseCertificate):
         search = RadiusSearch(at_centre.amin(dim=1), _FIRST[norm], _TOLERANCE, largest)
         rival = at_centre.argmin(dim=1)
         for _ in range(_MOST_ROUNDS):
-            part = (search.open & (search.failed > _SMALLEST)).nonzero().squeeze(1)
+            open_ = search.open & (search.failed > _SMALLEST) & (spent + of_ball <= limit)
+            part = open_.nonzero().squeeze(1)
             if len(part) == 0:
                 break
             found = margins(part, search.guess[part])

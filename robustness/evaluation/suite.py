@@ -18,7 +18,14 @@ from pydantic import (
 )
 
 from robustness.attacks import ATTACKS, Attack
-from robustness.certificates import CERTIFICATES, SEED, Certificate, routine, settings_fields
+from robustness.certificates import (
+    CERTIFICATES,
+    SEED,
+    Certificate,
+    last_resorts,
+    routine,
+    settings_fields,
+)
 from robustness.config import Config, table_of
 from robustness.data import require_known
 from robustness.errors import UsageError
@@ -229,10 +236,21 @@ class Suite(Config):
             return [name for entry in value for name in (every if entry == "all" else [entry])]
         return every if value == "all" else value
 
+    @property
+    def last_resorts(self) -> list[str]:
+        """Certificates for models that every other one refuses, where all routine ones are asked.
+
+        None that is asked for by its name, which runs in any case.
+        """
+        return last_resorts({c if isinstance(c, str) else c.name for c in self.certificates})
+
     def build_certificates(self, model: str) -> dict[str, Certificate]:
-        """The certificates of a model by name, in their order, drawn with the suite's seed."""
+        """The certificates of a model by name, in their order, drawn with the suite's seed.
+
+        Those of `last_resorts` are the last.
+        """
         built: dict[str, Certificate] = {}
-        for entry in self.certificates:
+        for entry in [*self.certificates, *self.last_resorts]:
             if isinstance(entry, CertificateTable):
                 if entry.speaks_of(model):
                     built[entry.name] = entry.build(self.seed)

@@ -29,11 +29,14 @@ from robustness.numerics.arithmetic import computed_in
 from robustness.programs.boxes import Box
 from robustness.programs.forms import Form, advanced
 from robustness.programs.graph import Node, Program, Refusal
-from robustness.programs.operations import Operation, operation_of
+from robustness.programs.operations import Operation, affine, operation_of
 from robustness.programs.operations.base import LARGEST_WHOLE, Rows, least, unit_rows
 from robustness.programs.operations.elementwise import Rectifier
+from robustness.programs.operations.products import MatrixProduct
 from robustness.threat import Norm
 
+# Operations whose sums are of products with a matrix.
+_SUMS = (affine.Convolution, affine.Product, affine.LeftProduct, MatrixProduct)
 # Share of |A_i| |v_i| charged at each node for float64: some terms' worth, and one for each term.
 _ROOM, _ROOM_PER_TERM = 2.0**-42, 2.0**-51
 # Kinds of number whose rounding is known; the last three do not round.
@@ -174,6 +177,17 @@ class Network:
                 break
         if found is None or all(_is_affine(step) for step in self.steps[found + 1 :]):
             return None
+        return found
+
+    @cached_property
+    def work(self) -> int:
+        """Multiplications and additions of one run of the program, by the sizes of its sums."""
+        found = 0
+        for step in self.steps:
+            if step is not None:
+                found += step.terms
+                if isinstance(step.operation, _SUMS):
+                    found += step.operation.node.size * step.operation.terms
         return found
 
     def node(self, i: int) -> Node:

@@ -147,9 +147,9 @@ def test_all_in_a_list_stands_for_every_certificate_without_settings(suite_file:
     entry = '{ name = "smoothing", models = ["digits/node", "mnist/*"], samples = 10 }'
     suite_file.write_text(suite_file.read_text().replace(some, f'["all", {entry}]'))
     suite = load_suite(str(suite_file))
-    assert list(suite.build_certificates("digits/resnet")) == routine()
+    assert list(suite.build_certificates("digits/resnet")) == [*routine(), "program"]
     for model in ("digits/node", "mnist/lyanet"):
-        assert list(suite.build_certificates(model)) == [*routine(), "smoothing"]
+        assert list(suite.build_certificates(model)) == [*routine(), "smoothing", "program"]
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,18 @@ class Certifying(Kind[Row]):
 
     def plan(self, asked: Asked) -> Iterator[Job]:
         """See `Kind.plan`."""
+        spoken = False
         for name, certificate in asked.suite.build_certificates(asked.name).items():
-            for group in asked.suite.threats:
+            refusals = {
+                group.norm: certificate.refusal(asked.module, group.norm)
+                for group in asked.suite.threats
+            }
+            if spoken and name in asked.suite.last_resorts:
+                continue
+            spoken |= None in refusals.values()
+            for norm, refusal in refusals.items():
                 yield self.job(
-                    asked,
-                    name=name,
-                    version=settings_of(certificate),
-                    norm=group.norm,
-                    refusal=certificate.refusal(asked.module, group.norm),
+                    asked, name=name, version=settings_of(certificate), norm=norm, refusal=refusal
                 )
 
     def run(self, work: Work) -> list[Row]:
