@@ -127,7 +127,9 @@ class ContinuousNet(StagedODE):
         solver: how every block is solved.
         classes: number of logits.
         norms: whether there are batch norms in front of the blocks and group norms in their fields.
-            Without, the weights are drawn so that boxes keep their size, as for `ConvReLUEncoder`.
+            Without, the weights of transitions are drawn so that boxes keep their size, as for
+            `ConvReLUEncoder`; those of fields and head are not, through which images would be told
+            apart by next to nothing at the start.
         filled: channels of the last state that only the flow fills, and the head reads alone; 0 for
             a state that the transition sets whole, and a head on its mean over the image.
         gathered: whether the last transition's convolution spans all that it sees, so that the last
@@ -183,7 +185,7 @@ class ContinuousNet(StagedODE):
             self.fields.append(ConvField(outputs, norms, 1 if last and gathered else 3))
             inputs = outputs
         if not norms:
-            for module in self.modules():
+            for module in self.transitions.modules():
                 if isinstance(module, nn.Conv2d):
                     draw_for_boxes(module)
         if not filled:
@@ -194,8 +196,6 @@ class ContinuousNet(StagedODE):
         pixels = 1 if gathered else height * width
         dense = nn.Linear(filled * pixels, classes)
         self.head = nn.Sequential(nn.Flatten(), dense)
-        if not norms:
-            draw_for_boxes(dense)
 
     @property
     def stages(self) -> int:
