@@ -1,6 +1,7 @@
 """What the commands do, in Python: evaluate, attack, certify."""
 
 import contextlib
+import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ from robustness.evaluation.suite import AuditConfig, Changes, Suite, load_suite
 from robustness.evaluation.summarise import summarise
 from robustness.exchange import PRODUCER, onnx_bytes, vnnlib
 from robustness.files import describe_validation, replace_file, require_own, write_file
-from robustness.numerics.devices import Placement, arithmetic_on
+from robustness.numerics.devices import Placement, arithmetic_on, beside
 from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.objects import takes_objects
 from robustness.programs.graph import Refusal
@@ -699,6 +700,7 @@ def doctor(
     unit_timeout: float | None = None,
     memory_limit: str | None = None,
     in_process: bool = False,
+    device: str | None = None,
 ) -> Diagnosis:
     """Look for what goes wrong in practice between a model and its images.
 
@@ -711,6 +713,7 @@ def doctor(
         unit_timeout: seconds that this may take in a process of its own, ten minutes by default.
         memory_limit: such as `8GiB`, what that process may take besides what it starts with.
         in_process: run a user's code in this process, for debugging: it can then end or hang it.
+        device: where the model is looked at, the CPU by default.
 
     Returns:
         What was found, each with the line of code that mends it, and the cost of the suite.
@@ -727,17 +730,22 @@ def doctor(
     limits = Limits.of(unit_timeout, memory_limit, in_process)
     inputs.count("samples", samples)
     parsed = load_suite(suite) if isinstance(suite, str) else suite
+    placement = inputs.placement(device, None)
     source = require_known(data) if data is not None else _data_of(model)
     require_source(source, data_dir)
-    what = (model, source, parsed, samples, data_dir)
+    what = (model, source, parsed, samples, data_dir, placement)
     if in_process or not (is_factory(model) or limits.asked_for):
         return _examine(*what)
     return call_alone(model, limits, _examine, *what)
 
 
-def _examine(model: str, data: str, suite: Suite, samples: int, data_dir: Path | None) -> Diagnosis:
-    images = load_images(data, "test", data_dir)
-    return examine(load_model(model), images, suite, samples)
+def _examine(
+    model: str, data: str, suite: Suite, samples: int, data_dir: Path | None, placement: Placement
+) -> Diagnosis:
+    images, loaded = load_images(data, "test", data_dir), load_model(model)
+    loaded.module.to(placement.device)
+    with arithmetic_on(placement):
+        return examine(loaded, images, suite, samples, placement.device)
 
 
 def _inspect(
@@ -806,6 +814,7 @@ def export(
     data_dir: Path | None = None,
     certificate: str | None = None,
     seconds: int = 300,
+    device: str | None = None,
 ) -> Exported:
     """Write a model as ONNX and the property that an image keeps its class within eps, in l-inf.
 
@@ -822,6 +831,8 @@ def export(
         data_dir: folder with the official image files.
         certificate: that is to prove the property; by default all that draw no random numbers.
         seconds: that `instances.csv` gives a verifier.
+        device: where the deployed program predicts and is certified, the CPU by default; the ONNX
+            file is the same.
 
     Raises:
         UsageError: an argument is not usable, the program cannot be recorded or exported, or the
@@ -836,6 +847,7 @@ def export(
     source = data if data is not None else _data_of(model)
     names = routine() if certificate is None else [CERTIFICATES.require(certificate).name]
     inputs.count("seconds", seconds)
+    placement = inputs.placement(device, None)
     folder = inputs.folder_to_write(out)
     for name, mark in _EXPORTED.items():
         require_own(folder / name.format(sample=sample), mark)
@@ -847,20 +859,21 @@ def export(
         )
     loaded = load_model(model)
     image, label = images.images[sample : sample + 1], images.labels[sample : sample + 1]
-    with reproducible_arithmetic(), torch.no_grad():
-        logits = loaded.module(image)
-        prediction = int(logits.argmax())
-        try:
-            program = record(loaded.module, images.shape)
-        except Refusal as refused:
-            raise UsageError(
-                f"expected a model whose program can be recorded, got {model}: {refused}"
-            ) from None
+    try:
+        program = record(loaded.module, images.shape)
+    except Refusal as refused:
+        raise UsageError(
+            f"expected a model whose program can be recorded, got {model}: {refused}"
+        ) from None
+    # The recorded program keeps the weights that it has.
+    deployed = copy.deepcopy(loaded.module).to(placement.device)
+    with reproducible_arithmetic(), arithmetic_on(placement), torch.no_grad():
+        prediction = int(deployed(*beside(deployed, image)).argmax())
         proved = {
             name: found[0].radius
             for name in names
-            if CERTIFICATES[name].refusal(loaded.module, threat.norm) is None
-            for found in [CERTIFICATES[name].certify(loaded.module, image, label, threat.norm)]
+            if CERTIFICATES[name].refusal(deployed, threat.norm) is None
+            for found in [CERTIFICATES[name].certify(deployed, image, label, threat.norm)]
             if found[0].kind is Kind.CERTIFIED
         }
     best = max(proved, key=proved.__getitem__, default=None)

@@ -561,6 +561,7 @@ def doctor(
     unit_timeout: UnitTimeout = None,
     memory_limit: MemoryLimit = None,
     in_process: InProcess = False,
+    device: Device = None,
 ) -> None:
     """Look for what goes wrong between a model and its images: exit code 1 if something does."""
     found = api.doctor(
@@ -572,6 +573,7 @@ def doctor(
         unit_timeout=unit_timeout,
         memory_limit=memory_limit,
         in_process=in_process,
+        device=device,
     )
     for line in found.lines():
         _print_whole(line)
@@ -596,6 +598,7 @@ def export(
         str | None, typer.Option("--data", help="Data set; the model's own by default.")
     ] = None,
     data_dir: DataDir = None,
+    device: Device = None,
 ) -> None:
     """Write a model as ONNX and an image's robustness as VNN-LIB, for other verifiers."""
     written = api.export(
@@ -607,6 +610,7 @@ def export(
         data_dir=data_dir,
         certificate=certificate,
         seconds=seconds,
+        device=device,
     )
     for file in written.files:
         _print_whole(str(file))
@@ -749,10 +753,11 @@ def claims(
         Path, typer.Option("--out", help="Report folder; a killed run goes on in it.")
     ] = Path("reports/lyanet-claims"),
     data_dir: DataDir = None,
+    device: Device = None,
 ) -> None:
     """Measure the claims of the LyaNet paper on MNIST over three seeds (long; resumable)."""
     log_beside(out)
-    seeds = measure_claims(out, data_dir)
+    seeds = measure_claims(out, data_dir, device=device)
     write_claims(seeds, out)
     for claim in decide(seeds):
         answers.print(escape(f"{claim.statement}: {claim.verdict}"), soft_wrap=True)

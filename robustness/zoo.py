@@ -275,7 +275,8 @@ class PackedModel:
 
     Attributes:
         name: as it was asked for.
-        recipe: content of the recipe's file; of a user's factory empty.
+        recipe: content of the recipe's file; of an ONNX file that of the TOML file beside it, if
+            there is one; of a user's factory empty.
         weights: content of the file of its weights, likewise; that of an ONNX file.
         modules: the source files of a user's factory by their paths below a folder to import from,
             if it is not installed: the module that is named, and all others of its package.
@@ -294,7 +295,11 @@ def pack_model(name: str) -> PackedModel:
         UsageError: see `load_model`.
     """
     if is_foreign(name):
-        return PackedModel(name, weights=read_file(Path(name)) if os.path.isfile(name) else b"")
+        file = Path(name)
+        if not file.is_file():
+            return PackedModel(name)
+        beside = file.with_suffix(".toml")
+        return PackedModel(name, read_file(beside) if beside.is_file() else b"", read_file(file))
     if is_factory(name):
         return PackedModel(name, modules=_sources(name.partition(":")[0].partition(".")[0]))
     folder = find_entry(name)
@@ -318,6 +323,8 @@ def unpack_model(packed: PackedModel, folder: Path) -> LoadedModel:
             return load_model(packed.name)
         file = folder / Path(packed.name).name
         file.write_bytes(packed.weights)
+        if packed.recipe:
+            file.with_suffix(".toml").write_bytes(packed.recipe)
         return replace(load_model(str(file)), name=packed.name)
     for path, content in packed.modules.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

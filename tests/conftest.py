@@ -38,6 +38,13 @@ augmentation = { rotate = 5.0, shift = 0.3 }
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lines are counted in all tests but the slow ones, which would take half as long again."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker("no_cover")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Shapes are checked in all tests but the slow ones, which would take twice their time."""

@@ -30,6 +30,18 @@ def test_coverage_below_ninety_per_cent_fails_the_tests_of_tox() -> None:
     assert re.search(r"^fail_under = 90$", settings, re.MULTILINE)
 
 
+def test_lines_are_counted_in_the_tests_that_are_not_slow(request: pytest.FixtureRequest) -> None:
+    for item in request.session.items:
+        slow, left_out = (item.get_closest_marker(name) for name in ("slow", "no_cover"))
+        assert (slow is None) == (left_out is None), item.nodeid
+
+
+@pytest.mark.slow
+def test_no_lines_are_counted_in_a_slow_test(request: pytest.FixtureRequest) -> None:
+    cov = request.config.pluginmanager.get_plugin("_cov")
+    assert cov is None or cov.cov_controller is None or not cov.cov_controller.started
+
+
 def test_every_test_that_contributing_names_exists() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)

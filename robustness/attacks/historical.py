@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torchattacks
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustness.attacks.base import LibraryAttack, Problem
 from robustness.errors import UsageError
 from robustness.nets.encoders import Normalise
+from robustness.numerics.devices import beside
 from robustness.threat import Norm, ThreatModel
 
 
@@ -55,6 +55,8 @@ class PaperProtocol(LibraryAttack):
         Raises:
             UsageError: the model has no normalising first layer of this package.
         """
+        import torchattacks
+
         threat = problem.threat
         normalise = _normalisation(problem.model)
         inner = _FromNormalised(problem.model, normalise)
@@ -72,9 +74,10 @@ def published_accuracy(
     seed: int = 0,
 ) -> float:
     """Robust accuracy as the paper's script counts it: wherever the images ended up."""
+    images, labels = beside(model, images, labels)
     (candidates,) = PaperProtocol().propose(model, images, labels, threat, seed)
     with torch.no_grad():
-        return float((model(candidates).argmax(dim=1) == labels).double().mean())
+        return float((model(candidates).argmax(dim=1) == labels).cpu().double().mean())
 
 
 def _normalisation(model: nn.Module) -> Normalise:

@@ -18,8 +18,6 @@ from typing import Annotated, ClassVar
 import torch
 from jaxtyping import Int
 from pydantic import Field
-from scipy.stats import binomtest
-from scipy.stats import norm as normal
 from torch import Tensor, nn
 
 from robustness.certificates.base import (
@@ -53,6 +51,8 @@ def lower_confidence(hits: int, draws: int, alpha: float) -> float:
     Returns:
         The one-sided exact bound of Clopper and Pearson (1934).
     """
+    from scipy.stats import binomtest
+
     test = binomtest(hits, draws, alternative="greater")
     return float(test.proportion_ci(1 - alpha, method="exact").low)
 
@@ -123,6 +123,8 @@ class SmoothingCertificate(BaseCertificate):
     def _radius(
         self, chosen: int, hits: int, label: int, pixels: int, norm: Norm
     ) -> CertifiedRadius:
+        from scipy.stats import norm as normal
+
         probability = lower_confidence(hits, self.samples, self.alpha)
         confidence = f"with confidence {1 - self.alpha:g}"
         radius, limit = 0.0, Limit.CONFIDENCE

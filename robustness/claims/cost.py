@@ -9,6 +9,7 @@ import torch
 from robustness.claims.models import recipe_of
 from robustness.data import ImageSet
 from robustness.nets.config import FixedStepConfig, NeuralODEConfig
+from robustness.numerics.devices import CPU, finish
 from robustness.recipe import CrossEntropyConfig, Recipe
 from robustness.training.loop import epoch_runner, step_runner
 
@@ -41,7 +42,7 @@ def variants(seed: int) -> tuple[Recipe, dict[str, Recipe]]:
     return lyanet, rivals
 
 
-def step_and_epoch_ratios(seed: int, images: ImageSet) -> dict[str, float]:
+def step_and_epoch_ratios(seed: int, images: ImageSet, device: str = CPU) -> dict[str, float]:
     """Monte Carlo cost over each rival's: of a step, and of an epoch with all that it does.
 
     A step is loss and back-propagation, encoder included. An epoch is measured on blocks of
@@ -54,20 +55,29 @@ def step_and_epoch_ratios(seed: int, images: ImageSet) -> dict[str, float]:
     found = {}
     for name, rival in rivals.items():
         first = images.take(torch.arange(batch))
-        ours, theirs = step_runner(lyanet, first), step_runner(rival, first)
-        found[f"step: {name}"] = _ratio(ours, theirs, _ROUNDS)
-        our_epoch, their_epoch = epoch_runner(lyanet, block), epoch_runner(rival, block)
-        found[f"epoch: {name}"] = _ratio(our_epoch, their_epoch, _BLOCKS)
+        ours, theirs = step_runner(lyanet, first, device), step_runner(rival, first, device)
+        found[f"step: {name}"] = _ratio(ours, theirs, _ROUNDS, device)
+        our_epoch, their_epoch = (epoch_runner(r, block, device) for r in (lyanet, rival))
+        found[f"epoch: {name}"] = _ratio(our_epoch, their_epoch, _BLOCKS, device)
     return found
 
 
-def _ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> float:
+def _ratio(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, device: str
+) -> float:
     ours(), theirs()  # the first call allocates
-    return round(statistics.median([seconds(ours) / seconds(theirs) for _ in range(rounds)]), 4)
+    times = [seconds(ours, device) / seconds(theirs, device) for _ in range(rounds)]
+    return round(statistics.median(times), 4)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Processor time of one call, which other programs lengthen less than the clock's."""
-    started = time.process_time()
+def seconds(work: Callable[[], object], device: str = CPU) -> float:
+    """Processor time of one call, which other programs lengthen less than the clock's.
+
+    On another device than the CPU the clock's, until that device has done all of it.
+    """
+    clock = time.process_time if device == CPU else time.perf_counter
+    finish(device)
+    started = clock()
     work()
-    return time.process_time() - started
+    finish(device)
+    return clock() - started

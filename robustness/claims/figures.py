@@ -14,7 +14,8 @@ from matplotlib.ticker import PercentFormatter
 from robustness.claims.models import MODELS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Interval
-from robustness.reporting.drawing import DASHES, FLOOR, INK, PALETTE, STYLE, svg
+from robustness.reporting.drawing import DASHES, INK, PALETTE, STYLE, svg
+from robustness.reporting.svg import FLOOR
 
 COLOURS = dict(zip(MODELS, PALETTE, strict=False))
 

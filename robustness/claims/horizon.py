@@ -7,6 +7,7 @@ from robustness.claims.results import Horizon
 from robustness.data import ImageSet
 from robustness.nets.classifiers import NeuralODEClassifier, potential
 from robustness.nets.solvers import AdaptiveSolver, FixedStepSolver
+from robustness.numerics.devices import beside
 
 SHARES = (0.9, 0.99)
 TOLERANCES = (1e-3, 1e-5)
@@ -24,11 +25,12 @@ def along_horizon(model: NeuralODEClassifier, images: ImageSet) -> Horizon:
     for pixels, labels in zip(
         images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
     ):
+        pixels, labels = beside(model, pixels, labels)
         features = model.features(pixels)
         states = solver.solve(model.field, model.initial_state(features), features).states
         values.append(torch.stack([potential(state, labels) for state in states]))
         right.append(states.argmax(dim=2) == labels)
-    accuracy = torch.cat(right, dim=1).double().mean(dim=1)
+    accuracy = torch.cat(right, dim=1).cpu().double().mean(dim=1)
     time = torch.linspace(0, 1, _STEPS + 1)
     return Horizon(
         time=rounded(time),
@@ -56,6 +58,6 @@ def rounded(values: Tensor) -> list[float]:
 def dopri5_evaluations(model: NeuralODEClassifier, images: ImageSet, tolerance: float) -> float:
     """Mean evaluations of the field per image, each solved alone (rtol = atol = tolerance)."""
     solver = AdaptiveSolver("dopri5", tolerance, tolerance, model.solver.horizon)
-    features = model.features(images.images)
+    features = model.features(*beside(model, images.images))
     alone = [solver.solve(model.field, model.initial_state(f), f).nfe for f in features.split(1)]
     return sum(alone) / len(alone)

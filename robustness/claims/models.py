@@ -9,6 +9,7 @@ from torch import nn
 
 from robustness.errors import UsageError, os_failure
 from robustness.files import replace_file
+from robustness.numerics.devices import CPU
 from robustness.recipe import RECIPE_FILE, Recipe, read_recipe
 from robustness.training.loop import train
 from robustness.zoo import find_entry, load_model
@@ -52,7 +53,9 @@ def recipe_of(name: str, seed: int) -> Recipe:
     return Recipe.model_validate(tomllib.loads(recipe_text(name, seed)))
 
 
-def trained(name: str, seed: int, work: Path, data_dir: Path | None, quiet: bool) -> nn.Module:
+def trained(
+    name: str, seed: int, work: Path, data_dir: Path | None, quiet: bool, device: str = CPU
+) -> nn.Module:
     """One model of one seed, trained on the first call and read from `work` on later ones.
 
     Args:
@@ -61,6 +64,7 @@ def trained(name: str, seed: int, work: Path, data_dir: Path | None, quiet: bool
         work: folder for recipes, weights and checkpoints; a killed training goes on there.
         data_dir: folder with the official image files; None downloads them.
         quiet: no progress bar.
+        device: where it is trained and put.
 
     Raises:
         UsageError: `work` cannot be written to or has another recipe in the model's folder, or the
@@ -78,8 +82,8 @@ def trained(name: str, seed: int, work: Path, data_dir: Path | None, quiet: bool
         ) from None
     recipe = read_recipe(folder)
     if recipe.weights is None:
-        train(folder, resume=True, data_dir=data_dir, quiet=quiet)
-    return load_model(str(folder)).module
+        train(folder, resume=True, data_dir=data_dir, quiet=quiet, device=device)
+    return load_model(str(folder)).module.to(device)
 
 
 def _begun(folder: Path, recipe: Recipe) -> bool:

@@ -16,6 +16,7 @@ from robustness.attacks import (
     worst_case,
 )
 from robustness.data import ImageSet
+from robustness.numerics.devices import beside
 from robustness.results.leaderboard import Proportion
 from robustness.threat import Norm, ThreatModel
 
@@ -77,7 +78,8 @@ def _standing(images: ImageSet, outcomes: _Outcomes) -> Proportion:
 
 def _pgd(model: nn.Module, attack: Attack, threat: ThreatModel) -> _Outcomes:
     def outcomes(pixels: Tensor, labels: Tensor) -> list[Status]:
-        found = attack.propose(model, pixels, labels, threat, _SEED).detach()
+        there, known = beside(model, pixels, labels)
+        found = attack.propose(model, there, known, threat, _SEED).detach().to(pixels.device)
         # The image itself is a candidate too: one that is classified wrongly does not stand.
         candidates = torch.cat([pixels.unsqueeze(0), found])
         return [v.status for v in judge(model, pixels, labels, candidates, threat)]

@@ -4,15 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from robustness.claims.figures import drawings
 from robustness.claims.models import EPOCHS, MODELS
 from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Claim, Comparison, Interval, claims
 from robustness.errors import os_failure
 from robustness.files import replace_file, require_own_folder
+from robustness.numerics.devices import CPU
 from robustness.reporting.images import data_uri
 from robustness.reporting.markdown import table, text
 from robustness.results.leaderboard import Summary
@@ -105,6 +103,8 @@ def write_claims(seeds: Sequence[SeedResults], folder: Path) -> list[Path]:
     Raises:
         UsageError: the folder cannot be written to.
     """
+    from robustness.claims.figures import drawings
+
     found = claims(seeds)
     drawn = drawings(seeds)
     sections = list(_sections(seeds, found))
@@ -139,7 +139,8 @@ def _sections(seeds: Sequence[SeedResults], found: Sequence[Claim]) -> Iterator[
             "robustness on the first "
             f"{next(iter(seeds[0].robust.values()))['node'].total}. What follows is true of these "
             "models and this training budget, and need not be of longer trainings. The gain of "
-            "lyanet is 1 here, as of the zoo's mnist/lyanet-gain-1.",
+            "lyanet is 1 here, as of the zoo's mnist/lyanet-gain-1."
+            + (f" Trained and measured on {device}." if (device := seeds[0].device) != CPU else ""),
         ),
     )
     yield Section(
@@ -243,6 +244,8 @@ def _markdown(sections: Sequence[Section]) -> str:
 
 
 def _html(sections: Sequence[Section], drawn: dict[str, bytes]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("robustness.claims", "."),
         autoescape=True,

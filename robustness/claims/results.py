@@ -8,6 +8,7 @@ from pydantic import Field
 
 from robustness.claims.models import MODELS, recipe_text
 from robustness.files import read_json, replace_file
+from robustness.numerics.devices import CPU
 from robustness.results.leaderboard import Proportion, Summary
 
 EDITION: Literal[2] = 2
@@ -35,6 +36,8 @@ class SeedResults(Summary):
     Attributes:
         seed: of the trainings.
         recipes: SHA-256 of the five recipes; results of other recipes are measured again.
+        device: what the models were trained and measured on, as `numerics.devices.hardware` names
+            it; results of another one are measured again.
         clean: model to accuracy on the whole test set.
         horizon: model to its course along the horizon.
         nfe: tolerance to model to the mean number of field evaluations of dopri5 per image.
@@ -47,6 +50,7 @@ class SeedResults(Summary):
     edition: Literal[1, 2] = 1
     seed: int
     recipes: str
+    device: str = CPU
     clean: dict[str, Proportion] = Field(default_factory=dict)
     horizon: dict[str, Horizon] = Field(default_factory=dict)
     nfe: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -67,19 +71,19 @@ def recipes_digest(seed: int) -> str:
     return hashlib.sha256(texts.encode()).hexdigest()
 
 
-def stored(seed: int, folder: Path) -> SeedResults:
-    """The results of a seed as far as an earlier run came; empty where there is none.
+def stored(seed: int, folder: Path, device: str = CPU) -> SeedResults:
+    """The results of a seed on a device as far as an earlier run came; empty where there is none.
 
     Robust accuracies by protocols of an earlier edition are left out, to be measured again.
 
     Raises:
         UsageError: the file is broken.
     """
-    fresh = SeedResults(edition=EDITION, seed=seed, recipes=recipes_digest(seed))
+    fresh = SeedResults(edition=EDITION, seed=seed, recipes=recipes_digest(seed), device=device)
     if not _file(seed, folder).is_file():
         return fresh
     found = read_seed(seed, folder)
-    if found.recipes != fresh.recipes:
+    if (found.recipes, found.device) != (fresh.recipes, fresh.device):
         return fresh
     if found.edition != EDITION:
         return found.model_copy(update={"edition": EDITION, "robust": {}})

@@ -8,6 +8,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from robustness import inputs
 from robustness.claims import protocol
 from robustness.claims.cost import step_and_epoch_ratios
 from robustness.claims.horizon import TOLERANCES, along_horizon, dopri5_evaluations
@@ -18,6 +19,7 @@ from robustness.data import ImageSet, load_images, require_source
 from robustness.errors import UsageError
 from robustness.inputs import folder_to_write
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.numerics.devices import CPU, arithmetic_on, beside, hardware
 from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.results.leaderboard import Proportion
 from robustness.terminal import progress_bar
@@ -27,7 +29,11 @@ _NFE_IMAGES, _BATCH = 50, 500
 
 
 def measure_claims(
-    out: Path, data_dir: Path | None, seeds: Sequence[int] = SEEDS, quiet: bool = False
+    out: Path,
+    data_dir: Path | None,
+    seeds: Sequence[int] = SEEDS,
+    quiet: bool = False,
+    device: str | None = None,
 ) -> list[SeedResults]:
     """Train the five models of every seed and measure them; what was done before is kept.
 
@@ -36,12 +42,15 @@ def measure_claims(
         data_dir: folder with the official image files; None downloads them.
         seeds: at least two, since intervals are over seeds.
         quiet: no progress bar.
+        device: where models are trained, predict and are attacked; the CPU by default.
 
     Raises:
-        UsageError: the images cannot be read or `out` cannot be written to.
+        UsageError: the device is not there, the images cannot be read, or `out` cannot be written
+            to.
     """
     if len(set(seeds)) < 2:
         raise UsageError(f"expected two seeds or more, got {list(seeds)}; name others")
+    placement = inputs.placement(device, None)
     require_report_folder(folder_to_write(out))
     require_source(DATA, data_dir)
     train, test = (load_images(DATA, split, data_dir) for split in ("train", "test"))
@@ -63,7 +72,11 @@ def measure_claims(
         def advance() -> None:
             progress.advance(bar)
 
-        return [_Seed(seed, out, data_dir, train, test, note, advance).measure() for seed in seeds]
+        with arithmetic_on(placement):
+            return [
+                _Seed(seed, out, data_dir, train, test, note, advance, placement.device).measure()
+                for seed in seeds
+            ]
 
 
 class _Seed:
@@ -78,10 +91,14 @@ class _Seed:
         test: ImageSet,
         note: Callable[[str], None],
         advance: Callable[[], None],
+        device: str,
     ) -> None:
         self.seed, self.out, self.data_dir = seed, out, data_dir
         self.train, self.test, self.note, self.advance = train, test, note, advance
-        self.results = stored(seed, out)
+        self.device = device
+        # Weights of one device are not continued on another.
+        self.work = out / ("work" if device == CPU else f"work-{device.replace(':', '-')}")
+        self.results = stored(seed, out, hardware(device))
 
     def measure(self) -> SeedResults:
         models: dict[str, nn.Module] = {}
@@ -89,14 +106,16 @@ class _Seed:
             return self.results
         for name in MODELS:
             self.note(f"seed {self.seed}: training {name}")
-            models[name] = trained(name, self.seed, self.out / "work", self.data_dir, quiet=True)
+            models[name] = trained(
+                name, self.seed, self.work, self.data_dir, quiet=True, device=self.device
+            )
             self.advance()
         with reproducible_arithmetic():
             self._part("clean", lambda: {n: _clean(m, self.test) for n, m in models.items()})
             self._part("horizon", lambda: {n: along_horizon(m, self.test) for n, m in odes(models)})
             self._part("nfe", lambda: self._evaluations(models))
             self.advance()
-            self._part("cost", lambda: step_and_epoch_ratios(self.seed, self.train))
+            self._part("cost", lambda: step_and_epoch_ratios(self.seed, self.train, self.device))
             self.advance()
             self._robustness(models)
         return self.results
@@ -139,7 +158,7 @@ def odes(models: dict[str, nn.Module]) -> list[tuple[str, NeuralODEClassifier]]:
 @torch.no_grad()
 def _clean(model: nn.Module, images: ImageSet) -> Proportion:
     correct = sum(
-        int((model(pixels).argmax(dim=1) == labels).sum())
+        int((model(*beside(model, pixels)).argmax(dim=1).cpu() == labels).sum())
         for pixels, labels in zip(
             images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
         )

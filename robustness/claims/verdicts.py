@@ -11,8 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from enum import Enum
 
-from scipy import stats
-
 from robustness.claims.results import SeedResults
 from robustness.results.leaderboard import Summary
 
@@ -37,6 +35,8 @@ class Interval(Summary):
     @classmethod
     def of(cls, values: Sequence[float]) -> "Interval":
         """The interval of two or more values, one per seed."""
+        from scipy import stats
+
         count = len(values)
         mean = sum(values) / count
         spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torchdiffeq
 from jaxtyping import Float
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # noqa: PLC2701 (no public base)
@@ -139,7 +138,7 @@ def batch_coupling(patient: Patient) -> Iterator[Finding]:
     others = patient.images[1:_FEW]
     if len(others) == 0:
         return
-    noise = torch.rand(others.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(others.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
     torch.manual_seed(0)
     beside_images = patient.logits(torch.cat([image, others]))[0]
     torch.manual_seed(0)  # a model that is random is not coupled for that alone
@@ -223,7 +222,7 @@ def input_range(patient: Patient) -> Iterator[Finding]:
         ),
     ]
     if patient.images.shape[1] == 3:
-        m, s = (torch.tensor(values).view(shape) for values in _IMAGENET)
+        m, s = (patient.images.new_tensor(values).view(shape) for values in _IMAGENET)
         tried.append(
             (
                 "pixels normalised as ImageNet's",
@@ -263,6 +262,8 @@ def _better(
     words: str,
     remedy_is_line: bool = True,
 ) -> Iterator[Finding]:
+    from scipy.stats import binomtest
+
     plain = patient.correct(patient.images)
     best: tuple[float, Finding] | None = None
     for units, change, line in tried:
@@ -285,6 +286,8 @@ def _better(
 
 def accuracy(patient: Patient) -> Iterator[Finding]:
     """Images that are classified no better than by guessing."""
+    from scipy.stats import binomtest
+
     right = patient.correct(patient.images)
     chance = 1 / max(patient.classes, 2)
     count = int(right.sum())

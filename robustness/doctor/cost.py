@@ -16,6 +16,7 @@ from robustness.evaluation.plan import Job
 from robustness.evaluation.planning import make_plan
 from robustness.evaluation.suite import Suite
 from robustness.identity import describe
+from robustness.numerics.devices import finish
 from robustness.zoo import LoadedModel
 
 _BATCH = 32
@@ -76,10 +77,10 @@ def measure_cost(
         available: how many images the data set has.
         classes: how many it has.
     """
-    batch = images[:_BATCH]
-    forward = _seconds(lambda: _forward(module, batch)) / len(batch)
+    batch, device = images[:_BATCH], str(images.device)
+    forward = _seconds(lambda: _forward(module, batch), device) / len(batch)
     try:
-        both = _seconds(lambda: _gradient(module, batch)) / len(batch)
+        both = _seconds(lambda: _gradient(module, batch), device) / len(batch)
     except Exception:  # that there is no gradient is another check's to say
         backward = None
     else:
@@ -204,12 +205,14 @@ def _gradient(module: nn.Module, images: Tensor) -> None:
     torch.autograd.grad(module(given).logsumexp(1).sum(), given)
 
 
-def _seconds(call: Any) -> float:
+def _seconds(call: Any, device: str) -> float:
     """The quicker of two calls after a first."""
     call()
+    finish(device)
     times = []
     for _ in range(2):
         started = time.perf_counter()
         call()
+        finish(device)
         times.append(time.perf_counter() - started)
     return min(times)

@@ -11,6 +11,7 @@ from robustness.doctor.base import Diagnosis, Finding, Patient
 from robustness.doctor.cost import measure_cost
 from robustness.errors import in_words, is_exhausted, is_interruption, one_line
 from robustness.evaluation.suite import Suite
+from robustness.numerics.devices import CPU
 from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.zoo import LoadedModel
 
@@ -39,7 +40,9 @@ CHECKS: dict[str, Check] = {
 FIRST = ("channels and size", "output", "classes")
 
 
-def examine(loaded: LoadedModel, images: ImageSet, suite: Suite, samples: int = 64) -> Diagnosis:
+def examine(
+    loaded: LoadedModel, images: ImageSet, suite: Suite, samples: int = 64, device: str = CPU
+) -> Diagnosis:
     """Look for what goes wrong between a model and its images.
 
     Args:
@@ -47,13 +50,15 @@ def examine(loaded: LoadedModel, images: ImageSet, suite: Suite, samples: int = 
         images: its data set.
         suite: of which the cost is told.
         samples: how many images are looked at; drawn at random, always the same.
+        device: where the images are given to it.
 
     Returns:
         What was found, with the line that mends each. What a user's code raises is a finding.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     some = images.take(order[:samples])
-    patient = Patient(loaded.module, some.images, some.labels, images.classes)
+    pixels, labels = some.images.to(device), some.labels.to(device)
+    patient = Patient(loaded.module, pixels, labels, images.classes)
     with reproducible_arithmetic(), torch.random.fork_rng(devices=[]):
         return _examined(loaded.name, patient, images, suite)
 

@@ -316,7 +316,8 @@ class Crew:
             OperationalError: no model's process lived to say what it is.
         """
         try:
-            self._kind.open()
+            if self.kind is not None or self.workers > 1 or self._leashed:
+                self._kind.open()
             self._settings.enter_context(arithmetic_on(self.placement))
             if self._leashed:
                 self.plan, self._structures = self._planned_in_a_process()
@@ -566,8 +567,9 @@ _arithmetic = ExitStack()
 def _planned(
     suite: Suite, data_dir: Path | None, absent: Mapping[str, str], placement: Placement
 ) -> Workbench:
-    models = _loaded(suite.models, absent, placement)
+    # First, so that no model's time is spent on it.
     images = load_images(suite.data, suite.split, data_dir)
+    models = _loaded(suite.models, absent, placement)
     return Workbench(make_plan(suite, images, models, placement), images, models)
 
 

@@ -89,6 +89,15 @@ def beside(module: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(device) for tensor in tensors)
 
 
+def finish(device: str) -> None:
+    """Wait until a device has done all that it was asked; a CPU has."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
+
+
 @contextmanager
 def arithmetic_on(placement: Placement) -> Iterator[None]:
     """Within this context accelerators compute what they compute again; the CPU is left as it is.

@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 INK, FAINT = "#333333", "#8a8a8a"
-# A potential below this is 0 for every purpose, and a logarithm has to end somewhere.
-FLOOR = 1e-6
 
 # matplotlib types the keys as a union of literals, which no dictionary of ours can have.
 STYLE: dict[Any, Any] = {

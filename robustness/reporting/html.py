@@ -12,10 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from robustness import inputs
-from robustness.errors import printable
 from robustness.files import require_own
 from robustness.reporting import (
     figures,
@@ -189,6 +186,9 @@ def _versions(environment: Mapping[str, str]) -> str:
 
 
 def _page(template: str, title: str, **content: Any) -> str:
+    # What renders is imported by those who write a report, not by every command and worker.
+    from robustness.reporting.rendering import environment
+
     style, script = _part("page.css") + svg.figure_style(), _part("page.js")
     return (
         environment()
@@ -212,42 +212,3 @@ def _part(name: str) -> str:
 def _source(text: str) -> str:
     """How a content security policy names what it allows."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _readable(value: Any) -> Any:
-    """Text of others without control characters; what is HTML already, and numbers, as they are."""
-    return printable(value) if type(value) is str else value
-
-
-@cache
-def environment() -> Environment:
-    """What renders the pages."""
-    made = Environment(
-        loader=PackageLoader("robustness.reporting", "templates"),
-        autoescape=True,  # names and reasons come from users' files
-        finalize=_readable,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
-        "percent": words.percent,
-        "sentence": prose.sentence,
-        "unidentified": prose.unidentified,
-        "failed": prose.failed,
-        "duration": words.duration,
-        "moment": words.moment,
-        "setting": words.setting,
-        "index_list": words.index_list,
-        "extent": words.extent,
-        "data_uri": images.data_uri,
-    }
-    made.globals |= {
-        "plural": words.plural,
-        "symbols": words.SYMBOLS,
-        "hue": svg.hue,
-        "glossary": prose.GLOSSARY,
-        "digest_means": prose.DIGEST,
-        "subset_line": prose.subset_line,
-    }
-    return made

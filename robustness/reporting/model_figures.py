@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from robustness.certificates.base import Kind
 from robustness.reporting import selection, svg, words
-from robustness.reporting.drawing import FLOOR
 from robustness.reporting.figures import Figure, curves_of, furthest, lowered
 from robustness.reporting.sections import listed
+from robustness.reporting.svg import FLOOR
 from robustness.results.leaderboard import WORST_CASE, Distances, Leaderboard, ModelEntry
 from robustness.threat import Norm
 

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest, fisher_exact
 
 from robustness.reporting import selection, words
 from robustness.results.leaderboard import ModelEntry, Proportion
@@ -134,6 +133,8 @@ class Pairs:
 def _mcnemar(broke: int, mended: int, side: Literal["two-sided", "greater"]) -> float:
     if broke + mended == 0:
         return 1.0
+    from scipy.stats import binomtest
+
     return float(binomtest(broke, broke + mended, 0.5, alternative=side).pvalue)
 
 
@@ -158,6 +159,8 @@ def p_fall(old: Proportion, new: Proportion) -> float:
     """One-sided p-value of Fisher's exact test on independent samples: `new` is no worse."""
     if new.value >= old.value:
         return 1.0
+    from scipy.stats import fisher_exact
+
     table = np.array([[run.count, run.total - run.count] for run in (old, new)])
     return float(fisher_exact(table, alternative="greater").pvalue)
 

@@ -22,6 +22,8 @@ LETTER = 6.4
 # Hues of `figures.css`, told apart by dashes where they repeat.
 HUES = 7
 DASHES = ("", "6 3", "2 2", "8 3 2 3")
+# A potential below this is 0 for every purpose, and a logarithm has to end somewhere.
+FLOOR = 1e-6
 
 
 def place(value: Number) -> str:

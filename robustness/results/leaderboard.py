@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.stats import binomtest
 
 from robustness.certificates.base import Kind
 from robustness.certificates.limits import Limit
@@ -51,6 +50,8 @@ class Proportion(Summary):
     @classmethod
     def of(cls, count: int, total: int) -> "Proportion":
         """The proportion `count / total`; `total` is at least 1."""
+        from scipy.stats import binomtest
+
         interval = binomtest(count, total).proportion_ci(0.95, method="exact")
         return cls(count=count, total=total, low=float(interval.low), high=float(interval.high))
 

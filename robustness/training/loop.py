@@ -525,14 +525,16 @@ def epoch_runner(recipe: Recipe, images: ImageSet, device: str = CPU) -> Callabl
     return lambda: _train_epoch(state, recipe.trained_by, images, loss)
 
 
-def step_runner(recipe: Recipe, images: ImageSet) -> Callable[[], None]:
+def step_runner(recipe: Recipe, images: ImageSet, device: str = CPU) -> Callable[[], None]:
     """Loss and back-propagation of one batch per call, for measuring what they cost."""
-    model = _fresh_state(recipe, 1).model.train()
+    model = _fresh_state(recipe, 1, device=device).model.train()
     loss = _loss(recipe.trained_by, recipe.data.classes, model)
     generator = torch.Generator().manual_seed(recipe.trained_by.seed)
 
+    pixels, labels = beside(model, images.images, images.labels)
+
     def step() -> None:
         model.zero_grad()
-        loss(images.images, images.labels, generator, 0.0).backward()
+        loss(pixels, labels, generator, 0.0).backward()
 
     return step

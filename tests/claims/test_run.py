@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_cuda import NAME, fake_cuda
 from torch import nn
 
 from robustness.attacks import default_stages
@@ -28,13 +29,14 @@ class Discrete(nn.Module):
         return self.head(self.normalise(images).flatten(1))
 
 
-def stand_in(name: str, seed: int, *rest: object, **more: object) -> nn.Module:
+def stand_in(name: str, seed: int, *rest: object, device: str = "cpu", **more: object) -> nn.Module:
     del rest, more
     torch.manual_seed(seed)
     if name not in ("node", "lyanet"):
-        return Discrete().eval()
+        return Discrete().eval().to(device)
     field, solver = TargetSeekingField(3, 4, 2.0, 0.0), FixedStepSolver("euler", 4)
-    return NeuralODEClassifier(Normalise([0.5], [0.5]), nn.Flatten(), field, solver, 3).eval()
+    normalise = Normalise([0.5], [0.5])
+    return NeuralODEClassifier(normalise, nn.Flatten(), field, solver, 3).eval().to(device)
 
 
 def images(name: str, split: str, data_dir: Path | None) -> ImageSet:
@@ -59,7 +61,7 @@ def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
     monkeypatch.setattr(run, "load_images", images)
     calls: list[str] = []
 
-    def ratios(seed: int, _: ImageSet) -> dict[str, float]:
+    def ratios(seed: int, *_: object) -> dict[str, float]:
         calls.append(f"cost {seed}")
         return {"step: back-propagation": 0.4, "epoch: back-propagation": 0.5}
 
@@ -82,3 +84,33 @@ def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
     before = [seed.model_dump() for seed in seeds]
     assert [s.model_dump() for s in run.measure_claims(tmp_path, None, quiet=True)] == before
     assert all(file.is_file() for file in write_claims(seeds, tmp_path))
+
+
+def test_what_was_measured_on_a_device_says_so_and_is_not_taken_for_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "trained", stand_in)
+    monkeypatch.setattr(run, "MODELS", ("node", "discrete"))
+    monkeypatch.setattr(run.protocol, "IMAGES", 2)
+    monkeypatch.setattr(run.protocol, "default_stages", lambda m, t: default_stages(m, t, "quick"))
+    monkeypatch.setattr(run, "_NFE_IMAGES", 1)
+    monkeypatch.setattr(run, "load_images", images)
+    asked: list[str] = []
+
+    def ratios(seed: int, _: ImageSet, device: str) -> dict[str, float]:
+        asked.append(device)
+        return {"step": 0.5}
+
+    monkeypatch.setattr(run, "step_and_epoch_ratios", ratios)
+
+    def evaluations(model: nn.Module, few: ImageSet, tolerance: float) -> float:
+        asked.append(str(next(model.parameters()).device.type))
+        return 20.0
+
+    monkeypatch.setattr(run, "dopri5_evaluations", evaluations)  # torchdiffeq's own cost of it
+    with fake_cuda(monkeypatch):
+        there = run.measure_claims(tmp_path, None, (1, 2), quiet=True, device="cuda")
+    here = run.measure_claims(tmp_path, None, (1, 2), quiet=True)
+    assert asked == ["cuda"] * 6 + ["cpu"] * 6
+    assert [seed.device for seed in there] == [f"cuda {NAME}"] * 2
+    assert [seed.model_copy(update={"device": "cpu"}) for seed in there] == here

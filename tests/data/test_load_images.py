@@ -1,6 +1,7 @@
 import pytest
 import torch
 from imagefiles import refusal
+from sklearn.datasets import load_digits
 
 from robustness.data import DATASETS, load_images
 
@@ -11,6 +12,17 @@ def test_the_digits_need_no_files(tmp_path):
     assert test.shape == (1, 8, 8)
     assert (float(test.images.min()), float(test.images.max())) == (0.0, 1.0)
     assert torch.bincount(test.labels).min() > 50
+
+
+def test_the_digits_are_those_of_scikit_learn(monkeypatch):
+    both = [load_images("digits", split) for split in ("train", "test")]
+    monkeypatch.setattr("robustness.data.digits.find_spec", lambda _: None)
+    assert [load_images("digits", split).digest for split in ("train", "test")] == [
+        images.digest for images in both
+    ]
+    raw = load_digits()
+    assert torch.equal(both[1].images[:, 0].double(), torch.tensor(raw.images[2::3] / 16))
+    assert both[1].labels.tolist() == raw.target[2::3].tolist()
 
 
 @pytest.mark.parametrize("name", ["svhn", "", "images.npy", "mnist/"])

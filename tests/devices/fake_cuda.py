@@ -196,6 +196,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, devices: int = 1) -> Iterator[Non
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _=None: NAME)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _=None: None)
     monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
     # Trust is in tensors of torch's own type alone, which a fake is not.
     trusts = trust.predicts_each_by_itself

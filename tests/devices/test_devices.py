@@ -46,6 +46,14 @@ from robustness.zoo import load_model
 CUDA = Placement("cuda", "cuda")
 TEST = load_images("digits", "test", None)
 BALL = ThreatModel(Norm.LINF, 0.1)
+# Whose cost the doctor tells.
+SMALL = {
+    "name": "small",
+    "data": "digits",
+    "models": ["digits/lyanet"],
+    "threats": [{"norm": "Linf", "eps": [0.1]}],
+    "attacks": [{"kind": "fgsm"}],
+}
 
 
 @pytest.fixture
@@ -319,6 +327,39 @@ def test_a_card_is_measured_on_the_device(
     assert seen == api.inspect(str(recipe_folder)).certificates
 
 
+def test_a_model_is_looked_at_and_exported_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patients, real = [], api.examine
+
+    def examine(loaded: Any, *rest: Any) -> Any:
+        patients.append(next(loaded.module.parameters()).device.type)
+        return real(loaded, *rest)
+
+    monkeypatch.setattr(api, "examine", examine)
+    # Exporters of torch look for a CUDA of their own.
+    monkeypatch.setattr(api, "onnx_bytes", lambda program: repr(program.kinds).encode())
+    asked = {"suite": Suite.model_validate(SMALL), "samples": 8}
+    here = api.doctor("digits/lyanet", **asked)
+    asked_too = {"certificate": "target-seeking"}
+    written = api.export("digits/lyanet-certified", 3, 0.001, tmp_path / "here", **asked_too)
+    with fake_cuda(monkeypatch):
+        there = api.doctor("digits/lyanet", device="cuda", **asked)
+        again = api.export(
+            "digits/lyanet-certified", 3, 0.001, tmp_path / "there", device="cuda", **asked_too
+        )
+    assert patients == ["cpu", "cuda"]
+    assert (there.findings, there.passed, there.accuracy) == (
+        here.findings,
+        here.passed,
+        here.accuracy,
+    )
+    assert (again.prediction, again.certificate) == (written.prediction, written.certificate)
+    assert again.radius == written.radius > 0
+    for a, b in zip(written.files, again.files, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -328,14 +369,19 @@ def test_a_card_is_measured_on_the_device(
         ["inspect", "digits/lyanet"],
         ["train", "digits/lyanet"],
         ["card", "digits/lyanet"],
+        ["doctor", "digits/lyanet"],
+        ["export", "digits/lyanet", "--sample", "0", "--eps", "0.1"],
+        ["claims"],
     ],
 )
 def test_a_device_that_is_not_there_is_a_usage_error(words: list[str], tmp_path: Path) -> None:
-    out = ["--out", str(tmp_path / "out")] if words[0] == "evaluate" else []
+    writes = words[0] in ("evaluate", "export", "claims")
+    out = ["--out", str(tmp_path / "out")] if writes else []
     found = CliRunner().invoke(app, [*words, *out, "--device", "cuda:7"])
     assert isinstance(found.exception, UsageError)
     assert "cuda:7" in str(found.exception)
     assert len(str(found.exception)) < 300
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:", "CPU", "cuda:-1", "mps:1"])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,21 +25,20 @@ from robustness.evaluation import runner
 from robustness.evaluation.executors import handed
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
-from robustness.results.leaderboard import Leaderboard
+from robustness.results.leaderboard import Leaderboard, read_leaderboard
 from robustness.zoo import load_model, pack_model, unpack_model, zoo_folder
 
-SUITE = Suite.model_validate(
-    {
-        "name": "far",
-        "data": "digits",
-        "samples": 130,
-        "models": ["digits/lyanet-certified"],
-        "threats": [{"norm": "Linf", "eps": [0.05]}],
-        "attacks": [{"kind": "fgsm"}],
-        "decay": False,
-        "flow": False,
-    }
-)
+TOML = """
+name = "far"
+data = "digits"
+samples = 130
+models = ["digits/lyanet-certified"]
+decay = false
+flow = false
+threats = [{ norm = "Linf", eps = [0.05] }]
+attacks = [{ kind = "fgsm" }]
+"""
+SUITE = Suite.model_validate(tomllib.loads(TOML))
 
 
 def run(folder: Path, executor: object) -> Leaderboard:
@@ -250,3 +250,33 @@ def test_a_worker_that_is_killed_and_one_that_comes_late_change_nothing(
         ((opened, kept),) = client.run(handed.at_hand).values()
         assert opened
         assert not kept
+        monkeypatch.undo()
+        assert run(tmp_path / "handed", client).comparable() == expected
+        assert client.status == "running"  # it is its owner's to close
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_local_cluster_is_made_and_ended(
+    expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed
+
+    made: list[Any] = []
+
+    class InThreads(distributed.LocalCluster):
+        """A cluster whose worker is a thread of this process, which starts at once."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings, processes=False)
+            made.append(self)
+
+    monkeypatch.setattr(distributed, "LocalCluster", InThreads)
+    (file := tmp_path / "far.toml").write_text(TOML, encoding="utf-8")
+    words = ["evaluate", str(file), "--out", str(tmp_path / "out"), "--quiet", "--workers", "1"]
+    said = CliRunner().invoke(app, [*words, "--batch-size", "32", "--executor", "dask"])
+    assert said.exception is None, said.output
+    found = read_leaderboard(tmp_path / "out")
+    assert found.comparable() == expected
+    (cluster,) = made
+    assert cluster.status.name == "closed"

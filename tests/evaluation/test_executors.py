@@ -1,5 +1,7 @@
 """Where units of work are done is nobody's business but the clock's."""
 
+import os
+import sys
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from pathlib import Path
@@ -91,6 +93,33 @@ def test_a_plugin_that_workers_cannot_import_is_said_by_every_call(
                 call()
     finally:
         processes.stop()
+
+
+# Of the process, its modules, and its environment: builtins need no module in a worker.
+ASKED = """(lambda os, sys: (os.getppid(), set(sys.modules), os.environ.get("TOLD_TO_WORKERS")))(
+    __import__("os"), __import__("sys"))"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes start anew there")
+def test_workers_are_forked_where_what_they_need_is_imported_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parents = set()
+    for told in ("now", "later"):
+        monkeypatch.setenv("TOLD_TO_WORKERS", told)
+        processes = Processes(1, None)
+        try:
+            parent, modules, heard = processes.call(60.0, eval, ASKED)
+        finally:
+            processes.stop()
+        parents.add(parent)
+        assert heard == told
+        assert "robustness.evaluation.runner" in modules
+        assert not {"scipy.stats", "sklearn", "matplotlib", "jinja2", "torchattacks"} & modules
+    assert len(parents) == 1
+    assert parents != {os.getpid()}
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 def _interrupt() -> None:

@@ -228,7 +228,7 @@ def test_an_attack_that_comes_twice_runs_with_the_settings_of_its_radius(tmp_pat
     changes = {
         "models": ["digits/resnet"],
         "certificates": [],
-        "samples": 8,
+        "samples": 3,
         "threats": [{"norm": "Linf", "eps": [0.07, 0.075]}],
     }
     efforts = {0.07: "quick", 0.075: "standard"}

@@ -11,7 +11,7 @@ from torch import nn
 from robustness import api
 from robustness.data import load_images
 from robustness.errors import UsageError
-from robustness.zoo import is_factory, load_model, training_data
+from robustness.zoo import is_factory, load_model, pack_model, training_data, unpack_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -57,6 +57,9 @@ def test_an_onnx_file_is_evaluated_like_any_module(
     torch.testing.assert_close(loaded.module(images), normalised)
     assert loaded.digest != plain.digest
     assert load_model(str(file)).digest == loaded.digest
+    (tmp_path / "far").mkdir()
+    sent = unpack_model(pack_model(str(file)), tmp_path / "far")  # what stands beside it, too
+    assert (sent.name, sent.digest, sent.structure) == (str(file), loaded.digest, loaded.structure)
     row = api.attack(str(file), "Linf", 0.1, "fgsm", data="digits", samples=8, in_process=True)
     assert row.errors == 0
     (tmp_path / "linear.toml").write_text("mean = [0.5, 0.5]\nstd = [0.25]\n")

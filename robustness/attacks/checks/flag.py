@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 # Chance is ruled out below this probability.
 SIGNIFICANCE = 0.01
 
@@ -52,4 +50,6 @@ class Pairs:
         discordant = self.gained + self.lost
         if discordant == 0:
             return 1.0
+        from scipy.stats import binomtest
+
         return float(binomtest(self.gained, discordant, alternative="greater").pvalue)

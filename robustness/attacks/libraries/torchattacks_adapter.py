@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torchattacks
 from torch import Tensor, nn
 
 from robustness.attacks.base import LibraryAttack, Problem
@@ -37,6 +36,8 @@ class FGSM(_OfTorchattacks):
 
     def search(self, problem: Problem) -> Tensor:
         """One candidate per image."""
+        import torchattacks
+
         attack = torchattacks.FGSM(problem.model, eps=problem.threat.eps)
         found: Tensor = attack(problem.images, problem.labels)
         return found.unsqueeze(0)
@@ -71,6 +72,8 @@ class PGD(_OfTorchattacks):
 
     def search(self, problem: Problem) -> Tensor:
         """One candidate per image and start."""
+        import torchattacks
+
         eps = problem.threat.eps
         settings = {"eps": eps, "alpha": self._step * eps, "steps": self.steps}
         if problem.threat.norm is Norm.LINF:
@@ -107,6 +110,8 @@ class MIFGSM(_OfTorchattacks):
 
     def search(self, problem: Problem) -> Tensor:
         """One candidate per image."""
+        import torchattacks
+
         eps = problem.threat.eps
         attack = torchattacks.MIFGSM(
             problem.model,
@@ -149,6 +154,8 @@ class CarliniWagner(_OfTorchattacks):
 
     def search(self, problem: Problem) -> Tensor:
         """One candidate per image and weight, in the ball or not."""
+        import torchattacks
+
         start = problem.images.clamp(self.inset, 1 - self.inset)
         positive = _Positive(problem.model)
         attacks = (
@@ -190,6 +197,8 @@ class DeepFool(_OfTorchattacks):
 
     def search(self, problem: Problem) -> Tensor:
         """One candidate per image, in the ball or not."""
+        import torchattacks
+
         attack = torchattacks.DeepFool(problem.model, steps=self.steps)
         found: Tensor = attack(problem.images, problem.labels)
         return found.unsqueeze(0)

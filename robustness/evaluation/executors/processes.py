@@ -2,6 +2,9 @@
 
 One thing is offered: have a function called in such a process, and be told by a `DiedError` how
 the process ended if it did not live to answer.
+
+On Linux they are forked from one process that has imported this package and does nothing else, so
+that none of them imports it again; elsewhere each starts anew.
 """
 
 import multiprocessing
@@ -16,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +47,10 @@ _LONGEST_SECONDS = 10**6
 _LOADING_SECONDS = 600.0
 _UNIT_SECONDS, _SLOWEST_UNITS = 3600.0, 50.0
 _OWN = ("builtins", "robustness")
+# Elsewhere a fork of a process that has loaded the system's libraries may hang.
+_FORKS = sys.platform.startswith("linux")
+# What workers need; it imports no code of a user's.
+_PRELOADED = "robustness.evaluation.runner"
 
 
 @dataclass(frozen=True)
@@ -110,16 +118,14 @@ class Processes:
 
     def __init__(self, count: int, memory: int | None) -> None:
         self.count = count
-        context = multiprocessing.get_context("spawn")
+        prepare()
+        context = _context()
         # How often a turn began, and whose it is.
         self._turn = context.RawArray("q", [0, 0])
         self._known: list[Any] = []
-        _start_resource_tracker()
+        given = (context.Barrier(count), self._turn, memory, list(plugins()), dict(os.environ))
         self._pool = ProcessPoolExecutor(
-            count,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(context.Barrier(count), self._turn, memory, list(plugins())),
+            count, mp_context=context, initializer=_start_worker, initargs=given
         )
 
     @property
@@ -227,7 +233,25 @@ class Processes:
         return "its process died"
 
 
-EXECUTORS.register(ExecutorKind(NAME, Processes))
+def prepare() -> None:
+    """Start what workers come from, without waiting for it: it imports while its caller plans.
+
+    It is deaf to SIGHUP, as it is to Ctrl-C: a closed terminal ends all processes at once, and one
+    whose tracker of resources is gone warns of it.
+    """
+    blocking = hasattr(signal, "pthread_sigmask")
+    if blocking:  # what is blocked is inherited
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+        if _FORKS:
+            _start_server()
+    finally:
+        if blocking:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+EXECUTORS.register(ExecutorKind(NAME, Processes, open=prepare))
 
 
 def call_alone(model: str, limits: Limits, function: Callable[..., T], *args: Any) -> T:
@@ -313,13 +337,24 @@ def _together(function: Callable[..., T], *args: Any) -> T:
         _all.wait()
 
 
-def _start_worker(all_workers: Barrier, turns: Any, memory: int | None, modules: list[str]) -> None:
+def _start_worker(
+    all_workers: Barrier,
+    turns: Any,
+    memory: int | None,
+    modules: list[str],
+    environment: dict[str, str],
+) -> None:
     global _all, _turns, _refused
     # Ctrl-C and a closed terminal are the parent's to handle; a parent that was killed must not
     # leave workers behind.
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    # That of the process which workers are forked from is as old as that one.
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -346,12 +381,30 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _start_resource_tracker() -> None:
-    """Start multiprocessing's tracker deaf to SIGHUP, as it is to Ctrl-C.
+def _context() -> BaseContext:
+    """How processes are started."""
+    if not _FORKS:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOADED])
+    return context
 
-    A closed terminal ends all processes at once, and one whose tracker is gone warns of it.
+
+def _start_server() -> None:
+    """Start the process that workers are forked from, if it does not live.
+
+    It has to find this package where it was found here, and not in the working folder.
     """
-    if hasattr(signal, "pthread_sigmask"):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        resource_tracker.ensure_running()  # which inherits what is blocked
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    from multiprocessing import forkserver  # not on Windows
+
+    _context()
+    where = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.pop(name, None) for name in where}
+    os.environ.update(where)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
