@@ -32,7 +32,7 @@ from robustness.errors import UsageError
 from robustness.programs.graph import Refusal
 from robustness.programs.network import Ball, Bounds, Network, margin_rows
 from robustness.programs.record import record
-from robustness.programs.slopes import climbed
+from robustness.programs.slopes import climbed, narrowed
 from robustness.programs.splitting import split
 from robustness.threat import Norm
 
@@ -42,9 +42,12 @@ _TOGETHER = 16
 # number of radii tried, and the smallest one given.
 _FIRST = {Norm.LINF: 0.004, Norm.L2: 0.05}
 _TOLERANCE, _MOST_ROUNDS, _SMALLEST = 2**-5, 16, 1e-6
+# By how much more is verified of a radius that is asked for, so that it is left when it is cut.
+_BEYOND = 1 + 2e-9
 # A bound that is so many times further below 0 than the margin is above it is left as it is.
 _REACH = 4.0
 # The same for splitting, and the steps of the ascent on each half.
+_REACH_OF_NARROWING = 0.05
 _REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 4
 # Runs of the program that the boxes of a ball and their rounding are worth, and for each step and
 # row those of an ascent.
@@ -70,6 +73,12 @@ def _is_compiled(part: nn.Module) -> bool:
     return wrapped or compiled or isinstance(part, torch.jit.ScriptModule)
 
 
+def _near(found: Tensor, least: Tensor) -> Tensor:
+    """Which images have no margin below its own `least`, and one that is not above 0."""
+    within = (found > least).all(dim=1) & ~(found > 0).all(dim=1)
+    return within.nonzero().squeeze(1)
+
+
 @register_certificate
 @dataclass(frozen=True)
 class ProgramCertificate(BaseCertificate):
@@ -80,14 +89,20 @@ class ProgramCertificate(BaseCertificate):
             each radius that is tried and not verified without; 0 for none.
         splits: of the ball, for each rival that a bound is not above 0 for but near it, by the
             signs of undecided rectifiers (beta-CROWN, arXiv 2103.06624); 0 for none.
+        narrow: steps of the ascent on each end of the boxes in front of the first rectifier behind
+            another, where a bound is still not above 0 but near it; 0 for none.
         work: thousand millions of multiplications that the bounds of one image may take, as
-            `Network.work` counts them; what does not fit is left out. Splits are not counted. 0
-            for no limit.
+            `Network.work` counts them; what does not fit is left out. Narrowing and splits are
+            not counted. 0 for no limit.
+        at: radii that are tried, and no others, for those who ask for these alone: a radius is then
+            the largest of them that is verified before one is not. Empty for a search.
     """
 
     slopes: int = 10
     splits: int = 0
+    narrow: int = 0
     work: int = 50
+    at: tuple[float, ...] = ()
 
     name: ClassVar[str] = "program"
     bounds_programs: ClassVar[bool] = True
@@ -95,13 +110,20 @@ class ProgramCertificate(BaseCertificate):
     strict: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for setting in ("slopes", "splits", "work"):
+        for setting in ("slopes", "splits", "narrow", "work"):
             value = getattr(self, setting)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise UsageError(
                     f"program: expected {setting} to be a whole number from 0, got {value!r}; "
                     "correct it"
                 )
+
+        for radius in self.at:
+            if not 0 < radius < math.inf:
+                raise UsageError(
+                    f"program: expected at to be radii above 0, got {radius!r}; correct it"
+                )
+        object.__setattr__(self, "at", tuple(sorted(self.at)))
 
     def refusal(self, model: nn.Module, norm: Norm) -> str | None:
         """Why rounding is not bounded; what recording refuses is said of each image."""
@@ -175,7 +197,6 @@ class ProgramCertificate(BaseCertificate):
             claim = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, words, Limit.OTHER)
             return [claim] * len(images)
         exact = (rows.squeeze(2) @ logits.double().unsqueeze(2)).squeeze(2)
-
         # Boxes, their rounding, and a row for each rival on the way back.
         count, limit = rows.shape[1], 1e9 * self.work if self.work else math.inf
         of_ball = network.work * (_BOXES + count)
@@ -187,14 +208,25 @@ class ProgramCertificate(BaseCertificate):
             ball = Ball(images[part].double().unsqueeze(1), radii, norm)
             bounds = Bounds(network, ball, network.bends)
             last = len(network) - 1
-            found = bounds.lower(last, rows[part])
+            found = bounds.by_boxes(last, rows[part])
+            # Of a search lines tell where it goes on, and at an image itself what rounding takes.
+            decided = (found > 0).all(dim=1) & (radii > 0) & bool(self.at)
+            open_ = (~decided).nonzero().squeeze(1)
+            if len(open_):
+                by_lines = bounds.lanes(open_).by_lines(last, rows[part][open_])
+                found[open_] = torch.maximum(found[open_], by_lines)
             within = (found > -_REACH * exact[part]).all(dim=1) & ~(found > 0).all(dim=1)
             near = (within & (spent[part] + of_ascent <= limit)).nonzero().squeeze(1)
             if self.slopes and len(near):
                 spent[part[near]] += of_ascent
                 lanes, of = bounds.lanes(near), rows[part][near]
                 found[near] = climbed(lanes, last, of, found[near], self.slopes)
-            near = (found > -_REACH_OF_SPLITS * exact[part]).all(dim=1).nonzero().squeeze(1)
+            near = _near(found, -_REACH_OF_NARROWING * exact[part])
+            if self.narrow and len(near):
+                lanes, of = narrowed(bounds.lanes(near), self.narrow), rows[part][near]
+                found[near] = torch.maximum(found[near], lanes.lower(last, of))
+                found[near] = climbed(lanes, last, of, found[near], 2 * self.slopes)
+            near = _near(found, -_REACH_OF_SPLITS * exact[part])
             if self.splits and len(near):
                 lanes, of = bounds.lanes(near), rows[part][near]
                 found[near] = split(lanes, last, of, found[near], self.splits, _STEPS_OF_A_LEAF)
@@ -202,20 +234,39 @@ class ProgramCertificate(BaseCertificate):
 
         every = torch.arange(len(images))
         at_centre = margins(every, torch.zeros(len(images), dtype=torch.float64))
-        pixels = images[0].numel()
-        largest = 1.0 if norm is Norm.LINF else float(pixels) ** 0.5
-        search = RadiusSearch(at_centre.amin(dim=1), _FIRST[norm], _TOLERANCE, largest)
         rival = at_centre.argmin(dim=1)
-        for _ in range(_MOST_ROUNDS):
-            open_ = search.open & (search.failed > _SMALLEST) & (spent + of_ball <= limit)
-            part = open_.nonzero().squeeze(1)
-            if len(part) == 0:
-                break
-            found = margins(part, search.guess[part])
-            search.record(part, found.amin(dim=1))
+
+        def verify(part: Tensor, radii: Tensor) -> Tensor:
+            """The worst margins; those that are not positive name the nearest class."""
+            found = margins(part, radii)
             failed = ~(found.amin(dim=1) > 0)
             rival[part[failed]] = found.argmin(dim=1)[failed]
-        radii = torch.where(search.verified >= _SMALLEST, search.verified, 0.0) * SHRINK
+            return found.amin(dim=1)
+
+        def affordable(open_: Tensor) -> Tensor:
+            return (open_ & (spent + of_ball <= limit)).nonzero().squeeze(1)
+
+        if self.at:
+            verified = torch.zeros(len(images), dtype=torch.float64)
+            open_ = at_centre.amin(dim=1) > 0
+            for radius in self.at:
+                part = affordable(open_)
+                if len(part) == 0:
+                    break
+                beyond = torch.full((len(part),), radius * _BEYOND, dtype=torch.float64)
+                part = part[verify(part, beyond) > 0]
+                verified[part] = radius * _BEYOND
+                open_ = torch.zeros_like(open_).index_fill(0, part, True)
+        else:
+            largest = 1.0 if norm is Norm.LINF else float(images[0].numel()) ** 0.5
+            search = RadiusSearch(at_centre.amin(dim=1), _FIRST[norm], _TOLERANCE, largest)
+            for _ in range(_MOST_ROUNDS):
+                part = affordable(search.open & (search.failed > _SMALLEST))
+                if len(part) == 0:
+                    break
+                search.record(part, verify(part, search.guess[part]))
+            verified = search.verified
+        radii = torch.where(verified >= _SMALLEST, verified, 0.0) * SHRINK
         taken = ((exact - at_centre) / exact).gather(1, rival.unsqueeze(1)).squeeze(1)
         against = rivals.gather(1, rival.unsqueeze(1)).squeeze(1)
         return [

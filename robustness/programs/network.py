@@ -206,6 +206,11 @@ class Network:
                 found.setdefault(step.parents[0], step.operation.threshold)
         return found
 
+    def is_behind_bend(self, i: int) -> bool:
+        """Whether a bent operation lies between a step and the pixels."""
+        step = self.steps[i]
+        return step is not None and step.behind_bend
+
     @cached_property
     def bends(self) -> list[int]:
         """Operands of rectifiers in front of the cut whose boxes lines can narrow."""
@@ -216,7 +221,7 @@ class Network:
             for step in self.steps[: self.cut + 1]
             if step is not None and isinstance(step.operation, Rectifier)
         ]
-        return [i for i in found if (step := self.steps[i]) is not None and step.behind_bend]
+        return [i for i in found if self.is_behind_bend(i)]
 
 
 def _moves(step: Step) -> bool:
