@@ -24,7 +24,7 @@ def test_narrowed_boxes_hold_dense_samples_and_are_nowhere_wider(norm: Norm) -> 
     model, eps = deep(1), 0.3
     bounds = bounds_of(model, IMAGES, eps, norm)
     found = narrowed(bounds, 8)
-    at = [i for i in bounds.network.rectified if bounds.network.is_behind_bend(i)][0]
+    at = next(i for i in bounds.network.rectified if bounds.network.is_behind_bend(i))
     narrower = False
     for i, (before, after) in enumerate(zip(bounds.boxes, found.boxes, strict=True)):
         assert (after.low >= before.low).all()
@@ -51,7 +51,7 @@ def test_narrowed_boxes_hold_dense_samples_and_are_nowhere_wider(norm: Norm) -> 
 
 def test_ends_are_charged_with_rounding() -> None:
     bounds = bounds_of(deep(1), IMAGES, 0.3)
-    at = [i for i in bounds.network.rectified if bounds.network.is_behind_bend(i)][0]
+    at = next(i for i in bounds.network.rectified if bounds.network.is_behind_bend(i))
     exact = narrowed(bounds, 8).boxes[at].low
     bounds.errors[at] = bounds.errors[at] + 0.01
     moved = exact - narrowed(bounds, 8).boxes[at].low
