@@ -103,8 +103,7 @@ def narrowed(bounds: Bounds, steps: int) -> Bounds:
             found, _ = ascended_from(Choice.of(lanes, at), lanes, at, sign * rows, steps)
             nearer = torch.maximum(sign * end[image, entry], found)
             end[image, entry] = sign * nearer
-    found, _ = bounds.imposed({at: Box(low, high)}, {})
-    return found
+    return bounds.imposed({at: Box(low, high)}, {})[0]
 
 
 @torch.no_grad()
