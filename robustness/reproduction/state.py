@@ -112,7 +112,10 @@ def _suite(part: SuitePart, data_dir: Path | None) -> State:
     if not (folder / LEADERBOARD_FILE).is_file():
         return State(("there is no report",))
     board = read_leaderboard(folder)
-    plan = _plan(part, data_dir)
+    try:
+        plan = _plan(part, data_dir)
+    except (UsageError, OperationalError) as error:  # its images, for one, are not here
+        return State((f"it cannot be compared: {one_line(str(error), 200)}",))
     differences = [*_of_suite(board, plan), *_of_models(board, plan), *_of_attacks(board, plan)]
     differences += _of_environment(board)
     units = Counter(job.kind for job in plan.jobs for _ in plan.shards(job))

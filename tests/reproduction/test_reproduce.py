@@ -182,6 +182,19 @@ def test_pages_alone_are_rendered_and_anew_names_this_commit(
     assert now != "0" * 40
 
 
+def test_a_report_whose_images_are_not_here_is_told_and_the_next_parts_are_looked_at(
+    folder: Path,
+) -> None:
+    suite = (folder / "toy.toml").read_text().replace('data = "digits"', 'data = "mnist"')
+    (folder / "toy.toml").write_text(suite)
+    (folder / "page").unlink()
+    toy, _, page = reproduce(folder / "plan.toml", dry_run=True, data_dir=folder)
+    (said,) = toy.state.reasons
+    assert said.startswith("it cannot be compared: ")
+    assert "mnist" in said
+    assert page.state.stale
+
+
 def test_a_script_that_fails_is_named_and_not_noted_as_made(folder: Path) -> None:
     (folder / "page").unlink()
     plan = (folder / "plan.toml").read_text().replace("open('page', 'w')", "raise SystemExit('no')")
