@@ -489,7 +489,7 @@ def certify(
     if not proved:
         reason, _ = Counter(row.reason for row in rows).most_common(1)[0]
         _print_whole(f"No image is certified, most often because of this: {reason}.")
-        if all(row.certificate == api.NO_CERTIFICATE for row in rows):
+        if not estimates:
             _print_whole(f"`robustness inspect {model}` says what each certificate says of it.")
 
 

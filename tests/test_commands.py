@@ -48,6 +48,16 @@ class Flow(nn.Module):
         return odeint(lambda t, y: self.field(y).tanh(), x.flatten(1), times, method="euler")[-1]
 
 
+class Branching(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) if float(x.mean()) > 0.1 else super().forward(1 - x)
+
+
+def branching():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), Branching(64, 10))
+
+
 def plain():
     torch.manual_seed(0)
     layers = nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)
@@ -93,7 +103,7 @@ COMMANDS: dict[str, tuple[str, bool]] = {
 LOADING = {"evaluate", "attack", "certify", "inspect"}
 # These take no model, or find fault with one that is not trained, or want a git repository, and
 # have tests of their own; `claims` takes half an hour.
-ELSEWHERE = {"models", "claims", "doctor", "export", "init", "history", "merge"}
+ELSEWHERE = {"models", "claims", "doctor", "export", "init", "history", "merge", "reproduce"}
 
 
 def run(line: str) -> int:
@@ -175,9 +185,9 @@ def test_certify_says_why_nothing_is_certified(
     assert "there is an estimate only, which proves nothing" in out
     assert "No image is certified" in out
     assert "certificate program" not in out
-    # Of a module that no theorem is about.
-    assert run("certify users_kinds:torchdiffeq --in-process --data few.npz --workers 1") == 0
-    assert "robustness inspect users_kinds:torchdiffeq" in capsys.readouterr().out
+    # Of a module that no theorem is about, and whose program depends on the image.
+    assert run("certify users_kinds:branching --in-process --data few.npz --workers 1") == 0
+    assert "robustness inspect users_kinds:branching" in capsys.readouterr().out
 
 
 def test_certify_prints_each_radius_once(

@@ -10,7 +10,8 @@ import proved_at_radius  # noqa: E402
 
 def test_a_linear_model_is_proved_below_its_distance_and_not_above() -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2)).requires_grad_(False)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2)).eval()
+    model.requires_grad_(False)
     images = 0.3 + 0.4 * torch.rand(4, 1, 6, 6)
     logits = model(images)
     labels = logits.argmax(dim=1)

@@ -96,7 +96,9 @@ def test_the_linear_bound_only_ever_adds_to_the_intervals(monkeypatch):
     both = box_margins(model, images, labels, eps)
     assert both.linear.any()
     monkeypatch.setattr(
-        target_boxes.Bounds, "lower", lambda *given: torch.full(given[2].shape[:2], -1e9).double()
+        target_boxes.Bounds,
+        "by_lines",
+        lambda *given: torch.full(given[2].shape[:2], -1e9).double(),
     )
     intervals = box_margins(model, images, labels, eps)
     assert not intervals.linear.any()

@@ -106,8 +106,8 @@ UNITS_DAMAGED = {
         f"INSERT INTO attack_1 SELECT key, -1, status, prediction, linf, l2, "
         f"rejected, detail FROM attack_1 WHERE {UNIT} LIMIT 1"
     ),
-    "a radius that is no number": sql("UPDATE certificate_3 SET radius = 'nan'"),
-    "a radius that is another": sql("UPDATE certificate_3 SET radius = 0.5"),
+    "a radius that is no number": sql("UPDATE certificate_4 SET radius = 'nan'"),
+    "a radius that is another": sql("UPDATE certificate_4 SET radius = 0.5"),
     "a status that is none": sql("UPDATE attack_1 SET status = 'splendid'"),
     "a negative count": sql("UPDATE attack_1 SET rejected = -1"),
     "text that is no UTF-8": sql("UPDATE attack_1 SET detail = CAST(x'ff00fe' AS TEXT)"),
@@ -123,7 +123,7 @@ FILES_DAMAGED = {
     "another header": overwritten(0.0, 100),
     "pages overwritten": overwritten(0.3, 20000),
     "a table missing": sql("DROP TABLE attack_1"),
-    "a column missing": sql("ALTER TABLE certificate_3 DROP COLUMN radius"),
+    "a column missing": sql("ALTER TABLE certificate_4 DROP COLUMN radius"),
     "a trigger": sql("CREATE TRIGGER t AFTER INSERT ON attack_1 BEGIN DELETE FROM clean_1; END"),
     "a table that holds no rows": sql("CREATE TABLE odd_1 (key TEXT, other INTEGER)"),
     "a view": sql("CREATE VIEW odd_1 AS SELECT * FROM attack_1"),
@@ -192,7 +192,7 @@ def test_what_is_whole_of_a_damaged_store_is_taken_over(
     with Store(folder / STORE_FILE) as store:
         assert len(everything - store.done()) == 1
     assert "attack fgsm Linf 0.05 of digits/resnet" in capsys.readouterr().err
-    sql("DROP TABLE certificate_3")(folder / STORE_FILE)
+    sql("DROP TABLE certificate_4")(folder / STORE_FILE)
     with Store(folder / STORE_FILE) as store:
         assert len(everything - store.done()) == 3
 
