@@ -139,7 +139,8 @@ class LiveProgram:
         values = boxes[at].low
         classes = values.shape[2]
         eye = torch.eye(classes, dtype=values.dtype, device=values.device)
-        others = torch.arange(classes - 1) + (torch.arange(classes - 1) >= labels.unsqueeze(1))
+        rivals = torch.arange(classes - 1, device=labels.device)
+        others = rivals + (rivals >= labels.unsqueeze(1))
         shown, which = labels.unique(return_inverse=True)
         pending: dict[int, Tensor] = {at: eye.view(1, classes, 1, classes)}
         offsets = values.new_zeros(1, classes)
