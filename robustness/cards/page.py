@@ -196,13 +196,13 @@ def _measured(measured: Measurement) -> Iterator[tuple[str, str]]:
 
 def _bound(recipe: Recipe) -> str:
     model, classes = recipe.model, recipe.data.classes
-    if isinstance(model, ContinuousNetConfig):
+    if isinstance(model, ContinuousNetConfig) and model.norms:
         return (
             "inside a block the velocity is bounded whatever the state, since the second group "
             "norm feeds the last convolution with entries of bounded size; over a finite horizon "
             "the state therefore grows at most linearly."
         )
-    if isinstance(model, ConvODEConfig):
+    if isinstance(model, ConvODEConfig | ContinuousNetConfig):
         return (
             "nothing but the finite horizon: the velocity is a composition of convolutions and "
             "ReLUs and grows linearly with the state, which may therefore grow exponentially."

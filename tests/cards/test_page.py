@@ -106,6 +106,18 @@ def test_a_card_of_others_weights_says_whose_they_are_and_not_how_to_train_them(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "bounded"), [("continuousnet", True), ("continuousnet-proved", False)]
+)
+def test_a_card_says_that_a_velocity_is_bounded_only_where_group_norms_bound_it(
+    name: str, bounded: bool
+) -> None:
+    recipe = read_recipe(zoo_folder() / "mnist" / name)
+    card = card_text(name, recipe, facts_of(f"mnist/{name}"), {})
+    assert ("bounded whatever the state" in card) == bounded
+    assert ("nothing but the finite horizon" in card) != bounded
+
+
 def facts_of(name: str, digest: str | None = None) -> Measurement:
     facts = read_measurement(zoo_folder() / name / MEASURED_FILE)
     return facts if digest is None else facts.model_copy(update={"digest": digest})
