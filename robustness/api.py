@@ -68,6 +68,7 @@ from robustness.results.leaderboard import (
     Leaderboard,
     Proportion,
     read_leaderboard,
+    reports_in,
 )
 from robustness.results.shown import Shown, axes_to_draw_on, steps
 from robustness.threat import Norm, ThreatModel
@@ -302,7 +303,7 @@ def render_index(folder: Path, out: Path) -> Path:
     """Write the page that leads to the reports in the folders of `folder`.
 
     Args:
-        folder: holds folders with a `leaderboard.json` each.
+        folder: holds folders with a `leaderboard.json` each, or folders of such.
         out: folder to write `index.html` to; links lead to the reports as if they lay there.
 
     Raises:
@@ -316,13 +317,13 @@ def render_index(folder: Path, out: Path) -> Path:
         ...     print(str(error)[:40])
         reports-of-nobody: expected the folder o
     """
-    found = sorted(folder.glob(f"*/{LEADERBOARD_FILE}"))
+    found = reports_in(folder)
     if not found:
         raise UsageError(
             f"{folder}: expected the folder of a report, or one of several, got neither; run "
             "`robustness evaluate` first"
         )
-    return write_index({file.parent.name: read_leaderboard(file) for file in found}, out)
+    return write_index({name: read_leaderboard(file) for name, file in found.items()}, out)
 
 
 def is_of_reports(folder: Path) -> bool:
@@ -333,7 +334,7 @@ def is_of_reports(folder: Path) -> bool:
         False
     """
     own = (folder / STORE_FILE, folder / LEADERBOARD_FILE)
-    return not any(map(Path.exists, own)) and any(folder.glob(f"*/{LEADERBOARD_FILE}"))
+    return not any(map(Path.exists, own)) and bool(reports_in(folder))
 
 
 def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:
@@ -1159,8 +1160,5 @@ def committed_leaderboards() -> dict[str, Leaderboard]:
         >>> committed_leaderboards()["reports/digits"].suite.name
         'digits'
     """
-    root = zoo_folder().parent
-    return {
-        file.parent.relative_to(root).as_posix(): read_leaderboard(file)
-        for file in sorted(root.glob(f"reports/*/{LEADERBOARD_FILE}"))
-    }
+    found = reports_in(zoo_folder().parent / "reports")
+    return {f"reports/{name}": read_leaderboard(file) for name, file in found.items()}

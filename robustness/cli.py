@@ -808,7 +808,7 @@ def _show_parts(outcomes: list[Outcome]) -> None:
     for column in ("part", "state", "of commit", "seconds on record"):
         table.add_column(column, no_wrap=True)
     for outcome in outcomes:
-        state = "stale" if outcome.state.stale else "made" if outcome.made else "as it would be"
+        state = _standing_of(outcome)
         cost = "" if outcome.seconds is None else f"{outcome.seconds:,.0f}"
         commit = (outcome.commit or "")[:12]
         table.add_row(*(escape(cell) for cell in (outcome.name, state, commit, cost)))
@@ -816,6 +816,20 @@ def _show_parts(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         for reason in outcome.state.reasons:
             _print_whole(f"{outcome.name}: {reason}")
+        if needed := outcome.state.needs:
+            _print_whole(
+                f"{outcome.name}: its results can neither be compared nor made without {needed}, "
+                "the folder of weights that are not included; `robustness models` says where "
+                "they come from"
+            )
+
+
+def _standing_of(outcome: Outcome) -> str:
+    if outcome.state.stale:
+        return "stale"
+    if outcome.state.needs:
+        return f"needs {outcome.state.needs}"
+    return "made" if outcome.made else "as it would be"
 
 
 @app.command("compare")

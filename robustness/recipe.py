@@ -260,6 +260,20 @@ class WeightsConfig(Config):
         return self
 
 
+class Published(Config):
+    """What others say of weights of theirs, quoted; never an input, and not measured here.
+
+    Accuracies are shares from 0 to 1, `eps` is in pixel units; `basis` says of which models,
+    images and program they are.
+    """
+
+    norm: Norm = Norm.LINF
+    eps: Positive
+    clean: float = Field(ge=0.0, le=1.0)
+    certified: float = Field(ge=0.0, le=1.0)
+    basis: str = Field(min_length=1, max_length=200)
+
+
 class MeasuredConfig(Config):
     """What training measured and what it cost; informative, never an input."""
 
@@ -272,7 +286,10 @@ class MeasuredConfig(Config):
 
 
 class Recipe(Config):
-    """A zoo entry: data, architecture, training, and the SHA-256 of its weights."""
+    """A zoo entry: data, architecture, training, and the SHA-256 of its weights.
+
+    Weights of others may come with what is `published` of them.
+    """
 
     schema_version: Literal[1] = 1
     description: str
@@ -281,11 +298,14 @@ class Recipe(Config):
     training: TrainingConfig | None = None
     weights: WeightsConfig | None = None
     measured: MeasuredConfig | None = None
+    published: list[Published] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _trained_here_or_elsewhere(self) -> "Recipe":
         if self.training is None and (self.weights is None or self.weights.source is None):
             raise ValueError("expected [training], or [weights] with a source, got neither")
+        if self.published and (self.weights is None or self.weights.source is None):
+            raise ValueError("expected [[published]] of weights with a source, got it without")
         return self
 
     @property
@@ -331,9 +351,19 @@ class Recipe(Config):
         }
 
     @property
+    def digest(self) -> str | None:
+        """SHA-256 of weights and architecture, which names the model; None without weights."""
+        if self.weights is None:
+            return None
+        identity = json.dumps([self.architecture, self.weights.sha256])
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
     def training_digest(self) -> str:
         """SHA-256 of everything that decides the trained weights."""
-        decisive = self.model_dump(mode="json", exclude={"weights", "measured", "description"})
+        decisive = self.model_dump(
+            mode="json", exclude={"weights", "measured", "description", "published"}
+        )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -34,6 +34,11 @@ def edit(folder: Path, old: str, new: str) -> None:
         ("coupling = 1.0", "coupling = -1.0", "model.neural-ode.field.target-seeking.coupling"),
         ("classes = 10", "classes = 1", "data.classes"),
         ("[training]", "[training", "expected TOML"),
+        (
+            "[training]",
+            '[[published]]\neps = 0.1\nclean = 0.9\ncertified = 0.8\nbasis = "a"\n[training]',
+            "[[published]] of weights with a source",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused_in_one_line(recipe_folder, old, new, expected):

@@ -39,7 +39,8 @@ def origin_of(recipe: Recipe) -> Origin | None:
     """The family of what a recipe makes; None where no paper is known of it."""
     if recipe.training is None:
         source = recipe.weights.source if recipe.weights else None
-        return _BY_SOURCE.get(source or "")
+        known = _BY_SOURCE.get(source or "")
+        return known and known.model_copy(update={"published": recipe.published})
     kind = recipe.training.loss.kind
     return _BY_NETWORK.get(recipe.model.kind) if kind == "cross-entropy" else _BY_LOSS.get(kind)
 

@@ -21,6 +21,7 @@ from robustness.recipe import Recipe, TrainingConfig
 from robustness.reporting import prose, selection, words
 from robustness.reporting.markdown import code, finding_lines, table, text
 from robustness.results.leaderboard import Leaderboard, ModelEntry
+from robustness.zoo import WEIGHTS_DIR
 
 CARD_FILE = "CARD.md"
 
@@ -67,11 +68,13 @@ def card_text(
         "## Robustness",
         *_proved(measured, proofs),
         *_robustness(name, measured, leaderboards),
+        *_published(recipe),
         "## Again",
         f"{code(f'robustness train {name}')} trains it again from the recipe, and "
         f"{code(f'robustness card {name}')} measures it and writes this page."
         if recipe.training
-        else f"{code(f'robustness card {name}')} measures it and writes this page.",
+        else f"{code(f'{WEIGHTS_DIR}=DIR robustness card {name}')} measures it and writes this "
+        "page, where DIR holds its weights.",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -126,7 +129,13 @@ def _solver(solver: SolverConfig) -> str:
 def _training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.training is None:
         assert recipe.weights is not None  # a recipe has one of them
-        yield "weights", text(f"others', from {recipe.weights.source} ({recipe.weights.licence})")
+        weights = recipe.weights
+        yield "weights", text(f"others', from {weights.source} ({weights.licence})")
+        yield (
+            "not included",
+            f"what is told below was measured from {code(str(weights.file))}, which commands read "
+            f"in the folder that {code(WEIGHTS_DIR)} names",
+        )
         return
     training = recipe.training
     settings = training.loss.model_dump(exclude={"kind"}, exclude_none=True)
@@ -270,6 +279,14 @@ def _robustness(
         )
         yield _checked(entry)
         yield _brackets(entry)
+
+
+def _published(recipe: Recipe) -> Iterator[str]:
+    """What the authors of the weights published of them."""
+    for said in recipe.published:
+        yield text(
+            f"Their paper, {words.threat_symbol(said.norm, said.eps)}: {prose.published(said)}."
+        )
 
 
 def _proved(measured: Measurement, proofs: Proofs | None) -> Iterator[str]:

@@ -29,12 +29,12 @@ from robustness.reporting.index import suites_table
 from robustness.reporting.marks import markdown_table
 from robustness.reporting.sections import table_markdown
 from robustness.results.leaderboard import (
-    LEADERBOARD_FILE,
     Bracket,
     Leaderboard,
     ModelEntry,
     Proportion,
     read_leaderboard,
+    reports_in,
 )
 from robustness.threat import Norm, parse_eps
 from robustness.zoo import find_entry, zoo_folder
@@ -54,7 +54,7 @@ class Sources:
     """What is quoted.
 
     Attributes:
-        boards: leaderboards by the name of the folder in `reports/` that each lies in.
+        boards: leaderboards by the folder inside `reports/` that each lies in.
         measured: what was measured of an entry on its whole test set, by its name.
         proofs: what was proved of an entry there, by its name.
     """
@@ -84,7 +84,7 @@ class Sources:
 def committed() -> Sources:
     """What lies in this checkout."""
     reports = zoo_folder().parent / "reports"
-    boards = {f.parent.name: read_leaderboard(f) for f in reports.glob(f"*/{LEADERBOARD_FILE}")}
+    boards = {name: read_leaderboard(file) for name, file in reports_in(reports).items()}
     return Sources(boards, cache(_measured), cache(_proved))
 
 

@@ -34,15 +34,20 @@ from robustness.results.leaderboard import Leaderboard, ModelEntry
 _VERSIONS = ("lyanet-robustness", "python", "torch", "torchdiffeq", "torchattacks", "pyautoattack")
 
 
-def html_pages(leaderboard: Leaderboard) -> dict[str, str]:
-    """Every page of a report: its path inside the report's folder, and what is in it."""
+def html_pages(leaderboard: Leaderboard, depth: int = 1) -> dict[str, str]:
+    """Every page of a report: its path inside the report's folder, and what is in it.
+
+    Args:
+        leaderboard: what is reported.
+        depth: of the report's folder in `reports/`, by which links lead.
+    """
     names = pages.model_pages(leaderboard)
     told = zip(names, leaderboard.models, strict=True)
-    suite = {pages.SUITE_PAGE: suite_page(leaderboard)}
-    return suite | {name: model_page(leaderboard, entry) for name, entry in told}
+    suite = {pages.SUITE_PAGE: suite_page(leaderboard, depth)}
+    return suite | {name: model_page(leaderboard, entry, depth) for name, entry in told}
 
 
-def suite_page(leaderboard: Leaderboard) -> str:
+def suite_page(leaderboard: Leaderboard, depth: int = 1) -> str:
     """The page of a suite: what was found, the ranking, the figures, how to run it again."""
     first = ranking.default_threat(leaderboard)
     every = selection.threats(leaderboard)
@@ -55,6 +60,7 @@ def suite_page(leaderboard: Leaderboard) -> str:
         prose.title(leaderboard),
         board=leaderboard,
         suite=leaderboard.suite,
+        up="../" * depth,
         ran_on=prose.ran_on(leaderboard),
         soundness_line=tables.soundness_line(leaderboard.soundness),
         threats=[
@@ -63,7 +69,7 @@ def suite_page(leaderboard: Leaderboard) -> str:
         ],
         first=labels[0][0] if labels else "",
         rankings=[
-            (*label, ranking.ranking_table(leaderboard, threat))
+            (*label, ranking.ranking_table(leaderboard, threat, depth=depth))
             for label, threat in zip(labels, order, strict=True)
         ],
         families=sorted({e.origin.family for e in leaderboard.models if e.origin}),
@@ -113,7 +119,7 @@ def _suite_pictures(leaderboard: Leaderboard) -> list[tuple[str, str, list[image
     return found
 
 
-def model_page(leaderboard: Leaderboard, entry: ModelEntry) -> str:
+def model_page(leaderboard: Leaderboard, entry: ModelEntry, depth: int = 1) -> str:
     """The page of one model: all that is known of it."""
     limits = {limit for row in entry.certificates for limit in row.limits}
     return _page(
@@ -123,10 +129,11 @@ def model_page(leaderboard: Leaderboard, entry: ModelEntry) -> str:
         suite=leaderboard.suite,
         anchor=pages.anchor(leaderboard, entry),
         mark=ranking.trust(entry, leaderboard),
-        root=prose.ROOT,
+        up="../" * (depth + 1),
+        root=prose.root(depth),
         facts=model_sections.facts(entry),
         figures=model_figures.figures(leaderboard, entry),
-        sections=model_sections.sections(leaderboard, entry),
+        sections=model_sections.sections(leaderboard, entry, depth),
         pictures=[
             (words.SYMBOLS[row.norm], [images.shown(entry, "", row.norm, e) for e in row.examples])
             for row in entry.nearest

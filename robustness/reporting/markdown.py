@@ -16,8 +16,13 @@ text = escaped
 __all__ = ["code", "finding_lines", "markdown_text", "table", "text"]
 
 
-def markdown_text(leaderboard: Leaderboard) -> str:
-    """The whole file."""
+def markdown_text(leaderboard: Leaderboard, depth: int = 1) -> str:
+    """The whole file.
+
+    Args:
+        leaderboard: what it tells.
+        depth: of its folder in `reports/`, by which links lead.
+    """
     blocks = [
         f"# {text(prose.title(leaderboard))}",
         *(text(said) for said in _found(leaderboard)),
@@ -25,9 +30,9 @@ def markdown_text(leaderboard: Leaderboard) -> str:
         f"**Soundness**: {tables.soundness_line(leaderboard.soundness)}.",
         *(f"- {text(str(violation))}" for violation in leaderboard.soundness.violations),
         *_counterexamples(leaderboard),
-        *_rankings(leaderboard),
+        *_rankings(leaderboard, depth),
         *_figures(leaderboard),
-        *(block for entry in leaderboard.models for block in _model(leaderboard, entry)),
+        *(block for entry in leaderboard.models for block in _model(leaderboard, entry, depth)),
         *_subsets(leaderboard),
         *_suite(leaderboard),
         "## Environment",
@@ -53,12 +58,12 @@ def _counterexamples(leaderboard: Leaderboard) -> Iterator[str]:
             yield f"Image {violation.index}, the adversarial one, and their difference: {shown}"
 
 
-def _rankings(leaderboard: Leaderboard) -> Iterator[str]:
+def _rankings(leaderboard: Leaderboard, depth: int) -> Iterator[str]:
     first = ranking.default_threat(leaderboard)
     every = selection.threats(leaderboard)
     for threat in sorted(every, key=lambda t: t != first):
         yield f"## At {words.threat_symbol(*threat)}"
-        yield table_markdown(ranking.ranking_table(leaderboard, threat))
+        yield table_markdown(ranking.ranking_table(leaderboard, threat, depth=depth))
     if any(map(selection.doubted, leaderboard.models)):
         yield f"{ranking.MASKED}: {ranking.MARKS[ranking.MASKED]}."
 
@@ -70,7 +75,7 @@ def _figures(leaderboard: Leaderboard) -> Iterator[str]:
             yield f"*{figure.caption}*"
 
 
-def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
+def _model(leaderboard: Leaderboard, entry: ModelEntry, depth: int) -> Iterator[str]:
     yield f"## {code(entry.name)}"
     yield (
         f"{text(prose.sentence(entry.description))} "
@@ -81,23 +86,23 @@ def _model(leaderboard: Leaderboard, entry: ModelEntry) -> Iterator[str]:
     for said in (prose.failed(entry), prose.unidentified(entry)):
         if said:
             yield text(said)
-    if lines := finding_lines(entry):
+    if lines := finding_lines(entry, prose.root(depth)):
         yield lines
-    for title, _, section in model_sections.sections(leaderboard, entry):
+    for title, _, section in model_sections.sections(leaderboard, entry, depth):
         yield f"### {title}"
         yield from map(table_markdown, section)
 
 
-def finding_lines(entry: ModelEntry, root: str = prose.ROOT) -> str:
+def finding_lines(entry: ModelEntry, checkout: str) -> str:
     """A line for each check that found something, the gravest first; or nothing.
 
     Args:
         entry: the model.
-        root: the checkout, as seen from where the lines stand.
+        checkout: its folder, as seen from where the lines stand.
     """
     return "\n".join(
         f"- {_mark(flag)}**{prose.verdict(flag)}**, "
-        f"[{text(flag.name)}]({prose.flag_page(flag.name, root)}): {text(flag.detail)}"
+        f"[{text(flag.name)}]({prose.flag_page(flag.name, checkout)}): {text(flag.detail)}"
         for flag in selection.raised(entry)
     )
 

@@ -45,13 +45,24 @@ def facts(entry: ModelEntry) -> list[tuple[str, str]]:
     ]
     if entry.whole is not None:
         said.append(("weights, SHA-256", entry.whole.weights_sha256))
+    for quoted in entry.origin.published if entry.origin else []:
+        threat = words.threat_symbol(quoted.norm, quoted.eps)
+        said.append((f"their paper, {threat}", prose.published(quoted)))
     return said
 
 
-def sections(leaderboard: Leaderboard, entry: ModelEntry) -> list[tuple[str, str, list[Table]]]:
-    """Headings, a sentence on each and its tables, those without rows left out."""
+def sections(
+    leaderboard: Leaderboard, entry: ModelEntry, depth: int = 1
+) -> list[tuple[str, str, list[Table]]]:
+    """Headings, a sentence on each and its tables, those without rows left out.
+
+    Args:
+        leaderboard: of the suite.
+        entry: the model.
+        depth: of the report's folder in `reports/`, by which links lead.
+    """
     every = [
-        ("Checks: can the attacks be believed?", prose.GLOSSARY["Flag"], [checks(entry)]),
+        ("Checks: can the attacks be believed?", prose.GLOSSARY["Flag"], [checks(entry, depth)]),
         ("Brackets", prose.GLOSSARY["Bracket"], [brackets(leaderboard, entry)]),
         ("What the flow decides", prose.FLOW, [flow(entry)]),
         ("Certified decay", prose.ENVELOPE, [envelope(entry)]),
@@ -106,8 +117,8 @@ def brackets(leaderboard: Leaderboard, entry: ModelEntry) -> Table:
     return Table("brackets", caption, tuple(headings), tuple(rows))
 
 
-def checks(entry: ModelEntry) -> Table:
-    """What each check found, the gravest first."""
+def checks(entry: ModelEntry, depth: int = 1) -> Table:
+    """What each check found, the gravest first; for `depth` see `sections`."""
     order = list(Severity)
     flags = sorted(
         entry.flags,
@@ -116,7 +127,7 @@ def checks(entry: ModelEntry) -> Table:
     rows = [
         Row(
             (
-                Cell(flag.name, href=prose.flag_page(flag.name)),
+                Cell(flag.name, href=prose.flag_page(flag.name, prose.root(depth))),
                 Cell(prose.verdict(flag), badge=_badge(flag)),
                 number(flag.value),
                 number(flag.threshold),

@@ -3,6 +3,7 @@
 from importlib.resources import files
 
 from robustness.certificates.limits import MEANINGS
+from robustness.recipe import Published
 from robustness.reporting import words
 from robustness.results.leaderboard import Flag, Leaderboard, ModelEntry
 from robustness.results.severity import Severity, severity
@@ -10,8 +11,15 @@ from robustness.results.severity import Severity, severity
 # Why samples failed: as many reasons are named.
 _REASONS = 5
 
-# The checkout, as seen from the folder of a report in reports/<suite>/.
-ROOT = "../.."
+
+def root(depth: int = 1) -> str:
+    """The checkout, as seen from the folder of a report.
+
+    Args:
+        depth: of the report's folder in `reports/`: 1 for reports/<suite>/.
+    """
+    return "/".join([".."] * (depth + 1))
+
 
 GLOSSARY = {
     "Threat model": (
@@ -128,14 +136,14 @@ def limit_meanings(leaderboard: Leaderboard) -> dict[str, str]:
     return {limit.value: meaning for limit, meaning in MEANINGS.items() if limit in found}
 
 
-def flag_page(name: str, root: str = ROOT) -> str:
-    """Where a flag is explained: a link from a report in reports/<suite>/ of a checkout.
+def flag_page(name: str, checkout: str) -> str:
+    """Where a flag is explained: a link from a page in a checkout.
 
     Args:
         name: of the flag.
-        root: the checkout, as seen from where the link stands.
+        checkout: its folder, as seen from where the link stands.
     """
-    return f"{root}/docs/attacks.md#{name}"
+    return f"{checkout}/docs/attacks.md#{name}"
 
 
 def verdict(flag: Flag) -> str:
@@ -193,6 +201,14 @@ def failed(entry: ModelEntry) -> str:
     reasons = [f"{count:,} × {reason}" for reason, count in entry.failures.items()]
     more = f"; and {len(reasons) - _REASONS} other reasons" if len(reasons) > _REASONS else ""
     return f"Samples failed: {'; '.join(reasons[:_REASONS])}{more}."
+
+
+def published(said: Published) -> str:
+    """What others say of weights of theirs, with its basis."""
+    return (
+        f"certified {words.percent(said.certified)} %, clean {words.percent(said.clean)} %: "
+        f"{said.basis}; not measured here"
+    )
 
 
 def sentence(words_given: str) -> str:

@@ -225,15 +225,24 @@ def _percent(value: float) -> str:
     return f"{words.percent(value)} %"
 
 
-def ranking_table(leaderboard: Leaderboard, threat: Threat, smoothed: bool | None = None) -> Table:
+def ranking_table(
+    leaderboard: Leaderboard,
+    threat: Threat,
+    smoothed: bool | None = None,
+    quoted: bool | None = None,
+    depth: int = 1,
+) -> Table:
     """The table of a suite at one threat, best first.
 
     Args:
         leaderboard: of the suite.
         threat: norm and radius.
         smoothed: whether to give probabilistic accuracy, by default where any is above 0.
+        quoted: whether to give what authors published of their weights, by default where any did.
+        depth: of the report's folder in `reports/`, by which links lead.
     """
     smoothed = _smoothed(leaderboard, threat) if smoothed is None else smoothed
+    quoted = bool(_bases(leaderboard, threat)) if quoted is None else quoted
     norm, eps = threat
     plain = plain_attack(leaderboard)
     strengths = list(
@@ -260,6 +269,8 @@ def ranking_table(leaderboard: Leaderboard, threat: Threat, smoothed: bool | Non
     ]
     if smoothed:
         headings.insert(5, Heading("probabilistic", "%, 95%"))
+    if quoted:
+        headings.append(Heading("their paper", "% certified"))
     headings += [Heading(name) for name in columns.headings()]
     rows, rank, before = [], 0, None
     for number, (entry, bracket) in enumerate(ranked(leaderboard, threat), start=1):
@@ -267,7 +278,17 @@ def ranking_table(leaderboard: Leaderboard, threat: Threat, smoothed: bool | Non
         rank = rank if here is not None and here == before else number
         before = here
         rows.append(
-            _ranking_row(leaderboard, entry, bracket, threat, rank, len(strengths) > 1, smoothed)
+            _ranking_row(
+                leaderboard,
+                entry,
+                bracket,
+                threat,
+                rank,
+                len(strengths) > 1,
+                smoothed,
+                quoted,
+                depth,
+            )
         )
     caption = (
         f"{words.threat_symbol(norm, eps)}: robust accuracy lies between certified, which is "
@@ -279,16 +300,22 @@ def ranking_table(leaderboard: Leaderboard, threat: Threat, smoothed: bool | Non
             " Flow decides: on how many images the class is another without the ODE's flow; at 0 "
             "the network in front of it decides alone."
         )
+    if bases := _bases(leaderboard, threat):
+        caption += (
+            f" Their paper: what the authors of the weights published: {listed(bases, ' or ')}; it "
+            "was not measured here."
+        )
     return Table(f"ranking-{threat_id(threat)}", caption, tuple(headings), tuple(rows), 1)
 
 
 def ranking_csv(leaderboard: Leaderboard) -> str:
     """The tables at every threat, one below the other, as comma-separated values."""
     smoothed = selection.smoothed(leaderboard)
+    quoted = any(_bases(leaderboard, threat) for threat in selection.threats(leaderboard))
     headings: tuple[Heading, ...] = (Heading("threat"),)
     rows = []
     for threat in selection.threats(leaderboard):
-        table = ranking_table(leaderboard, threat, smoothed)
+        table = ranking_table(leaderboard, threat, smoothed, quoted)
         headings = (Heading("threat"), *table.headings, Heading("attacked by"))
         for (entry, _), row in zip(ranked(leaderboard, threat), table.rows, strict=True):
             by = Cell(selection.strength(entry, *threat))
@@ -304,6 +331,8 @@ def _ranking_row(
     rank: int,
     name_strength: bool,
     smoothed: bool,
+    quoted: bool,
+    depth: int,
 ) -> Row:
     whole, page = selection.beyond(entry), pages.model_page(leaderboard, entry)
     clean = whole.clean if whole is not None else entry.clean
@@ -312,7 +341,7 @@ def _ranking_row(
     cells = [
         Cell(str(rank), rank) if bracket else Cell(words.ABSENT, ""),
         Cell(entry.name, href=page),
-        _family(entry),
+        _family(entry, depth),
         Cell(
             words.precisely(clean),
             clean.value,
@@ -342,6 +371,7 @@ def _ranking_row(
         ),
         _flow(entry),
         _trust_cell(entry, mark, page),
+        *([_quoted(entry, threat)] if quoted else []),
         *(Cell(said, said) for said in columns.cells(entry)),
     ]
     best = bracket is not None and bracket.certified.count > 0
@@ -353,6 +383,20 @@ def _ranking_row(
         "words": f"{entry.name} {entry.origin.family if entry.origin else ''}".lower(),
     }
     return Row(tuple(cells), pages.anchor(leaderboard, entry), facts)
+
+
+def _bases(leaderboard: Leaderboard, threat: Threat) -> list[str]:
+    """What figures that authors published at a threat are based on, in words."""
+    said = [selection.published_at(entry, *threat) for entry in leaderboard.models]
+    return list(dict.fromkeys(published.basis for published in said if published is not None))
+
+
+def _quoted(entry: ModelEntry, threat: Threat) -> Cell:
+    said = selection.published_at(entry, *threat)
+    if said is None:
+        return Cell(words.ABSENT, "")
+    clean = Note(f"clean {words.percent(said.clean)}")
+    return Cell(words.percent(said.certified), said.certified, notes=(clean,))
 
 
 def _smoothed(leaderboard: Leaderboard, threat: Threat) -> bool:
@@ -368,10 +412,10 @@ def _probabilistic(bracket: Bracket | None) -> bool:
     )
 
 
-def _family(entry: ModelEntry) -> Cell:
+def _family(entry: ModelEntry, depth: int) -> Cell:
     if entry.origin is None:
         return Cell(words.ABSENT, "")
-    recipe = Note("recipe", f"{prose.ROOT}/models/{entry.name}/recipe.toml")
+    recipe = Note("recipe", f"{prose.root(depth)}/models/{entry.name}/recipe.toml")
     return Cell(entry.origin.family, href=entry.origin.paper, notes=(recipe,))
 
 

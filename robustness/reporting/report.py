@@ -1,5 +1,6 @@
 """A leaderboard's report: every file of it, written atomically and always the same."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from robustness.reporting.markdown import markdown_text
 from robustness.reporting.pictures import FOLDER, PARTS, pictures
 from robustness.reporting.ranking import ranking_csv
 from robustness.reporting.tables import csv_text, samples_csv
-from robustness.results.leaderboard import LEADERBOARD_FILE, STORE_FILE, Leaderboard
+from robustness.results.leaderboard import DEEPEST, LEADERBOARD_FILE, STORE_FILE, Leaderboard
 
 _TEXTS = (
     LEADERBOARD_FILE,
@@ -43,7 +44,7 @@ def write_report(leaderboard: Leaderboard, folder: Path) -> list[Path]:
         OperationalError: the disk is full or broken.
     """
     try:
-        return _write(render(leaderboard), folder)
+        return _write(render(leaderboard, depth_of(folder)), folder)
     except OSError as error:
         raise os_failure(
             error, f"a folder to write the report to at {folder}", "give another with --out"
@@ -54,7 +55,7 @@ def write_index(boards: Mapping[str, Leaderboard], folder: Path) -> Path:
     """Write the page that leads to several reports.
 
     Args:
-        boards: leaderboards by the names of the folders inside `folder` that they lie in.
+        boards: leaderboards by the folders inside `folder` that they lie in, as links have them.
         folder: of the page, which is `index.html`.
 
     Returns:
@@ -93,16 +94,36 @@ def require_report_folder(folder: Path, *more: str) -> None:
     require_own_folder(folder, (*_TEXTS, "figures", FOLDER, pages.FOLDER, *more), marks)
 
 
-def render(leaderboard: Leaderboard) -> dict[str, bytes]:
-    """The report's files: path inside the folder to content."""
+def depth_of(folder: Path) -> int:
+    """How deep a report's folder lies in the folder called `reports` that holds it; 1 in others.
+
+    Reports lie there by default, one or two folders deep, and the page that leads to all of them
+    and the checkout are found from its pages by this.
+
+    Example:
+        >>> depth_of(Path("reports/digits")), depth_of(Path("reports/peers/mnist"))
+        (1, 2)
+    """
+    above = Path(os.path.abspath(folder)).parts[:-1]
+    depth = above[::-1].index("reports") + 1 if "reports" in above else 1
+    return depth if depth <= DEEPEST else 1
+
+
+def render(leaderboard: Leaderboard, depth: int = 1) -> dict[str, bytes]:
+    """The report's files: path inside the folder to content.
+
+    Args:
+        leaderboard: what to report.
+        depth: see `depth_of`.
+    """
     drawn = [figure for first, figure in suite_figures(leaderboard) if first]
     texts = {
         LEADERBOARD_FILE: leaderboard.to_json(),
         "leaderboard.csv": csv_text(leaderboard),
-        "leaderboard.md": markdown_text(leaderboard),
+        "leaderboard.md": markdown_text(leaderboard, depth),
         "ranking.csv": ranking_csv(leaderboard),
         "samples.csv": samples_csv(leaderboard),
-        **html_pages(leaderboard),
+        **html_pages(leaderboard, depth),
     }
     files = {name: text.encode() for name, text in texts.items()}
     files |= pictures(leaderboard)

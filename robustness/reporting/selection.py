@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from robustness.recipe import Published
 from robustness.reporting import words
 from robustness.results.leaderboard import (
     WORST_CASE,
@@ -84,6 +85,12 @@ def radii(leaderboard: Leaderboard, norm: Norm) -> list[float]:
 def threats(leaderboard: Leaderboard) -> list[tuple[Norm, float]]:
     """Every norm and radius with a bracket."""
     return [(n, e) for n in norms(leaderboard) for e in radii(leaderboard, n)]
+
+
+def published_at(entry: ModelEntry, norm: Norm, eps: float) -> Published | None:
+    """What the authors of a model's weights published of it at a threat; None where nothing is."""
+    every = entry.origin.published if entry.origin else []
+    return next((said for said in every if (said.norm, said.eps) == (norm, eps)), None)
 
 
 def find_bracket(entry: ModelEntry, norm: Norm, eps: float) -> Bracket | None:

@@ -117,7 +117,8 @@ def reproduce(
             continue
         say(f"{part.name}: looking at what is there")
         state, made = state_of(part, data_dir), False
-        if not dry_run and (anew or state.stale):
+        # Without what it needs only the pages of a part can be made.
+        if not dry_run and (state.stale or (anew and not state.needs)):
             say(f"{part.name}: {'; '.join(state.reasons) or 'made anew'}")
             began = time.perf_counter()
             _make(part, state, anew, data_dir, workers, quiet)
@@ -171,7 +172,7 @@ def _make_report(
     quiet: bool,
 ) -> None:
     folder = Path(part.out)
-    if state.pages_alone and not anew:
+    if state.pages_alone and (state.needs or not anew):
         api.render(folder, folder)
         return
     samples = part.samples if isinstance(part.samples, int) else None

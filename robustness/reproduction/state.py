@@ -26,12 +26,12 @@ from robustness.evaluation.plan import Plan
 from robustness.evaluation.runner import Crew
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
-from robustness.evaluation.suite import Changes, load_suite
+from robustness.evaluation.suite import Changes, Suite, load_suite
 from robustness.evaluation.summarise import suite_summary
 from robustness.numerics.devices import release_on
 from robustness.reporting.index import index_page
 from robustness.reporting.pages import SUITE_PAGE
-from robustness.reporting.report import render
+from robustness.reporting.report import depth_of, render
 from robustness.reproduction.plan import (
     CardsPart,
     ClaimsPart,
@@ -40,8 +40,22 @@ from robustness.reproduction.plan import (
     ScriptPart,
     SuitePart,
 )
-from robustness.results.leaderboard import LEADERBOARD_FILE, Leaderboard, read_leaderboard
-from robustness.zoo import entry_name, expanded, find_entry, load_model
+from robustness.results.leaderboard import (
+    LEADERBOARD_FILE,
+    Leaderboard,
+    read_leaderboard,
+    reports_in,
+)
+from robustness.zoo import (
+    WEIGHTS_DIR,
+    entry_name,
+    expanded,
+    find_entry,
+    has_weights,
+    load_model,
+    zoo_entry,
+    zoo_recipe,
+)
 
 # Of the environment, what changes with every commit and not with what is computed.
 _PASSING = {"commit", "lyanet-robustness"}
@@ -57,6 +71,8 @@ class State:
         commit: that the artefact names; None where it names none.
         pages_alone: whether its results hold, and only what is shown of them differs.
         entries: of a part of several artefacts, which of them are stale: folders of zoo entries.
+        needs: what is not here and without which the part can neither be compared nor made, such as
+            weights that are not included; empty where nothing is.
     """
 
     reasons: tuple[str, ...] = ()
@@ -64,6 +80,7 @@ class State:
     commit: str | None = None
     pages_alone: bool = False
     entries: dict[Path, "EntryState"] = field(default_factory=dict)
+    needs: str = ""
 
     @property
     def stale(self) -> bool:
@@ -108,10 +125,13 @@ def state_of(part: Part, data_dir: Path | None) -> State:
 
 def _suite(part: SuitePart, data_dir: Path | None) -> State:
     folder = Path(part.out)
-    load_suite(part.suite)
+    needs = _needs(load_suite(part.suite))
     if not (folder / LEADERBOARD_FILE).is_file():
-        return State(("there is no report",))
+        return State(needs=needs) if needs else State(("there is no report",))
     board = read_leaderboard(folder)
+    if needs:  # what is shown of its results can be told without
+        pages, commit = _of_pages(board, folder), board.environment.get("commit")
+        return State(tuple(pages), None, commit, bool(pages), needs=needs)
     try:
         plan = _plan(part, data_dir)
     except (UsageError, OperationalError) as error:  # its images, for one, are not here
@@ -138,6 +158,13 @@ def _suite(part: SuitePart, data_dir: Path | None) -> State:
     pages = [] if differences else _of_pages(board, folder)
     reasons = (*differences, *pages)
     return State(reasons, round(float(seconds), 1), board.environment.get("commit"), bool(pages))
+
+
+def _needs(suite: Suite) -> str:
+    """What is not here of the models that a suite names: weights of others."""
+    recipes = [zoo_recipe(name) for name in suite.models if zoo_entry(name) is not None]
+    given = [recipe for recipe in recipes if recipe.training is None]
+    return "" if all(map(has_weights, given)) else WEIGHTS_DIR
 
 
 def _plan(part: SuitePart, data_dir: Path | None) -> Plan:
@@ -196,7 +223,7 @@ def _of_environment(board: Leaderboard) -> list[str]:
 def _of_pages(board: Leaderboard, folder: Path) -> list[str]:
     if board != with_origins(whole_test_set(board)):
         return ["facts on whole test sets, or origins, are others"]
-    files = render(board).items()
+    files = render(board, depth_of(folder)).items()
     wrong = [n for n, c in files if not (folder / n).is_file() or (folder / n).read_bytes() != c]
     return [f"{wrong[0]} is not what its results give"] if wrong else []
 
@@ -278,8 +305,8 @@ def _claims(part: ClaimsPart) -> State:
 
 def _index(part: IndexPart) -> State:
     folder = Path(part.folder)
-    files = sorted(folder.glob(f"*/{LEADERBOARD_FILE}"))
-    text = index_page({file.parent.name: read_leaderboard(file) for file in files})
+    files = reports_in(folder)
+    text = index_page({name: read_leaderboard(file) for name, file in files.items()})
     page = folder / SUITE_PAGE
     if page.is_file() and page.read_text(encoding="utf-8") == text:
         return State()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from robustness.certificates.base import Kind
 from robustness.certificates.limits import Limit
 from robustness.files import parse_json, read_json
+from robustness.recipe import Published
 from robustness.results.shown import Shown, axes_to_draw_on
 from robustness.threat import Norm, ThreatModel
 
@@ -21,6 +22,8 @@ SCHEMA_VERSION = 2
 LEADERBOARD_FILE = "leaderboard.json"
 _EXPECTED = f"a leaderboard of schema version {SCHEMA_VERSION}"
 _REMEDY = "correct the path, or run `robustness evaluate` again"
+# How many folders deep reports lie in the folder of all of them.
+DEEPEST = 2
 # The store that it was made from, beside it.
 STORE_FILE = "results.sqlite"
 # In suites, keys and rows of attacks: every view and attack in turn.
@@ -402,10 +405,12 @@ class Origin(Summary):
     Attributes:
         family: of models that are made alike, such as `LyaNet`.
         paper: address of the paper that describes the family.
+        published: what that paper says of these weights.
     """
 
     family: str
     paper: str
+    published: Annotated[list[Published], Field(exclude_if=operator.not_)] = []
 
 
 class ModelEntry(Summary):
@@ -636,6 +641,17 @@ def read_leaderboard(path: Path) -> Leaderboard:
         UsageError: there is none, or it is not a leaderboard of this schema version.
     """
     return read_json(leaderboard_file(path), Leaderboard, _EXPECTED, _REMEDY)
+
+
+def reports_in(folder: Path) -> dict[str, Path]:
+    """The leaderboards in a folder of reports, by the folders inside it that they lie in.
+
+    Returns:
+        `digits`, `peers/mnist`, ... to the file; sorted.
+    """
+    patterns = ["/".join(["*"] * depth) for depth in range(1, DEEPEST + 1)]
+    found = [file for p in patterns for file in folder.glob(f"{p}/{LEADERBOARD_FILE}")]
+    return {file.parent.relative_to(folder).as_posix(): file for file in sorted(found)}
 
 
 def leaderboard_file(path: Path) -> Path:

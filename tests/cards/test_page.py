@@ -19,7 +19,14 @@ from robustness.nets.solvers import FixedStepSolver
 from robustness.recipe import LossConfig, read_recipe
 from robustness.results.leaderboard import Leaderboard, ModelEntry, Proportion
 from robustness.training.loop import train
-from robustness.zoo import LoadedModel, load_model, zoo_folder, zoo_names
+from robustness.zoo import (
+    WEIGHTS_DIR,
+    LoadedModel,
+    has_weights,
+    load_model,
+    zoo_folder,
+    zoo_names,
+)
 
 CARDED = [name for name in zoo_names() if (zoo_folder() / name / MEASURED_FILE).is_file()]
 
@@ -30,7 +37,9 @@ def test_a_committed_card_is_that_of_its_recipe_its_measurement_and_the_reports(
     recipe, facts = read_recipe(folder), read_measurement(folder / MEASURED_FILE)
     assert recipe.weights is not None
     assert facts.weights_sha256 == recipe.weights.sha256
-    assert facts.digest == load_model(name).digest
+    assert facts.digest == recipe.digest
+    if has_weights(recipe):  # those of others are not here
+        assert facts.digest == load_model(name).digest
     written = (folder / CARD_FILE).read_text(encoding="utf-8")
     proofs = read_proofs(folder / PROVED_FILE)
     assert proofs is None or proofs.weights_sha256 == recipe.weights.sha256, (
@@ -99,6 +108,10 @@ def test_a_card_of_others_weights_says_whose_they_are_and_not_how_to_train_them(
     recipe = read_recipe(zoo_folder() / "mnist/gains-0.11-seed-12345")
     card = card_text("mnist/gains", recipe, facts_of("mnist/node"), {})
     assert "others', from https://github.com/eth-sri/GAINS (MIT)" in card
+    measured_from = f"measured from `{recipe.weights.file}`" if recipe.weights else ""
+    assert f"{measured_from}, which commands read in the folder that `{WEIGHTS_DIR}` names" in card
+    assert "ℓ∞ 0.1: certified 89.0 %, clean 95.5 %: mean of the three seeds" in card
+    assert "not measured here" in card
     assert "robustness train" not in card
     assert "rk4, 2 fixed steps" in card
     assert "robustness train" in card_text(

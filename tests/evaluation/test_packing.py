@@ -158,7 +158,7 @@ def test_there_is_nothing_to_pack_without_a_store(run: Path, tmp_path: Path) -> 
         api.render(tmp_path, tmp_path, pack=True)
 
 
-STORES = sorted((zoo_folder().parent / "reports").glob(f"*/{PACKED_FILE}"))
+STORES = sorted((zoo_folder().parent / "reports").rglob(PACKED_FILE))
 
 
 @pytest.mark.skipif(not STORES, reason="no committed report has its store with it")

@@ -7,7 +7,7 @@ from robustness.cards.measure import whole_test_set
 from robustness.cards.origin import with_origins
 from robustness.evaluation.packing import PACKED_FILE
 from robustness.reporting.index import index_page
-from robustness.reporting.report import render
+from robustness.reporting.report import depth_of, render
 from robustness.zoo import zoo_folder
 
 BOARDS = committed_leaderboards()
@@ -18,7 +18,7 @@ def test_a_committed_report_is_what_its_leaderboard_gives(folder: str) -> None:
     board, place = BOARDS[folder], zoo_folder().parent / folder
     again = f"run `robustness report {folder} --out {folder}`"
     assert board == with_origins(whole_test_set(board)), again
-    files = render(board)
+    files = render(board, depth_of(place))
     for name, content in files.items():
         assert (place / name).read_bytes() == content, again
     lying = {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()}

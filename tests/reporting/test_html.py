@@ -9,6 +9,7 @@ import boards
 import pytest
 
 from robustness.certificates.base import Kind
+from robustness.recipe import Published
 from robustness.reporting import model_sections, pages, ranking
 from robustness.reporting.html import html_pages, model_page, suite_page
 from robustness.reporting.sections import table_csv, table_markdown
@@ -199,6 +200,27 @@ def test_a_family_leads_to_its_paper_and_its_recipe(searched):
     assert '<a href="https://example.org/paper">LyaNet</a>' in source
     assert '<a href="../../models/digits/lyanet/recipe.toml">recipe</a>' in source
     assert "<option>LyaNet</option>" in source
+
+
+def test_what_authors_published_stands_beside_what_was_measured_at_its_radius_alone(searched):
+    said = Published(eps=0.1, clean=0.955, certified=0.89, basis="mean of three, 1,000 images")
+    origin = Origin(family="GAINS", paper="https://example.org/paper", published=[said])
+    board = boards.edit(searched, "digits/lyanet", origin=origin)
+    there = ranking.ranking_table(board, (Norm.LINF, 0.1))
+    column = [heading.name for heading in there.headings].index("their paper")
+    cells = {row.anchor: row.cells[column] for row in there.rows}
+    assert (cells["digits/lyanet"].text, cells["digits/lyanet"].value) == ("89.0", 0.89)
+    assert cells["digits/node"].text == "-"
+    assert "published: mean of three, 1,000 images; it was not measured here." in there.caption
+    for other in (Norm.LINF, 0.2), (Norm.L2, 0.1):
+        names = [heading.name for heading in ranking.ranking_table(board, other).headings]
+        assert "their paper" not in names
+    head, *lines = ranking.ranking_csv(board).splitlines()
+    assert "their paper" in head
+    assert {line.count(",") for line in lines} == {head.count(",")}
+    page = Page(page_of(board, "digits/lyanet")).text
+    assert "certified 89.0 %, clean 95.5 %: mean of three, 1,000 images; not measured here" in page
+    assert "their paper" not in ranking.ranking_csv(searched)
 
 
 def test_what_the_flow_decides_is_in_the_ranking_and_on_the_page_of_the_model(board):

@@ -21,10 +21,8 @@ PAGES = [
     *ROOT.glob("docs/*.md"),
     *ROOT.glob("benchmarks/*.md"),
     *ROOT.glob("models/*/*/CARD.md"),
-    *ROOT.glob("reports/*/*.md"),
-    *ROOT.glob("reports/*.html"),
-    *ROOT.glob("reports/*/*.html"),
-    *ROOT.glob("reports/*/models/*.html"),
+    *ROOT.glob("reports/**/*.md"),
+    *ROOT.glob("reports/**/*.html"),
 ]
 _WAYS_OUT = ("http://", "https://", "mailto:", "data:")
 

@@ -14,13 +14,13 @@ from robustness.reporting.quantities import (
     proportion,
     quantities,
 )
-from robustness.results.leaderboard import Proportion, read_leaderboard
+from robustness.results.leaderboard import Proportion, read_leaderboard, reports_in
 from robustness.threat import Norm
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
 
-@pytest.mark.parametrize("report", sorted(REPORTS.glob("*/leaderboard.json")), ids=str)
+@pytest.mark.parametrize("report", reports_in(REPORTS).values(), ids=str)
 def test_the_samples_of_every_committed_report_tell_all_its_numbers(report):
     for entry in read_leaderboard(report).models:
         for quantity in quantities(entry):

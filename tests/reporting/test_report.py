@@ -1,10 +1,13 @@
+import re
+from pathlib import Path
+
 import boards
 import pytest
 
 from robustness import cli
 from robustness.errors import UsageError
-from robustness.reporting.report import write_index, write_report
-from robustness.results.leaderboard import read_leaderboard
+from robustness.reporting.report import depth_of, write_index, write_report
+from robustness.results.leaderboard import Origin, read_leaderboard, reports_in
 
 DRAWN = ["standing", "attacks", "radius", "price"]
 MODELS = [f"models/digits-{name}.html" for name in ("lyanet", "lyanet-certified", "node", "resnet")]
@@ -75,6 +78,37 @@ def test_a_folder_of_reports_is_reported_as_their_page(board, tmp_path, capsys):
     assert cli.run(lambda: cli.app(command, standalone_mode=False)) == 0
     assert f"index: {tmp_path}" in capsys.readouterr().out.replace("\n", "")
     assert 'id="digits"' in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize("folder", ["digits", "peers/digits", "peers"])
+def test_links_out_of_a_report_lead_through_the_checkout_at_any_depth(board, tmp_path, folder):
+    origin = Origin(family="LyaNet", paper="https://example.org/paper")
+    told = boards.edit(board, "digits/lyanet", origin=origin)
+    place = tmp_path / "reports" / folder
+    written = write_report(told, place)
+    assert depth_of(place) == folder.count("/") + 1
+    index = tmp_path / "reports" / "index.html"
+    known = {file.resolve() for file in written} | {index.resolve()}
+    outside = set()
+    for page in written:
+        text = page.read_text() if page.suffix in (".html", ".md") else ""
+        found = re.findall(r'href="([^"#]+)|\]\(([^)#\s]+)', text)
+        for link in filter(None, (a or b for a, b in found)):
+            target = (page.parent / link).resolve()
+            if not link.startswith("http") and target not in known:
+                outside.add(target.relative_to(tmp_path).as_posix())
+    assert outside == {"docs/attacks.md", "models/digits/lyanet/recipe.toml"}
+    assert write_index({folder: told}, index.parent) == index
+    assert f'href="{folder}/index.html"' in index.read_text()
+    assert reports_in(tmp_path / "reports") == {folder: place / "leaderboard.json"}
+
+
+def test_a_folder_that_is_in_no_folder_of_reports_is_taken_for_one_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert depth_of(Path("mine")) == depth_of(tmp_path / "reports/a/b/c") == 1
+    (tmp_path / "reports").mkdir()
+    monkeypatch.chdir(tmp_path / "reports")
+    assert depth_of(Path("peers/mnist")) == 2
 
 
 def test_the_pictures_of_an_earlier_violation_do_not_stay_behind(board, tmp_path):

@@ -26,7 +26,7 @@ from robustness.reproduction.plan import CardsPart, ClaimsPart, SuitePart, read_
 from robustness.reproduction.run import RECORD_FILE, reproduce
 from robustness.reproduction.state import state_of
 from robustness.results.leaderboard import LEADERBOARD_FILE, STORE_FILE
-from robustness.zoo import find_entry, zoo_folder
+from robustness.zoo import WEIGHTS_DIR, find_entry, zoo_folder
 
 ROOT = zoo_folder().parent
 SUITE = """
@@ -39,6 +39,7 @@ flow = false
 threats = [{ norm = "Linf", eps = [0.05] }]
 attacks = [{ kind = "fgsm" }]
 """
+PEER = "mnist/gains-0.11-seed-12345"
 PLAN = """
 [[part]]
 name = "toy"
@@ -193,6 +194,33 @@ def test_a_report_whose_images_are_not_here_is_told_and_the_next_parts_are_looke
     assert said.startswith("it cannot be compared: ")
     assert "mnist" in said
     assert page.state.stale
+
+
+def test_weights_that_are_not_included_are_needed_and_make_nothing_stale_but_pages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(WEIGHTS_DIR, raising=False)
+    theirs = (folder / "toy.toml").read_text().replace("digits/resnet", PEER)
+    (folder / "peers.toml").write_text(theirs.replace('"digits"', '"mnist"'))
+    (folder / "plan.toml").write_text(
+        PLAN.replace("toy.toml", "peers.toml").replace('name = "toy"', 'name = "peers"')
+    )
+    monkeypatch.setattr(api, "evaluate", None)
+    page = folder / "reports" / "toy" / "index.html"
+    page.write_text("another")
+    command = ["reproduce", "plan.toml", "--only", "peers"]
+    dry = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert dry.exit_code == 1
+    assert "peers: index.html is not what its results give" in dry.stdout
+    assert CliRunner().invoke(app, [*command, "--anew"]).exit_code == 0
+    assert page.read_text() != "another"
+    for more in ([], ["--dry-run"], ["--anew"]):
+        done = CliRunner().invoke(app, [*command, *more])
+        assert done.exit_code == 0, done.output
+        assert f"needs {WEIGHTS_DIR}" in done.stdout
+        assert "0 parts stale" in done.stdout
+    shutil.rmtree(page.parent)
+    assert CliRunner().invoke(app, [*command, "--dry-run"]).exit_code == 0
 
 
 def test_a_script_that_fails_is_named_and_not_noted_as_made(folder: Path) -> None:
