@@ -62,8 +62,13 @@ class SampleRecord:
 
     def certified(self, norm: Norm, eps: float) -> bool:
         """Whether it is proved to keep its label within eps, eps included, and nothing failed."""
-        held = self.failed.get(norm, math.inf) > eps
-        return self.correct and held and self.radius(norm) > eps
+        return self.certified_below(norm) > eps
+
+    def certified_below(self, norm: Norm) -> float:
+        """Within every eps below it, and no other, it is proved to keep its label; 0 for none."""
+        if not self.correct:
+            return 0.0
+        return min(self.failed.get(norm, math.inf), self.radius(norm))
 
     def note_adversarial(self, distances: dict[Norm, float], found_by: str) -> None:
         """Take account of an adversarial image, in whichever norm it is the nearest."""

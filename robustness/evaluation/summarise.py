@@ -203,10 +203,11 @@ def _curve(
 ) -> Curve:
     attacked = [b for b in brackets if b.norm is norm]
     right = np.array([record.correct for record in records])
+    proved = np.array([record.certified_below(norm) for record in records])
     return Curve(
         norm=norm,
         certified_eps=grid,
-        certified=[float(np.mean([r.certified(norm, eps) for r in records])) for eps in grid],
+        certified=[float(np.mean(proved > eps)) for eps in grid],
         attacked_eps=[0.0] + [b.eps for b in attacked],
         attacked=[float(right.mean())] + [b.attacked.value for b in attacked],
     )

@@ -6,6 +6,7 @@ was made except the fields under `timings`, `costs` and `created`.
 
 import json
 import operator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,15 +54,23 @@ class Proportion(Summary):
     @classmethod
     def of(cls, count: int, total: int) -> "Proportion":
         """The proportion `count / total`; `total` is at least 1."""
-        from scipy.stats import binomtest
-
-        interval = binomtest(count, total).proportion_ci(0.95, method="exact")
-        return cls(count=count, total=total, low=float(interval.low), high=float(interval.high))
+        low, high = _exact_interval(count, total)
+        return cls(count=count, total=total, low=low, high=high)
 
     @property
     def value(self) -> float:
         """The proportion, from 0 to 1."""
         return self.count / self.total
+
+
+# Its ends are sought by bisection, and a report has the same counts in many places.
+@lru_cache(maxsize=2**16)
+def _exact_interval(count: int, total: int) -> tuple[float, float]:
+    """The ends of the exact 95% interval."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(0.95, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 class WithoutFlow(Summary):

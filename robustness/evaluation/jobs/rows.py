@@ -84,14 +84,21 @@ class Column:
         return value
 
 
+# Asked for with every row that is read or stored, and dear to find.
+_known: dict[type[Row], tuple[Column, ...]] = {}
+
+
 def columns(row: type[Row]) -> tuple[Column, ...]:
     """The fields of a row, in their order.
 
     Raises:
         TypeError: a field is of a type that no store holds.
     """
-    hints = get_type_hints(row)
-    return tuple(_column(field.name, hints[field.name]) for field in dataclasses.fields(row))
+    if row not in _known:
+        hints = get_type_hints(row)
+        fields = dataclasses.fields(row)
+        _known[row] = tuple(_column(field.name, hints[field.name]) for field in fields)
+    return _known[row]
 
 
 def _column(name: str, hint: Any) -> Column:
