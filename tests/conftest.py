@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
+from multiprocessing import spawn
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -47,12 +49,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Shapes are checked in all tests but the slow ones, which would take twice their time."""
-    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
-    try:
+    """Shapes are checked in all tests but the slow ones, which would take twice their time.
+
+    Nor are lines counted in the processes that a slow test starts.
+    """
+    if item.get_closest_marker("slow") is None:
         return (yield)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+            patch.setattr(spawn, "get_preparation_data", _uncounted(spawn.get_preparation_data))
+            return (yield)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def _uncounted(prepare: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    """Leave out what has coverage started in a process of multiprocessing."""
+
+    def uncounted(name: str) -> dict[str, Any]:
+        return {key: value for key, value in prepare(name).items() if key != "stowaway"}
+
+    return uncounted
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,8 +1,10 @@
 """What the project promises of its own upkeep."""
 
 import ast
+import os
 import re
 from configparser import ConfigParser
+from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,9 @@ def test_lines_are_counted_in_the_tests_that_are_not_slow(request: pytest.Fixtur
 def test_no_lines_are_counted_in_a_slow_test(request: pytest.FixtureRequest) -> None:
     cov = request.config.pluginmanager.get_plugin("_cov")
     assert cov is None or cov.cov_controller is None or not cov.cov_controller.started
+    # Nor in the processes that it starts.
+    assert "COVERAGE_PROCESS_CONFIG" not in os.environ
+    assert "stowaway" not in spawn.get_preparation_data("any")
 
 
 def test_every_test_that_contributing_names_exists() -> None:
