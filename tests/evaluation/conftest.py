@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,21 @@ def suite(suite_file: Path) -> Suite:
 @pytest.fixture
 def short_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is no matter, and runs in this process, the audit takes a few steps only."""
+    _shorten(monkeypatch)
 
+
+@pytest.fixture(scope="module")
+def short_audits() -> Iterator[None]:
+    """The same for all tests of a file, and for what they share."""
+    with pytest.MonkeyPatch.context() as patch:
+        _shorten(patch)
+        yield
+
+
+def _shorten(patch: pytest.MonkeyPatch) -> None:
     def quick(model: object, threat: object) -> list[Stage]:
         return default_stages(model, threat, "quick")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(audit, "default_stages", quick)
-    monkeypatch.setattr(audit, "_STEPS", 2)
-    monkeypatch.setattr(audit, "_STARTS", 1)
+    patch.setattr(audit, "default_stages", quick)
+    patch.setattr(audit, "_STEPS", 2)
+    patch.setattr(audit, "_STARTS", 1)

@@ -38,7 +38,7 @@ SUITE = {
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Leaderboard:
+def board(tmp_path_factory: pytest.TempPathFactory, short_audits: None) -> Leaderboard:
     folder = tmp_path_factory.mktemp("nearest")
     return evaluate(Suite.model_validate(SUITE), out=folder, workers=1)
 

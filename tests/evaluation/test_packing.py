@@ -161,6 +161,7 @@ def test_there_is_nothing_to_pack_without_a_store(run: Path, tmp_path: Path) -> 
 STORES = sorted((zoo_folder().parent / "reports").rglob(PACKED_FILE))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STORES, reason="no committed report has its store with it")
 @pytest.mark.parametrize("file", STORES, ids=lambda file: file.parent.name)
 def test_a_committed_report_is_rendered_again_from_its_store(file: Path, tmp_path: Path) -> None:
