@@ -277,7 +277,8 @@ def settings_of(certificate: Certificate) -> str:
     # Settings alone do not tell the code of one release of an installed package from another's.
     release = release_of(type(certificate).__module__)
     rules = releases() if getattr(certificate, "bounds_programs", False) else []
-    return ", ".join([*settings, *([release] if release else []), *rules])
+    revision = getattr(certificate, "revision", "")
+    return ", ".join([*settings, *filter(None, (revision, release)), *rules])
 
 
 def require_pixels(model: nn.Module, images: Float[Tensor, "n c h w"]) -> None:

@@ -47,7 +47,7 @@ _BEYOND = 1 + 2e-9
 # A bound that is so many times further below 0 than the margin is above it is left as it is.
 _REACH = 4.0
 # The same for splitting, and the steps of the ascent on each half.
-_REACH_OF_NARROWING = 0.05
+_REACH_OF_NARROWING = 0.15
 _REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 4
 # Runs of the program that the boxes of a ball and their rounding are worth, and for each step and
 # row those of an ascent.
@@ -89,7 +89,7 @@ class ProgramCertificate(BaseCertificate):
             each radius that is tried and not verified without; 0 for none.
         splits: of the ball, for each rival that a bound is not above 0 for but near it, by the
             signs of undecided rectifiers (beta-CROWN, arXiv 2103.06624); 0 for none.
-        narrow: steps of the ascent on each end of the boxes in front of the first rectifier behind
+        narrow: steps of the ascent on each end of the boxes in front of every rectifier behind
             another, where a bound is still not above 0 but near it; 0 for none.
         work: thousand millions of multiplications that the bounds of one image may take, as
             `Network.work` counts them; what does not fit is left out. Narrowing and splits are
@@ -106,6 +106,8 @@ class ProgramCertificate(BaseCertificate):
 
     name: ClassVar[str] = "program"
     bounds_programs: ClassVar[bool] = True
+    # Of the bounds that `programs` gives, in the keys of stored results.
+    revision: ClassVar[str] = "bounds 2"
     last_resort: ClassVar[bool] = True
     strict: ClassVar[bool] = False
 
@@ -215,6 +217,15 @@ class ProgramCertificate(BaseCertificate):
             if len(open_):
                 by_lines = bounds.lanes(open_).by_lines(last, rows[part][open_])
                 found[open_] = torch.maximum(found[open_], by_lines)
+            of_depths = bounds.work_of(network.depths)
+            fits = spent[part] + of_depths <= limit
+            undecided = (fits & ~(found > 0).all(dim=1)).nonzero().squeeze(1)
+            if network.depths and len(undecided):
+                spent[part[undecided]] += of_depths[undecided]
+                deep = Bounds(network, ball.lanes(undecided), network.depths)
+                by_lines = deep.by_lines(last, rows[part][undecided])
+                found[undecided] = torch.maximum(found[undecided], by_lines)
+                bounds = bounds.replaced(undecided, deep)
             within = (found > -_REACH * exact[part]).all(dim=1) & ~(found > 0).all(dim=1)
             near = (within & (spent[part] + of_ascent <= limit)).nonzero().squeeze(1)
             if self.slopes and len(near):
@@ -246,6 +257,7 @@ class ProgramCertificate(BaseCertificate):
         def affordable(open_: Tensor) -> Tensor:
             return (open_ & (spent + of_ball <= limit)).nonzero().squeeze(1)
 
+        failed = torch.zeros(len(images), dtype=torch.float64)
         if self.at:
             verified = torch.zeros(len(images), dtype=torch.float64)
             open_ = at_centre.amin(dim=1) > 0
@@ -254,27 +266,36 @@ class ProgramCertificate(BaseCertificate):
                 if len(part) == 0:
                     break
                 beyond = torch.full((len(part),), radius * _BEYOND, dtype=torch.float64)
-                part = part[verify(part, beyond) > 0]
+                holds = verify(part, beyond) > 0
+                failed[part[~holds]] = radius * _BEYOND
+                part = part[holds]
                 verified[part] = radius * _BEYOND
                 open_ = torch.zeros_like(open_).index_fill(0, part, True)
         else:
             largest = 1.0 if norm is Norm.LINF else float(images[0].numel()) ** 0.5
-            search = RadiusSearch(at_centre.amin(dim=1), _FIRST[norm], _TOLERANCE, largest)
+            search = RadiusSearch(
+                at_centre.amin(dim=1), _FIRST[norm], _TOLERANCE, largest, breaks_down=True
+            )
             for _ in range(_MOST_ROUNDS):
                 part = affordable(search.open & (search.failed > _SMALLEST))
                 if len(part) == 0:
                     break
                 search.record(part, verify(part, search.guess[part]))
-            verified = search.verified
+            verified, failed = search.verified, search.failed
+        lost = _lost(network, Ball(images.double().unsqueeze(1), failed, norm), rows, rival)
         radii = torch.where(verified >= _SMALLEST, verified, 0.0) * SHRINK
         taken = ((exact - at_centre) / exact).gather(1, rival.unsqueeze(1)).squeeze(1)
         against = rivals.gather(1, rival.unsqueeze(1)).squeeze(1)
         return [
-            self._claim(norm, radius, share, int(j))
-            for radius, share, j in zip(radii.tolist(), taken.tolist(), against, strict=True)
+            self._claim(norm, radius, share, int(j), words)
+            for radius, share, j, words in zip(
+                radii.tolist(), taken.tolist(), against, lost, strict=True
+            )
         ]
 
-    def _claim(self, norm: Norm, radius: float, share: float, rival: int) -> CertifiedRadius:
+    def _claim(
+        self, norm: Norm, radius: float, share: float, rival: int, lost: str
+    ) -> CertifiedRadius:
         if radius <= 0 and not share < 1:
             words, limit = WITHIN_ROUNDING, Limit.ROUNDING
         else:
@@ -283,5 +304,28 @@ class ProgramCertificate(BaseCertificate):
             if share > _MUCH_ROUNDING:
                 words += f", of which rounding takes {share:.0%}"
                 limit = Limit.ROUNDING
-        reason, general = with_rival(words, rival)
+        reason, general = with_rival(words + lost, rival)
         return CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason, limit, general)
+
+
+def _lost(network: Network, ball: Ball, rows: Tensor, rival: Tensor) -> list[str]:
+    """Where most of a margin is lost on balls that it was not verified on, in words.
+
+    That is the step whose remainder is largest where the remainders of affine forms first outweigh
+    what is linear; elsewhere the one at which lines and rounding give most away.
+    """
+    words = [""] * len(rows)
+    asked = ((ball.radii > 0) & ball.radii.isfinite()).nonzero().squeeze(1)
+    for part in asked.split(_TOGETHER):
+        if len(part) == 0:
+            continue
+        bounds = Bounds(network, ball.lanes(part), network.bends, traced=True)
+        row = rows[part, rival[part]].unsqueeze(1)
+        by_lines, by_rounding = bounds.losses(len(network) - 1, row)
+        places = torch.where(
+            bounds.widened_at < 0, (by_lines + by_rounding).argmax(dim=1), bounds.widened_at
+        )
+        for image, place in zip(part.tolist(), places.tolist(), strict=True):
+            node = network.node(place)
+            words[image] = f"; most is lost at {node.name}, operation {place} of {len(network) - 1}"
+    return words

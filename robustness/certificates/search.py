@@ -19,6 +19,8 @@ class RadiusSearch:
         first: where every search starts.
         tolerance: relative width of a bracket at which it is closed.
         largest: a radius whose ball is every image.
+        breaks_down: whether margins may fall far below zero at once, where they say nothing more of
+            the radius: they count as no further below than that of radius zero is above.
 
     Attributes:
         verified: the largest radius whose margin was positive, shape (n,).
@@ -31,11 +33,13 @@ class RadiusSearch:
         first: float,
         tolerance: float,
         largest: float = 1.0,
+        breaks_down: bool = False,
     ) -> None:
         self.first, self.tolerance, self.largest = first, tolerance, largest
         holds = margins > 0
         self.verified = torch.zeros_like(margins)
         self.failed = torch.where(holds, torch.inf, torch.zeros_like(margins))
+        self._least = -margins.clamp_min(0) if breaks_down else torch.full_like(margins, -torch.inf)
         self._above, self._below = margins.clone(), torch.full_like(margins, torch.nan)
         self._last = torch.zeros_like(margins)
 
@@ -61,6 +65,7 @@ class RadiusSearch:
     def record(self, part: Int[Tensor, " m"], margins: Float[Tensor, " m"]) -> None:
         """Take in the margins of the guesses of `part`; what is not positive has failed."""
         guess, holds = self.guess[part], margins > 0
+        margins = torch.maximum(margins, self._least[part])
         side = 2 * holds.to(margins.dtype) - 1
         again = side == self._last[part]
         # An end that stays in place counts half, or the chord would creep up from one side.

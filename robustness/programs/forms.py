@@ -15,14 +15,18 @@ from torch import Tensor
 
 from robustness.programs.boxes import Box
 from robustness.programs.operations import Operation
-from robustness.programs.operations.base import unit_rows
+from robustness.programs.operations.base import NORMAL, broadcast, unit_rows
 from robustness.programs.operations.elementwise import Elementwise
+from robustness.programs.operations.products import Quotient
+from robustness.programs.operations.reductions import Norm, Softmax
 
 # Float64 room of an operation on forms, as a share of all absolute terms.
 _ROOM = 2.0**-40
 # An entry's form gives way to a box that is so many times narrower: what it shares with others is
 # lost then.
 _WORSE = 2.0
+# Most entries of a softmax whose differences are followed pair by pair.
+_PAIRED = 32
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Form:
         return self.centre.abs() + self.generators.abs().sum(dim=1) + self.rest
 
     def settled(self, symbols: int) -> "Form":
-        """The form with its remainder as new symbols behind the first `symbols` ones."""
+        """The form with its remainder as new symbols behind the first `symbols`, or its own."""
+        symbols = max(symbols, self.generators.shape[1])
         count = len(self.centre)
         flat = self.rest.flatten(1)
         used = (flat > 0).any(dim=0).nonzero().squeeze(1)
@@ -79,7 +84,12 @@ class Form:
 
 
 def advanced(
-    operation: Operation, operands: list[Form], boxes: list[Box], out: Box, error: Tensor | float
+    operation: Operation,
+    operands: list[Form],
+    boxes: list[Box],
+    out: Box,
+    error: Tensor | float,
+    symbols: int,
 ) -> Form:
     """The form of a result, given those of its operands.
 
@@ -89,9 +99,18 @@ def advanced(
         boxes: their boxes, which may be narrower than the forms'.
         out: a box of the result.
         error: its rounding.
+        symbols: how many there are; the form may bring more, behind them.
     """
     if operation.affine:
         form = _affine(operation, operands)
+    elif isinstance(operation, Softmax):
+        form = _of_softmax(operation, operands[0], boxes[0], out, symbols)
+    elif isinstance(operation, Quotient):
+        form = _better(
+            _of_quotient(operands, boxes, out), _by_lines(operation, operands, boxes, out)
+        )
+    elif isinstance(operation, Norm):
+        form = _better(_of_norm(operation, operands[0]), _by_lines(operation, operands, boxes, out))
     elif isinstance(operation, Elementwise) and len(operands) == 1:
         form = _of_one_entry(operation, operands[0], boxes[0])
     else:
@@ -100,17 +119,22 @@ def advanced(
     return Form(form.centre, form.generators, rest)
 
 
-def _linear(operation: Operation, parts: list[Tensor]) -> Tensor:
-    """The linear part applied to every symbol, shape (n, s, *shape)."""
+def _padded(parts: list[Tensor]) -> list[Tensor]:
+    """Generators of several values with symbols of the youngest."""
     count, symbols = len(parts[0]), max(part.shape[1] for part in parts)
-    padded = [
+    return [
         torch.cat([p, p.new_zeros(count, symbols - p.shape[1], *p.shape[2:])], dim=1)
         if p.shape[1] < symbols
         else p
         for p in parts
     ]
+
+
+def _linear(operation: Operation, parts: list[Tensor]) -> Tensor:
+    """The linear part applied to every symbol, shape (n, s, *shape)."""
+    padded = _padded(parts)
     out = operation.linear(*(p.flatten(0, 1) for p in padded))
-    return out.view(count, symbols, *out.shape[1:])
+    return out.view(*padded[0].shape[:2], *out.shape[1:])
 
 
 def _affine(operation: Operation, operands: list[Form]) -> Form:
@@ -135,17 +159,28 @@ def _of_one_entry(operation: Elementwise, operand: Form, box: Box) -> Form:
 def _by_lines(operation: Operation, operands: list[Form], boxes: list[Box], out: Box) -> Form:
     """By the lines of every entry of the result, below and above."""
     rows = unit_rows(out)
-    below, low = operation.lines(rows, out, *boxes)
-    above, high = operation.lines(-rows, out, *boxes)
+    lower, upper = (operation.lines(sign * rows, out, *boxes) for sign in (1, -1))
+    return _between(lower, upper, operands, boxes, out)
+
+
+def _between(
+    lower: tuple[list[Tensor | None], Tensor],
+    upper: tuple[list[Tensor | None], Tensor],
+    operands: list[Form],
+    boxes: list[Box],
+    out: Box,
+) -> Form:
+    """Between lines of every entry of the result and of its negative."""
+    (below, low), (above, high) = lower, upper
     shape, high = out.low.shape, -high
     centre = (low + high) / 2
     rest, size = (high - low) / 2, low.abs() + high.abs()
     generators: Tensor | None = None
-    for form, box, lower, upper in zip(operands, boxes, below, above, strict=True):
-        if lower is None and upper is None:
+    for form, box, under, over in zip(operands, boxes, below, above, strict=True):
+        if under is None and over is None:
             continue
-        first = torch.zeros_like(upper) if lower is None else lower  # type: ignore[arg-type]
-        second = torch.zeros_like(first) if upper is None else -upper
+        first = torch.zeros_like(over) if under is None else under  # type: ignore[arg-type]
+        second = torch.zeros_like(first) if over is None else -over
         slope, gap = ((first + second) / 2).flatten(2), ((second - first) / 2).flatten(2)
         middle, half = box.centre.flatten(1).unsqueeze(2), box.half.flatten(1).unsqueeze(2)
         # The half-gap of the two lines is a linear function, which is added where it is largest.
@@ -165,3 +200,119 @@ def _by_lines(operation: Operation, operands: list[Form], boxes: list[Box], out:
         generators = centre.new_zeros(len(centre), 0, centre.shape[1])
     rest = rest + _ROOM * size
     return Form(centre.view(shape), generators.view(len(centre), -1, *shape[1:]), rest.view(shape))
+
+
+def _better(first: Form, second: Form) -> Form:
+    """Entry by entry the form of the smaller remainder."""
+    chosen = first.rest <= second.rest
+    one, other = _padded([first.generators, second.generators])
+    return Form(
+        torch.where(chosen, first.centre, second.centre),
+        torch.where(chosen.unsqueeze(1), one, other),
+        torch.where(chosen, first.rest, second.rest),
+    )
+
+
+def _of_quotient(operands: list[Form], boxes: list[Box], out: Box) -> Form:
+    """A quotient about q = c_x / c_y: x / y = q + (x - q y) / y.
+
+    What x and y share cancels in x - q y, which is multiplied by the middle of 1 / y and, at its
+    largest, by what 1 / y differs from that.
+    """
+    zero = torch.zeros_like(out.low)
+    top, bottom = (
+        Form(
+            broadcast(form.centre, out.low.shape[1:]) + zero,
+            broadcast(form.generators.flatten(0, 1), out.low.shape[1:]).unflatten(
+                0, form.generators.shape[:2]
+            )
+            + zero.unsqueeze(1),
+            broadcast(form.rest, out.low.shape[1:]) + zero,
+        )
+        for form in operands
+    )
+    low, high = (broadcast(end, out.low.shape[1:]) + zero for end in (boxes[1].low, boxes[1].high))
+    known = low >= NORMAL
+    least, most = torch.where(known, low, 1.0), torch.where(known, high, 1.0)
+    at = top.centre / torch.where(known, bottom.centre.clamp(least, most), 1.0)
+    middle, half = (1 / least + 1 / most) / 2, (1 / least - 1 / most) / 2
+    first, second = _padded([top.generators, bottom.generators])
+    generators = first - at.unsqueeze(1) * second
+    rest = top.rest + at.abs() * bottom.rest
+    rest = rest + _ROOM * (top.size + at.abs() * bottom.size)
+    centre = top.centre - at * bottom.centre
+    reach = centre.abs() + generators.abs().sum(dim=1) + rest
+    rest = middle * rest + (half + _ROOM * middle) * reach + _ROOM * at.abs()
+    rest = torch.where(known & rest.isfinite(), rest, torch.inf)
+    return Form(at + middle * centre, middle.unsqueeze(1) * generators, rest)
+
+
+def _of_norm(operation: Norm, operand: Form) -> Form:
+    """|x| about the direction u of the centre: u.x <= |x| <= u.x + |x - u u.x|^2 / (2 u.x).
+
+    What is across has no centre, and what x has of it along u is left out, where boxes count both.
+    """
+    axes = [d + 1 for d in operation.dims]
+    deeper = [d + 2 for d in operation.dims]
+    length = torch.linalg.vector_norm(operand.centre, dim=axes, keepdim=True)
+    u = operand.centre / length.clamp_min(1e-150)
+    along = (u.unsqueeze(1) * operand.generators).sum(dim=deeper, keepdim=True)
+    rest = (u.abs() * operand.rest).sum(dim=axes, keepdim=True)
+    rest = rest + _ROOM * (u.abs() * operand.size).sum(dim=axes, keepdim=True)
+    middle = (u * operand.centre).sum(dim=axes, keepdim=True)
+    across = (operand.generators - u.unsqueeze(1) * along).abs().sum(dim=1)
+    across = across + operand.rest + u.abs() * rest + _ROOM * operand.size
+    squares = (across**2).sum(dim=axes, keepdim=True) * (1 + _ROOM)
+    least = middle - along.abs().sum(dim=1) - rest - _ROOM * middle
+    half = torch.where(least > 0, squares / least / 4, torch.inf)
+    found = Form(middle + torch.where(half.isfinite(), half, 0.0), along, rest + half)
+    shape = operation.shape
+    return Form(
+        found.centre.reshape(-1, *shape),
+        found.generators.reshape(*found.generators.shape[:2], *shape),
+        found.rest.reshape(-1, *shape),
+    )
+
+
+def _of_softmax(operation: Softmax, operand: Form, box: Box, out: Box, symbols: int) -> Form:
+    """By lines over the differences of entries, which share more than boxes say."""
+    pairs, rows = operation.pairs(box), unit_rows(out)
+    if operation.classes <= _PAIRED:
+        centre = operand.centre.movedim(operation.axis + 1, -1)
+        generators = operand.generators.movedim(operation.axis + 2, -1)
+        rest = operand.rest.movedim(operation.axis + 1, -1)
+        own = torch.eye(operation.classes, dtype=torch.bool)
+        differences = Form(
+            centre.unsqueeze(-2) - centre.unsqueeze(-1),
+            generators.unsqueeze(-2) - generators.unsqueeze(-1),
+            (rest.unsqueeze(-2) + rest.unsqueeze(-1)).masked_fill(own, 0.0),
+        )
+        room = _ROOM * operand.size.movedim(operation.axis + 1, -1).amax(dim=-1)
+        pairs = pairs.within(differences.box.widened(room[..., None, None]))
+    lower, upper = (operation.lines_of(sign * rows, out, pairs) for sign in (1, -1))
+    form = _between(lower, upper, [operand], [box], out)
+    return _shared_out(form, operation.axis + 1, symbols)
+
+
+def _shared_out(form: Form, axis: int, symbols: int) -> Form:
+    """A softmax whose entries sum to 1 symbol by symbol, too, where that costs little.
+
+    The entry of the largest remainder is 1 less the others, with their new symbols, so that a
+    weighted mean of values that are nearly equal is nearly exact.
+    """
+    settled = form.settled(symbols)
+    rest = form.rest.movedim(axis, -1)
+    most, place = rest.max(dim=-1, keepdim=True)
+    others = rest.sum(dim=-1, keepdim=True) - most
+    chosen = torch.zeros_like(rest).scatter(-1, place, 1.0)
+    chosen = (chosen * (others <= _WORSE * most)).movedim(-1, axis)
+    left = 1 - chosen
+    centre, generators = settled.centre, settled.generators
+    whole = 1 - (left * centre).sum(dim=axis, keepdim=True)
+    moved = -(left.unsqueeze(1) * generators).sum(dim=axis + 1, keepdim=True)
+    room = _ROOM * (1 + (left * settled.size).sum(dim=axis, keepdim=True))
+    return Form(
+        torch.where(chosen > 0, whole, centre),
+        torch.where(chosen.unsqueeze(1) > 0, moved, generators),
+        chosen * room,
+    )

@@ -30,7 +30,7 @@ from robustness.programs.boxes import Box
 from robustness.programs.forms import Form, advanced
 from robustness.programs.graph import Node, Program, Refusal
 from robustness.programs.operations import Operation, affine, operation_of
-from robustness.programs.operations.base import LARGEST_WHOLE, Rows, least, unit_rows
+from robustness.programs.operations.base import LARGEST_WHOLE, Rows, dot, least, unit_rows
 from robustness.programs.operations.elementwise import Rectifier
 from robustness.programs.operations.products import MatrixProduct
 from robustness.threat import Norm
@@ -47,6 +47,10 @@ _SMALL = 256
 _MULTIPLIER_ROUNDS = 40
 # Share of themselves by which ends must cross for nothing to be between, far above rounding.
 _EMPTY = 2.0**-36
+# Coefficients that are followed backwards together, which bounds memory.
+_TOGETHER = 2**22
+# Share of a value that its remainders take where it is called wide.
+_WIDE = 0.25
 # No choices of lines.
 _DEFAULT: Mapping[int, Tensor] = MappingProxyType({})
 
@@ -182,12 +186,18 @@ class Network:
     @cached_property
     def work(self) -> int:
         """Multiplications and additions of one run of the program, by the sizes of its sums."""
-        found = 0
-        for step in self.steps:
-            if step is not None:
-                found += step.terms
-                if isinstance(step.operation, _SUMS):
-                    found += step.operation.node.size * step.operation.terms
+        return self.work_until[-1]
+
+    @cached_property
+    def work_until(self) -> list[int]:
+        """The same up to each step, with it."""
+        found = [0]
+        for step in self.steps[1:]:
+            assert step is not None
+            each = step.terms
+            if isinstance(step.operation, _SUMS):
+                each += step.operation.node.size * step.operation.terms
+            found.append(found[-1] + each)
         return found
 
     def node(self, i: int) -> Node:
@@ -223,6 +233,13 @@ class Network:
         ]
         return [i for i in found if self.is_behind_bend(i)]
 
+    @cached_property
+    def depths(self) -> list[int]:
+        """The same of all rectifiers, where nothing is carried as affine forms instead."""
+        if self.cut is not None:
+            return []
+        return [i for i in sorted(self.rectified) if self.is_behind_bend(i)]
+
 
 def _moves(step: Step) -> bool:
     return bool(getattr(step.operation, "moves_entries", False))
@@ -240,10 +257,21 @@ class Bounds:
         ball: the images.
         refine: steps whose boxes are narrowed by lines, where they are undecided.
         forms: whether values behind the cut are carried as affine forms, too.
+        traced: whether `widened_at` is sought.
+
+    Attributes:
+        widened_at: by image the step of the largest remainder where the remainders of forms first
+            outweigh what is linear in the pixels and in rounding up to the cut; -1 where they
+            nowhere do. What is behind such a place breaks down soon.
     """
 
     def __init__(
-        self, network: Network, ball: Ball, refine: Sequence[int] = (), forms: bool = True
+        self,
+        network: Network,
+        ball: Ball,
+        refine: Sequence[int] = (),
+        forms: bool = True,
+        traced: bool = False,
     ) -> None:
         self.network, self.ball = network, ball
         self.boxes: list[Box] = []
@@ -253,6 +281,10 @@ class Bounds:
         self.unbounded = torch.zeros(len(ball.images), dtype=torch.bool)
         self._forms: dict[int, Form] = {}
         self._symbols = 0
+        # The step that each symbol behind the cut's own comes from.
+        self._origins: list[int] = []
+        self._traced = traced
+        self.widened_at = torch.full((len(ball.images),), -1)
         # Of halves of the balls, see `imposed`.
         self.pulls: dict[int, Tensor] = {}
         wanted = set(refine)
@@ -283,12 +315,20 @@ class Bounds:
         box = Box(low, high)
         if self._forms:
             form = advanced(
-                step.operation, [self._forms[p] for p in step.parents], operands, exact, error
+                step.operation,
+                [self._forms[p] for p in step.parents],
+                operands,
+                exact,
+                error,
+                self._symbols,
             )
             form = form.within(box)
             if not step.operation.affine:
                 form = form.settled(self._symbols)
+                self._origins += [i] * (form.generators.shape[1] - self._symbols)
                 self._symbols = form.generators.shape[1]
+                if self._traced:
+                    self._trace(form)
             self._forms[i] = form
             by_form = form.box
             low = torch.where(by_form.low > box.low, by_form.low, box.low)
@@ -303,6 +343,16 @@ class Bounds:
             self.unbounded |= (box.size > LARGEST_WHOLE).flatten(1).any(dim=1)
         self.boxes.append(box)
         self.errors.append(error)
+
+    def _trace(self, form: Form) -> None:
+        weights = form.generators.abs().flatten(2).sum(dim=2)
+        first = self._symbols - len(self._origins)
+        by_step = weights.new_zeros(len(weights), len(self.network))
+        by_step.index_add_(1, torch.tensor(self._origins, dtype=torch.long), weights[:, first:])
+        young, old = by_step.sum(dim=1), weights[:, :first].sum(dim=1)
+        wide = young + old > _WIDE * form.centre.abs().flatten(1).sum(dim=1)
+        fresh = wide & (young > old) & (self.widened_at < 0)
+        self.widened_at = torch.where(fresh, by_step.argmax(dim=1), self.widened_at)
 
     def _open_forms(self, i: int) -> None:
         """Write a step's value as an affine form of the pixels, by lines on either side."""
@@ -339,14 +389,31 @@ class Bounds:
         found.ball, found.unbounded = self.ball.lanes(part), self.unbounded[part]
         found.boxes = [box.lanes(part) for box in self.boxes]
         found.errors = [
-            error[part]
-            if isinstance(error, Tensor)
-            and error.dim() == box.low.dim()
-            and len(error) == len(box.low)
-            else error
+            error[part] if _is_by_image(error, box) else error  # type: ignore[index]
             for error, box in zip(self.errors, self.boxes, strict=True)
         ]
         found.pulls = {i: pull[part] for i, pull in self.pulls.items()}
+        return found
+
+    def replaced(self, part: Int[Tensor, " m"], other: "Bounds") -> "Bounds":
+        """These bounds, with others of the same balls in the place of some.
+
+        Args:
+            part: which images they are of, each once.
+            other: the bounds of these images, in this order.
+        """
+        found = copy(self)
+        found.unbounded = self.unbounded.index_copy(0, part, other.unbounded)
+        found.boxes = [
+            Box(box.low.index_copy(0, part, new.low), box.high.index_copy(0, part, new.high))
+            for box, new in zip(self.boxes, other.boxes, strict=True)
+        ]
+        found.errors = [
+            error.index_copy(0, part, new)  # type: ignore[union-attr, arg-type]
+            if _is_by_image(error, box)
+            else error
+            for error, new, box in zip(self.errors, other.errors, self.boxes, strict=True)
+        ]
         return found
 
     def imposed(
@@ -449,6 +516,36 @@ class Bounds:
         sane = bound.isfinite() & ~self.unbounded.unsqueeze(1)
         return torch.where(sane, bound, -torch.inf)
 
+    def losses(
+        self, step: int, rows: Float[Tensor, "n 1 *shape"]
+    ) -> tuple[Float[Tensor, "n steps"], Float[Tensor, "n steps"]]:
+        """What `by_lines` gives away at every step: by lines, at the centre, and by rounding.
+
+        Args:
+            step: the step.
+            rows: one function for each image.
+        """
+        lost: dict[int, tuple[Tensor, Tensor]] = {}
+        self._to_pixels(step, rows, lost=lost)
+        found = rows.new_zeros(2, len(rows), len(self.network))
+        for i, pair in lost.items():
+            found[:, :, i] = torch.stack(pair).nan_to_num(torch.inf)
+        return found[0], found[1]
+
+    def _gap(self, i: int, a: Tensor) -> Tensor:
+        """Half of what is between the lines below and above a row, at the operands' centres."""
+        given = self.network.steps[i]
+        assert given is not None
+        operands = [self.boxes[p] for p in given.parents]
+        total = a.new_zeros(len(a))
+        for sign in (1.0, -1.0):
+            parts, more = given.operation.lines(sign * a, self.boxes[i], *operands)
+            total = total - more.squeeze(1)
+            for part, box in zip(parts, operands, strict=True):
+                if part is not None:
+                    total = total - dot(part, box.centre).squeeze(1)
+        return total / 2
+
     def _to_pixels(
         self,
         step: int,
@@ -457,6 +554,7 @@ class Bounds:
         multipliers: Mapping[int, Tensor] = _DEFAULT,
         passed: dict[int, Tensor] | None = None,
         bent: bool = True,
+        lost: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Float[Tensor, "n r"]]:
         """Linear functions of the pixels that are nowhere above linear functions of a step.
 
@@ -483,6 +581,8 @@ class Bounds:
             if passed is not None and isinstance(given.operation, Rectifier):
                 passed[i] = a.detach()
             operands = [self.boxes[p] for p in given.parents]
+            if lost is not None:
+                lost[i] = self._gap(i, a), self._charge(i, a).squeeze(1)
             if i in shares:
                 parts, more = given.operation.chosen_lines(shares[i], a, self.boxes[i], *operands)
             else:
@@ -513,30 +613,44 @@ class Bounds:
         cost = self.errors[i] + (_ROOM + _ROOM_PER_TERM * step.terms) * box.size
         return _charged(a.abs(), cost)
 
-    def narrow(self, i: int, most: int = 256) -> None:
+    def work_of(self, refine: Sequence[int]) -> Float[Tensor, " n"]:
+        """What narrowing the boxes of steps takes of each image, at most, as `Network.work` counts.
+
+        Args:
+            refine: the steps.
+        """
+        found = torch.zeros(len(self.ball.images), dtype=torch.float64)
+        for i in refine:
+            box = self.boxes[i]
+            count = ((box.low < 0) & (box.high > 0)).flatten(1).sum(dim=1)
+            found += 2.0 * self.network.work_until[i] * count
+        return found
+
+    def narrow(self, i: int) -> None:
         """Narrow a step's box by lines on either side, at entries whose sign is not known.
 
         Args:
             i: the step.
-            most: entries of each image that are narrowed, those of the widest boxes first.
         """
         box = self.boxes[i]
-        count, shape = len(box.low), box.low.shape
-        low, high = box.low.flatten(1), box.high.flatten(1)
-        open_ = (low < 0) & (high > 0)
-        number = min(most, int(open_.sum(dim=1).max()))
-        if number == 0:
-            return
-        worth = torch.where(open_, torch.minimum(-low, high), -1.0)
-        chosen = worth.topk(number, dim=1).indices
-        rows = torch.zeros(count, number, low.shape[1], dtype=torch.float64)
-        rows.scatter_(2, chosen.unsqueeze(2), 1.0)
-        rows = rows.view(count, number, *shape[1:])
-        ends = self.by_lines(i, torch.cat([rows, -rows], dim=1))
-        below, above = ends[:, :number], -ends[:, number:]
-        low = low.scatter(1, chosen, torch.maximum(low.gather(1, chosen), below))
-        high = high.scatter(1, chosen, torch.minimum(high.gather(1, chosen), above))
-        self.boxes[i] = Box(low.view(shape), high.view(shape))
+        low, high = box.low.flatten(1).clone(), box.high.flatten(1).clone()
+        size = max(self.network.node(j).size for j in range(i + 1))
+        for image in range(len(low)):
+            open_ = ((low[image] < 0) & (high[image] > 0)).nonzero().squeeze(1)
+            lanes = self.lanes(torch.tensor([image]))
+            for part in open_.split(max(1, _TOGETHER // (2 * size))) if len(open_) else ():
+                rows = torch.zeros(1, len(part), low.shape[1], dtype=torch.float64)
+                rows[0, torch.arange(len(part)), part] = 1.0
+                rows = rows.view(1, len(part), *box.low.shape[1:])
+                ends = lanes.by_lines(i, torch.cat([rows, -rows], dim=1))[0]
+                low[image, part] = torch.maximum(low[image, part], ends[: len(part)])
+                high[image, part] = torch.minimum(high[image, part], -ends[len(part) :])
+        self.boxes[i] = Box(low.view(box.low.shape), high.view(box.high.shape))
+
+
+def _is_by_image(error: Tensor | float, box: Box) -> bool:
+    """Whether a bound on rounding has an entry for each image."""
+    return isinstance(error, Tensor) and error.dim() == box.low.dim() and len(error) == len(box.low)
 
 
 def _charged(sizes: Tensor, cost: Tensor) -> Tensor:

@@ -74,10 +74,11 @@ class Choice:
 
 @torch.no_grad()
 def narrowed(bounds: Bounds, steps: int) -> Bounds:
-    """Bounds with a narrower box in front of the first rectifier behind a bend, and behind it.
+    """Bounds with narrower boxes in front of every rectifier behind a bend, and behind them.
 
-    Its ends are climbed, entry by entry, where the rectifier may bend; what the rectifier makes of
-    the other entries needs no narrower ends. Boxes behind follow by intervals.
+    Their ends are climbed, entry by entry, where the rectifier may bend; what the rectifier makes
+    of the other entries needs no narrower ends. One rectifier after the other, each on the boxes
+    that those before it have left; boxes between them follow by intervals.
 
     Args:
         bounds: boxes of every step.
@@ -86,23 +87,30 @@ def narrowed(bounds: Bounds, steps: int) -> Bounds:
     Returns:
         Bounds that hold, with boxes that are nowhere wider; the same where no rectifier is so.
     """
-    behind = [i for i in sorted(bounds.network.rectified) if bounds.network.is_behind_bend(i)]
-    if not behind:
-        return bounds
-    at, threshold = behind[0], bounds.network.rectified[behind[0]]
+    for at, threshold in sorted(bounds.network.rectified.items()):
+        if bounds.network.is_behind_bend(at):
+            bounds = _narrowed_at(bounds, at, threshold, steps)
+    return bounds
+
+
+def _narrowed_at(bounds: Bounds, at: int, threshold: Tensor, steps: int) -> Bounds:
     box = bounds.boxes[at]
-    low, high = box.low.clone().contiguous(), box.high.clone().contiguous()
-    pairs = ((low < threshold) & (high > threshold)).flatten(1).nonzero()
-    for part in pairs.split(together(bounds, at)):
-        image, entry = part.unbind(dim=1)
+    pairs = ((box.low < threshold) & (box.high > threshold)).flatten(1).nonzero()
+    if len(pairs) == 0:
+        return bounds
+    # Lower ends, and the negatives of upper ones.
+    ends = torch.stack([box.low.flatten(1), -box.high.flatten(1)])
+    asked = torch.cat([torch.cat([torch.full_like(pairs[:, :1], i), pairs], dim=1) for i in (0, 1)])
+    for part in asked.split(together(bounds, at)):
+        side, image, entry = part.unbind(dim=1)
         rows = torch.zeros(len(part), box.low[0].numel(), dtype=torch.float64)
-        rows[torch.arange(len(part)), entry] = 1.0
-        rows = rows.view(len(part), 1, *box.low.shape[1:])
+        rows[torch.arange(len(part)), entry] = 1.0 - 2.0 * side.double()
         lanes = bounds.lanes(image)
-        for end, sign in ((low.flatten(1), 1.0), (high.flatten(1), -1.0)):
-            found, _ = ascended_from(Choice.of(lanes, at), lanes, at, sign * rows, steps)
-            nearer = torch.maximum(sign * end[image, entry], found)
-            end[image, entry] = sign * nearer
+        found, _ = ascended_from(
+            Choice.of(lanes, at), lanes, at, rows.view(len(part), 1, *box.low.shape[1:]), steps
+        )
+        ends[side, image, entry] = torch.maximum(ends[side, image, entry], found)
+    low, high = ends[0].view(box.low.shape), -ends[1].view(box.low.shape)
     return bounds.imposed({at: Box(low, high)}, {})[0]
 
 

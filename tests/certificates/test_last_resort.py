@@ -94,4 +94,5 @@ def test_work_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     # The image itself, and no ball.
     assert radii(9) == [0.0] * 3
     few = radii(20)
-    assert all(0 < radius < most for radius, most in zip(few, free, strict=True))
+    assert all(0 < radius <= most for radius, most in zip(few, free, strict=True))
+    assert all(radius < most for radius, most in zip(few[1:], free[1:], strict=True))

@@ -276,7 +276,9 @@ def test_affine_forms_hold_what_their_symbols_span(name: str) -> None:
         with computed_in(torch.float32):
             exact = operation.interval(*operands)
             error = operation.rounding(exact, *operands)
-        form = advanced(operation, [forms[p] for p in step.parents], operands, exact, error)
+        form = advanced(
+            operation, [forms[p] for p in step.parents], operands, exact, error, symbols
+        )
         if not operation.affine:
             form = form.settled(symbols)
             symbols = form.generators.shape[1]

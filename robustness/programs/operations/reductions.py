@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from robustness.numerics.arithmetic import LARGEST, current_arithmetic, gamma
@@ -131,8 +132,8 @@ class _Exponentials(Operation):
         self.axis = node.args[1] % len(self.shape)
         self.classes = self.shape[self.axis]
 
-    def _pairs(self, box: Box) -> Box:
-        """Differences x_j - x_i, shape (n, ..., i, j)."""
+    def pairs(self, box: Box) -> Box:
+        """Differences x_j - x_i of entries in a box, shape (n, ..., i, j), the axis moved last."""
         low, high = (end.movedim(self.axis + 1, -1) for end in (box.low, box.high))
         own = torch.eye(self.classes, dtype=torch.bool)
         lows = (low.unsqueeze(-2) - high.unsqueeze(-1)).masked_fill(own, 0.0)
@@ -154,7 +155,7 @@ class _Exponentials(Operation):
 
     def interval(self, *boxes: Box) -> Box:
         """By monotony in every difference."""
-        pairs = self._pairs(boxes[0])
+        pairs = self.pairs(boxes[0])
         if boxes[0].low.dtype is torch.float64:
             found = self._function(self._sums(pairs))
         else:
@@ -167,8 +168,13 @@ class _Exponentials(Operation):
 
     def lines(self, rows: Rows, out: Box, *boxes: Box) -> tuple[list[Tensor | None], Tensor]:
         """From the function to the sums, the exponentials, and the differences."""
+        return self.lines_of(rows, out, self.pairs(boxes[0]))
+
+    def lines_of(
+        self, rows: Rows, out: Box, pairs: Box
+    ) -> tuple[list[Tensor | None], Float[Tensor, "n r"]]:
+        """As `lines`, for all operands whose differences are in a box, see `pairs`."""
         del out
-        pairs = self._pairs(boxes[0])
         sums = self._sums(pairs)
         moved = rows.movedim(self.axis + 2, -1)
         of_sums, offset = self._function_lines(sums).back(moved)
@@ -180,7 +186,26 @@ class _Exponentials(Operation):
 
 @register("_softmax")
 class Softmax(_Exponentials):
-    """p_i = 1 / sum_j exp(x_j - x_i)."""
+    """p_i = 1 / sum_j exp(x_j - x_i), with sum_i p_i = 1."""
+
+    def lines_of(
+        self, rows: Rows, out: Box, pairs: Box
+    ) -> tuple[list[Tensor | None], Float[Tensor, "n r"]]:
+        """As those of the chain, for rows a - m with an offset of m.
+
+        What all entries of a row have in common is known exactly. The m that leaves least to the
+        lines is the median of the row, weighted by the widths of the result's box.
+        """
+        moved = rows.movedim(self.axis + 2, -1)
+        width = (out.high - out.low).movedim(self.axis + 1, -1).unsqueeze(1).expand_as(moved)
+        ordered, order = moved.detach().sort(dim=-1)
+        weight = width.gather(-1, order).detach().cumsum(dim=-1)
+        median = (weight < weight[..., -1:] / 2).sum(dim=-1, keepdim=True)
+        common = ordered.gather(-1, median.clamp_max(self.classes - 1))
+        back, offset = super().lines_of((moved - common).movedim(-1, self.axis + 2), out, pairs)
+        # The difference rounds, and so does the sum.
+        room = self.classes * 2.0**-50 * moved.abs().amax(dim=-1)
+        return back, offset + (common.squeeze(-1) - room).flatten(2).sum(dim=2)
 
     def _function(self, sums: Box) -> Box:
         return _loosened(Box(sums.high.reciprocal(), sums.low.reciprocal()))
