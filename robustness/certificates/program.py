@@ -52,6 +52,8 @@ _REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 4
 # Runs of the program that the boxes of a ball and their rounding are worth, and for each step and
 # row those of an ascent.
 _BOXES, _ASCENT = 3, 3
+# What is said where `work` ended a search.
+_CUT_SHORT = "; more radii would take more work than an image may"
 # Share of a margin from which rounding is named as what limits a radius.
 _MUCH_ROUNDING = 0.1
 
@@ -196,7 +198,7 @@ class ProgramCertificate(BaseCertificate):
         rows, rivals = margin_rows(logits.shape[1], labels)
         if self.work and network.work * (_BOXES + rows.shape[1]) > 1e9 * self.work:
             words = f"one ball takes more than {self.work} thousand millions of multiplications"
-            claim = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, words, Limit.OTHER)
+            claim = CertifiedRadius(0.0, norm, Kind.CERTIFIED, self.name, words, Limit.BUDGET)
             return [claim] * len(images)
         exact = (rows.squeeze(2) @ logits.double().unsqueeze(2)).squeeze(2)
         # Boxes, their rounding, and a row for each rival on the way back.
@@ -257,12 +259,16 @@ class ProgramCertificate(BaseCertificate):
         def affordable(open_: Tensor) -> Tensor:
             return (open_ & (spent + of_ball <= limit)).nonzero().squeeze(1)
 
-        failed = torch.zeros(len(images), dtype=torch.float64)
+        # The smallest ball that was not verified, of those that were not.
+        failed = torch.where(at_centre.amin(dim=1) > 0, torch.inf, 0.0).double()
+        cut_short = torch.zeros(len(images), dtype=torch.bool)
         if self.at:
             verified = torch.zeros(len(images), dtype=torch.float64)
             open_ = at_centre.amin(dim=1) > 0
             for radius in self.at:
                 part = affordable(open_)
+                cut_short[open_] = True
+                cut_short[part] = False
                 if len(part) == 0:
                     break
                 beyond = torch.full((len(part),), radius * _BEYOND, dtype=torch.float64)
@@ -282,19 +288,20 @@ class ProgramCertificate(BaseCertificate):
                     break
                 search.record(part, verify(part, search.guess[part]))
             verified, failed = search.verified, search.failed
+            cut_short = search.open & (failed > _SMALLEST) & (spent + of_ball > limit)
         lost = _lost(network, Ball(images.double().unsqueeze(1), failed, norm), rows, rival)
         radii = torch.where(verified >= _SMALLEST, verified, 0.0) * SHRINK
         taken = ((exact - at_centre) / exact).gather(1, rival.unsqueeze(1)).squeeze(1)
         against = rivals.gather(1, rival.unsqueeze(1)).squeeze(1)
         return [
-            self._claim(norm, radius, share, int(j), words)
-            for radius, share, j, words in zip(
-                radii.tolist(), taken.tolist(), against, lost, strict=True
+            self._claim(norm, radius, share, int(j), words, bool(short))
+            for radius, share, j, words, short in zip(
+                radii.tolist(), taken.tolist(), against, lost, cut_short, strict=True
             )
         ]
 
     def _claim(
-        self, norm: Norm, radius: float, share: float, rival: int, lost: str
+        self, norm: Norm, radius: float, share: float, rival: int, lost: str, cut_short: bool
     ) -> CertifiedRadius:
         if radius <= 0 and not share < 1:
             words, limit = WITHIN_ROUNDING, Limit.ROUNDING
@@ -304,6 +311,8 @@ class ProgramCertificate(BaseCertificate):
             if share > _MUCH_ROUNDING:
                 words += f", of which rounding takes {share:.0%}"
                 limit = Limit.ROUNDING
+        if cut_short:
+            lost, limit = lost + _CUT_SHORT, Limit.BUDGET
         reason, general = with_rival(words + lost, rival)
         return CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason, limit, general)
 
@@ -315,10 +324,8 @@ def _lost(network: Network, ball: Ball, rows: Tensor, rival: Tensor) -> list[str
     what is linear; elsewhere the one at which lines and rounding give most away.
     """
     words = [""] * len(rows)
-    asked = ((ball.radii > 0) & ball.radii.isfinite()).nonzero().squeeze(1)
-    for part in asked.split(_TOGETHER):
-        if len(part) == 0:
-            continue
+    asked = ball.radii.isfinite().nonzero().squeeze(1)
+    for part in asked.split(_TOGETHER) if len(asked) else ():
         bounds = Bounds(network, ball.lanes(part), network.bends, traced=True)
         row = rows[part, rival[part]].unsqueeze(1)
         by_lines, by_rounding = bounds.losses(len(network) - 1, row)

@@ -1,5 +1,7 @@
 """What `"all"` runs where every routine certificate refuses a model, and what that may cost."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -81,11 +83,14 @@ def test_work_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     def radii(work: int) -> list[float]:
         claims = ProgramCertificate(work=work).certify(model, images, labels, Norm.LINF)
         reasons.update(claim.reason for claim in claims)
-        assert all((claim.limit is Limit.OTHER) == (work == 4) for claim in claims)
+        short = [bool(re.search("takes? more (than|work)", claim.reason)) for claim in claims]
+        assert [claim.limit is Limit.BUDGET for claim in claims] == short
+        assert all(short) or work != 4
         return [claim.radius for claim in claims]
 
     reasons: set[str] = set()
     free = radii(0)
+    assert "more work" not in " ".join(reasons)
     # A ball is worth 3 runs for its boxes and 2 for its rows.
     monkeypatch.setattr(Network, "work", 10**9)
     assert radii(0) == free
@@ -95,4 +100,5 @@ def test_work_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert radii(9) == [0.0] * 3
     few = radii(20)
     assert all(0 < radius <= most for radius, most in zip(few, free, strict=True))
+    assert "more radii would take more work" in " ".join(reasons)
     assert all(radius < most for radius, most in zip(few[1:], free[1:], strict=True))
