@@ -203,22 +203,30 @@ class ProgramCertificate(BaseCertificate):
         exact = (rows.squeeze(2) @ logits.double().unsqueeze(2)).squeeze(2)
         # Boxes, their rounding, and a row for each rival on the way back.
         count, limit = rows.shape[1], 1e9 * self.work if self.work else math.inf
-        of_ball = network.work * (_BOXES + count)
+        of_boxes, of_ball = network.work * _BOXES, network.work * (_BOXES + count)
         of_ascent = network.work * _ASCENT * self.slopes * count
         spent = torch.zeros(len(images), dtype=torch.float64)
 
         def margins(part: Tensor, radii: Tensor) -> Tensor:
+            """Of radii that are asked for plain boxes decide most; else lines tell where to go."""
+            if not self.at:
+                return bounded(part, radii)
+            spent[part] += of_boxes
+            ball = Ball(images[part].double().unsqueeze(1), radii, norm)
+            plain = Bounds(network, ball, forms=False)
+            found = plain.by_boxes(len(network) - 1, rows[part])
+            open_ = (~(found > 0).all(dim=1)).nonzero().squeeze(1)
+            if len(open_):
+                more = bounded(part[open_], radii[open_])
+                found[open_] = torch.maximum(found[open_], more)
+            return found
+
+        def bounded(part: Tensor, radii: Tensor) -> Tensor:
             spent[part] += of_ball
             ball = Ball(images[part].double().unsqueeze(1), radii, norm)
             bounds = Bounds(network, ball, network.bends)
             last = len(network) - 1
-            found = bounds.by_boxes(last, rows[part])
-            # Of a search lines tell where it goes on, and at an image itself what rounding takes.
-            decided = (found > 0).all(dim=1) & (radii > 0) & bool(self.at)
-            open_ = (~decided).nonzero().squeeze(1)
-            if len(open_):
-                by_lines = bounds.lanes(open_).by_lines(last, rows[part][open_])
-                found[open_] = torch.maximum(found[open_], by_lines)
+            found = bounds.lower(last, rows[part])
             of_depths = bounds.work_of(network.depths)
             fits = spent[part] + of_depths <= limit
             undecided = (fits & ~(found > 0).all(dim=1)).nonzero().squeeze(1)
