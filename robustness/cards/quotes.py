@@ -288,6 +288,10 @@ def _column(
     attack, _, threat = column.rpartition(":")
     norm, eps = _threat(threat)
     where = words.threat_symbol(norm, eps)
+    if attack == "paper":
+        quoted = [selection.published_at(entry, norm, eps) for entry in entries]
+        certified = [words.percent(said.certified) if said else "" for said in quoted]
+        return f"{where}, certified in their paper", certified
     if attack:
         said = [words.percent(_under(entry, attack, threat).value) for entry in entries]
         return f"{attack.upper()} alone, {where}", said
