@@ -38,9 +38,11 @@ _BY_SOURCE = {
 def origin_of(recipe: Recipe) -> Origin | None:
     """The family of what a recipe makes; None where no paper is known of it."""
     if recipe.training is None:
-        source = recipe.weights.source if recipe.weights else None
-        known = _BY_SOURCE.get(source or "")
-        return known and known.model_copy(update={"published": recipe.published})
+        assert recipe.weights is not None  # a recipe has one of them
+        source = recipe.weights.source or ""
+        told = {"published": recipe.published, "weights": f"{source} ({recipe.weights.licence})"}
+        known = _BY_SOURCE.get(source)
+        return known and known.model_copy(update=told)
     kind = recipe.training.loss.kind
     return _BY_NETWORK.get(recipe.model.kind) if kind == "cross-entropy" else _BY_LOSS.get(kind)
 

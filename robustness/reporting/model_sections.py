@@ -45,6 +45,8 @@ def facts(entry: ModelEntry) -> list[tuple[str, str]]:
     ]
     if entry.whole is not None:
         said.append(("weights, SHA-256", entry.whole.weights_sha256))
+    if entry.origin and entry.origin.weights:
+        said.append(("weights, not included", entry.origin.weights))
     for quoted in entry.origin.published if entry.origin else []:
         threat = words.threat_symbol(quoted.norm, quoted.eps)
         said.append((f"their paper, {threat}", prose.published(quoted)))

@@ -7,6 +7,7 @@ from robustness.recipe import Published
 from robustness.reporting import words
 from robustness.results.leaderboard import Flag, Leaderboard, ModelEntry
 from robustness.results.severity import Severity, severity
+from robustness.zoo import WEIGHTS_DIR
 
 # Why samples failed: as many reasons are named.
 _REASONS = 5
@@ -173,7 +174,9 @@ def command(leaderboard: Leaderboard) -> str:
     suite = leaderboard.suite
     bundled = files("robustness").joinpath(f"suites/{suite.name}.toml").is_file()
     name = suite.name if bundled else f"{suite.name}.toml"
-    return f"robustness evaluate {name} --samples {suite.samples} --seed {suite.seed}"
+    given = any(entry.origin and entry.origin.weights for entry in leaderboard.models)
+    weights = f"{WEIGHTS_DIR}=DIR " if given else ""
+    return f"{weights}robustness evaluate {name} --samples {suite.samples} --seed {suite.seed}"
 
 
 def subset_line(attack: str, leaderboard: Leaderboard, sizes: str) -> str:

@@ -124,7 +124,8 @@ def headline(leaderboard: Leaderboard) -> list[tuple[Norm, float]]:
     """One representative threat per norm.
 
     The middle one of the radii that the worst case over views ran at, the strongest evidence
-    there is; where it did not run, of those of AutoAttack, and failing that of all.
+    there is; where it did not run, of those of AutoAttack, and failing that of all. Where authors
+    published figures at some of them, of these.
     """
     return [(norm, _middle(leaderboard, norm)) for norm in norms(leaderboard)]
 
@@ -135,6 +136,8 @@ def _middle(leaderboard: Leaderboard, norm: Norm) -> float:
     worst = {row.eps for row in rows if row.attack == WORST_CASE}
     attacked = {r.eps for m in leaderboard.models for r in autoattack_rows(m, norm)}
     chosen = [eps for eps in every if eps in (worst or attacked)] or every
+    models = leaderboard.models
+    chosen = [eps for eps in chosen if any(published_at(m, norm, eps) for m in models)] or chosen
     return chosen[(len(chosen) - 1) // 2 if worst else len(chosen) // 2]
 
 

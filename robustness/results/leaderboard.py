@@ -415,11 +415,14 @@ class Origin(Summary):
         family: of models that are made alike, such as `LyaNet`.
         paper: address of the paper that describes the family.
         published: what that paper says of these weights.
+        weights: where they come from and under which licence, if they are others' and so not
+            included.
     """
 
     family: str
     paper: str
     published: Annotated[list[Published], Field(exclude_if=operator.not_)] = []
+    weights: Annotated[str, Field(exclude_if=operator.not_)] = ""
 
 
 class ModelEntry(Summary):

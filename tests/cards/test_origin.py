@@ -19,6 +19,9 @@ def test_every_entry_of_the_zoo_has_a_family_and_its_paper() -> None:
     assert families["mnist/continuousnet"].family == "ContinuousNet"
     assert families["mnist/gains-0.22-seed-12346"].family == "GAINS"
     assert families["mnist/gains-0.22-seed-12346"].published == []
+    source = "https://github.com/eth-sri/GAINS (MIT)"
+    assert families["mnist/gains-0.22-seed-12346"].weights == source
+    assert families["mnist/lyanet"].weights == ""
     (said,) = families["fashion-mnist/gains-0.11-seed-12346"].published
     assert (said.norm, said.eps, said.clean, said.certified) == ("Linf", 0.1, 0.751, 0.625)
     assert families["mnist/lyanet"].paper == "https://arxiv.org/abs/2202.02526"

@@ -204,8 +204,12 @@ def test_a_family_leads_to_its_paper_and_its_recipe(searched):
 
 def test_what_authors_published_stands_beside_what_was_measured_at_its_radius_alone(searched):
     said = Published(eps=0.1, clean=0.955, certified=0.89, basis="mean of three, 1,000 images")
-    origin = Origin(family="GAINS", paper="https://example.org/paper", published=[said])
+    origin = Origin(
+        family="GAINS", paper="https://example.org/paper", published=[said], weights="theirs (MIT)"
+    )
     board = boards.edit(searched, "digits/lyanet", origin=origin)
+    assert ranking.default_threat(searched) == (Norm.LINF, 0.05)
+    assert ranking.default_threat(board) == (Norm.LINF, 0.1)
     there = ranking.ranking_table(board, (Norm.LINF, 0.1))
     column = [heading.name for heading in there.headings].index("their paper")
     cells = {row.anchor: row.cells[column] for row in there.rows}
@@ -220,7 +224,11 @@ def test_what_authors_published_stands_beside_what_was_measured_at_its_radius_al
     assert {line.count(",") for line in lines} == {head.count(",")}
     page = Page(page_of(board, "digits/lyanet")).text
     assert "certified 89.0 %, clean 95.5 %: mean of three, 1,000 images; not measured here" in page
+    assert "weights, not included theirs (MIT)" in page
     assert "their paper" not in ranking.ranking_csv(searched)
+    again = "ROBUSTNESS_WEIGHTS_DIR=DIR robustness evaluate digits --samples"
+    assert again in Page(suite_page(board)).text
+    assert again not in Page(suite_page(searched)).text
 
 
 def test_what_the_flow_decides_is_in_the_ranking_and_on_the_page_of_the_model(board):
