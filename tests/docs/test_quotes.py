@@ -64,6 +64,15 @@ def test_other_results_are_quoted_otherwise(sources) -> None:
     assert quotes.quoted(said[1], quotes.Sources({"digits": changed}, len, len)) == said[1]
 
 
+def test_figures_of_others_are_quoted_as_theirs_and_only_where_there_are_any(sources) -> None:
+    models = "mnist/gains-0.11-seed-12345 mnist/gains-0.22-seed-12345"
+    text = f"<!-- table: peers/mnist Linf/0.1 paper:Linf/0.1 | {models} -->\n<!-- /table -->\n"
+    head, _, first, second = quotes.quoted(text, sources).split("\n")[2:6]
+    assert head.endswith(" | ℓ∞ 0.1, certified in their paper |")
+    assert first.endswith(" | 89.0 |")
+    assert second.endswith(" |  |")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
