@@ -432,7 +432,8 @@ def _flow(entry: ModelEntry) -> Cell:
 def _trust_cell(entry: ModelEntry, mark: str, page: str) -> Cell:
     names = [flag.name for flag in selection.doubts(entry)]
     shown = names if len(names) <= 2 else [names[0], f"and {len(names) - 1} more"]
-    return Cell(mark, mark, f"{page}#checks", tuple(Note(name) for name in shown), badge=mark)
+    checks = f"{page}#checks" if entry.flags else ""
+    return Cell(mark, mark, checks, tuple(Note(name) for name in shown), badge=mark)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -191,7 +191,7 @@ def test_card_and_report_give_the_same_hashes_the_same_names() -> None:
             card = (zoo_folder() / entry.name / CARD_FILE).read_text(encoding="utf-8")
             assert f"| weights | SHA-256 `{facts.weights_sha256}` |" in card
             assert f"| digest of weights and architecture | `{entry.digest}`" in card
-            assert f"weights, SHA-256 {facts.weights_sha256}." in page
+            assert f"weights, SHA-256 {facts.weights_sha256}" in page
             assert f"digest of weights and architecture {entry.digest};" in page
 
 

@@ -202,6 +202,13 @@ def test_a_family_leads_to_its_paper_and_its_recipe(searched):
     assert "<option>LyaNet</option>" in source
 
 
+def test_a_trust_mark_leads_to_the_checks_of_its_model_where_there_are_any(searched):
+    bare = boards.edit(searched, "digits/node", flags=[])
+    for row in ranking.ranking_table(bare, (Norm.LINF, 0.2)).rows:
+        mark = next(cell for cell in row.cells if cell.badge in ranking.MARKS)
+        assert mark.href.endswith("#checks") == (row.anchor != "digits/node")
+
+
 def test_what_authors_published_stands_beside_what_was_measured_at_its_radius_alone(searched):
     said = Published(eps=0.1, clean=0.955, certified=0.89, basis="mean of three, 1,000 images")
     origin = Origin(
