@@ -46,6 +46,7 @@ class InMemory:
     """Results that nobody asks for after the command: those of `attack` and `certify`.
 
     Attributes:
+        results: by their keys.
         ended: whether any is of a model that ended its process, or took too long or too much
             memory.
     """
@@ -53,27 +54,27 @@ class InMemory:
     path: Path | None = None
 
     def __init__(self) -> None:
-        self._results: dict[str, Result] = {}
+        self.results: dict[str, Result] = {}
         self.ended = False
 
     def done(self) -> set[str]:
         """See `Kept.done`."""
-        return set(self._results)
+        return set(self.results)
 
     def add(self, result: Result, job: Job, model: str) -> None:
         """See `Kept.add`."""
         del job, model
-        self._results[result.key] = result
+        self.results[result.key] = result
         self.ended = self.ended or result.ended
 
     def rows(self, job: Job, keys: Iterable[str]) -> list[Any]:
         """See `Kept.rows`."""
         del job
-        return [row for key in keys for row in self._results[key].rows]
+        return [row for key in keys for row in self.results[key].rows]
 
     def seconds(self, keys: Iterable[str]) -> float:
         """See `Kept.seconds`."""
-        return sum(self._results[key].seconds for key in keys)
+        return sum(self.results[key].seconds for key in keys)
 
     def costs(self) -> list[tuple[Job, str, int, float]]:
         """See `Keeping.costs`: a command that keeps nothing begins with nothing."""

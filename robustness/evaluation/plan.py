@@ -119,6 +119,33 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """An adversarial image by the judge's verdict, known before a unit of work is begun.
+
+    Attributes:
+        sample: index of the original in the data set.
+        prediction: class of the adversarial image.
+        linf: its l-infinity distance in pixel units, in float64.
+        l2: its l2 distance.
+        found_by: what found it.
+        queries: images that were passed forward on its behalf by what a unit counts.
+        gradients: images passed forward and backward.
+    """
+
+    sample: int
+    prediction: int
+    linf: float
+    l2: float
+    found_by: str
+    queries: int = 0
+    gradients: int = 0
+
+    def distance(self, norm: Norm) -> float:
+        """In a norm."""
+        return self.linf if norm is Norm.LINF else self.l2
+
+
+@dataclass(frozen=True)
 class Unit:
     """Some images of one job.
 
@@ -128,12 +155,14 @@ class Unit:
         seed: of every random draw.
         radii: certified radii that the job starts from, one per image; empty for jobs of the
             first phase.
+        broken: those of the images that need not be attacked any more.
     """
 
     key: str
     indices: list[int]
     seed: int
     radii: tuple[float, ...] = ()
+    broken: tuple[Broken, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,9 +200,10 @@ class Plan:
         images: list[int],
         given: object = None,
         radii: tuple[float, ...] = (),
+        broken: tuple[Broken, ...] = (),
     ) -> Unit:
         """Some images of a job, under their key and seed; see `key`."""
-        return Unit(self.key(job, images, given), images, self.seed(images), radii)
+        return Unit(self.key(job, images, given), images, self.seed(images), radii, broken)
 
     def shards(self, job: Job) -> list[list[int]]:
         """The images of each shard that a job runs on."""

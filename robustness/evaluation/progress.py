@@ -60,6 +60,10 @@ class CostModel:
                 return total / count
         return None
 
+    def of_its_like(self, job: Job, model: str) -> float | None:
+        """As `seconds`, but None where no unit of the attack or certificate was measured yet."""
+        return self.seconds(job, model) if (job.kind, job.name) in self._measured else None
+
 
 def _levels(job: Job, model: str) -> Iterator[tuple[object, ...]]:
     yield job.kind, job.name, job.version, model, job.norm, job.eps
@@ -105,6 +109,10 @@ class Forecast:
         self._done[phase] += 1
         self._spent[phase] += seconds
         self._elapsed[phase] = now - self._began[phase]
+
+    def spare(self, phase: int, job: Job, model: str) -> None:
+        """Note that a unit that was expected need not be done."""
+        self._ahead[phase][job, model] -= 1
 
     def done(self, phase: int | None = None) -> int:
         """Number of units that are done, in a phase or in all."""
@@ -327,6 +335,11 @@ class Watch:
             )
         if self._lines:
             self._line(now)
+
+    def spare(self, jobs: Iterable[Job]) -> None:
+        """Tell of units that need not be done after all, by their jobs."""
+        for job in jobs:
+            self.forecast.spare(self._phase, job, self._model(job))
 
     def interruption(self, kept_in: Path | None) -> str:
         """What is kept of a run that is interrupted, and how to go on, in words."""

@@ -8,7 +8,6 @@ the last bits of a result. Workers never touch the store.
 
 import copy
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from robustness.errors import (
     is_exhausted,
     is_interruption,
 )
+from robustness.evaluation.backlog import Backlog, Task
 from robustness.evaluation.environment import environment
 from robustness.evaluation.executors import EXECUTORS, Executor, ExecutorKind, executor_kind
 from robustness.evaluation.executors.here import NAME as HERE
@@ -65,13 +65,6 @@ from robustness.zoo import (
     pack_model,
     unpack_model,
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """Some units of some jobs of one model, done by one worker in one go."""
-
-    work: list[tuple[Job, Unit]]
 
 
 @dataclass(frozen=True)
@@ -195,6 +188,9 @@ def run_plan(
         work = schedule.missing(jobs)
         return work if share is None else share.wanted(work)
 
+    def measured(job: Job) -> float | None:
+        return costs.of_its_like(job, plan.models[job.model].name)
+
     costs = CostModel()
     for job, name, units, seconds in kept.costs():
         costs.add(job, name, seconds, units)
@@ -209,10 +205,12 @@ def run_plan(
             for phase in range(2):
                 work = missing(late) if phase else work
                 watch.begin(phase, work)
-                for task, results in crew.run(_tasks(work, batch_size)) if work else ():
+                backlog = Backlog(schedule, work, batch_size, measured)
+                for task, results in crew.run(backlog) if work else ():
                     for (job, unit), result in zip(task.work, results, strict=True):
                         kept.add(result, job, plan.models[job.model].name)
                         watch.unit(job, unit, result.seconds)
+                        watch.spare(backlog.note(job, unit))
         except KeyboardInterrupt as stop:
             raise Interruption(watch.interruption(kept.path)) from stop
     return forecast.done()
@@ -230,32 +228,6 @@ def _expected(plan: Plan, jobs: list[Job], share: Share | None) -> list[tuple[Jo
             radii = {} if kind.local else dict.fromkeys(plan.order[: plan.samples], 1.0)
             found += [(job, unit) for unit in kind.units(job, plan, radii)]
     return found if share is None else [pair for pair in found if share.owns(*pair)]
-
-
-def _tasks(units: list[tuple[Job, Unit]], batch_size: int) -> list[Task]:
-    """Tasks of about `batch_size` images each, the dearest first.
-
-    Predictions and all certificates of one shard go into one task, since they share their
-    costliest parts. Audits are few and dear: each of their units is a task.
-    """
-    blocks: dict[tuple[object, tuple[int, ...]], list[tuple[Job, Unit]]] = {}
-    for job, unit in units:
-        group = job.model if KINDS[job.kind].shared else job
-        blocks.setdefault((group, tuple(unit.indices)), []).append((job, unit))
-    tasks = []
-    for _, members in groupby(blocks.items(), key=lambda item: item[0][0]):
-        same = list(members)
-        alone = KINDS[same[0][1][0][0].kind].alone
-        width = 1 if alone else max(1, batch_size // len(same[0][0][1]))
-        for first in range(0, len(same), width):
-            chunk = [pair for _, block in same[first : first + width] for pair in block]
-            tasks.append(Task(chunk))
-    # No worker shall be left alone with the dearest work at the end.
-    return sorted(tasks, key=lambda task: not _is_dear(task.work[0][0]))
-
-
-def _is_dear(job: Job) -> bool:
-    return KINDS[job.kind].is_dear(job)
 
 
 class Crew:
@@ -384,26 +356,33 @@ class Crew:
             raise unusable(name, died) from None
         self._absent[name] = str(died)
 
-    def run(self, tasks: list[Task]) -> Iterator[tuple[Task, list[Result]]]:
-        """Do the tasks and give each back with its results, in the order they are done."""
-        few = self.workers == 1 or len(tasks) <= 1
+    def run(self, backlog: Backlog) -> Iterator[tuple[Task, list[Result]]]:
+        """Do all tasks and give each back with its results, in the order they are done.
+
+        Tasks that the caller adds at what is given back are done, too.
+        """
+        few = self.workers == 1 or len(backlog) <= 1
         by_default = self.kind is None and few and self._started is None
         here = by_default or (self.kind is not None and self.kind.name == HERE)
         if self._bench is not None and here:
             executor = EXECUTORS[HERE].start(1, None)
-            for task in tasks:
+            while (task := backlog.take()) is not None:
                 yield task, executor.result(executor.submit(self._bench.run, task))
             return
-        waiting = deque(tasks)
         pending: dict[Future[list[Result]], Task] = {}
         workers = 1 if few and not self._kind.remote else self.workers
-        while waiting or pending:
+        while len(backlog) or pending:
             try:
                 executor = self._start(workers)
                 # No more than are at work: if a process dies, one of these was its task.
-                while waiting and len(pending) < min(workers, executor.count):
-                    pending[executor.submit(_run_in_worker, waiting[0])] = waiting[0]
-                    waiting.popleft()
+                while len(pending) < min(workers, executor.count):
+                    if (task := backlog.take()) is None:
+                        break
+                    try:
+                        pending[executor.submit(_run_in_worker, task)] = task
+                    except DiedError:
+                        backlog.put_back(task)
+                        raise
                 for future in self._finished(executor, pending):
                     try:
                         results = executor.result(future)

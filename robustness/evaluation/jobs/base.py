@@ -198,8 +198,30 @@ class Kind(ABC, Generic[R]):
         del radii
         return [plan.unit(job, shard) for shard in plan.shards(job)]
 
+    def starts_from(self, job: Job, plan: Plan) -> list[Job]:
+        """Jobs of which a late one's units start from the rows, besides radii; by default none.
+
+        They are of the first phase, or late and of a kind whose units are of the same images. What
+        is found of an image decides of the same image only.
+        """
+        del job, plan
+        return []
+
+    def given(self, job: Job, plan: Plan, unit: Unit, rows: Mapping[Job, list[Any]]) -> Unit:
+        """A unit once it is known what it starts from, which is then part of its key.
+
+        Args:
+            job: of this kind, late.
+            plan: that it is of.
+            unit: one of `units`. A result under its key counts as well, as it was computed without
+                what is given now.
+            rows: those about the unit's images, of each of the jobs that it starts from.
+        """
+        del job, plan, rows
+        return unit
+
     def is_dear(self, job: Job) -> bool:
-        """Whether the job's units take longest, and so are begun first."""
+        """Whether the job's units take longest, and so are begun first; until that is measured."""
         del job
         return False
 
