@@ -30,7 +30,7 @@ SUITE = Suite.model_validate(
         "data": "digits",
         "samples": 70,
         "models": ["digits/resnet", "digits/lyanet-certified"],
-        "threats": [{"norm": "L2", "eps": [0.02]}],
+        "threats": [{"norm": "L2", "eps": [0.02, 0.4]}],
         "certificates": ["lyapunov"],
         "attacks": [
             {"kind": "fgsm", "samples": 40},
@@ -91,8 +91,13 @@ def test_shares_merged_are_one_run_bit_for_bit(
     assert contents(out) == contents(whole)
     assert (out / "samples.csv").read_bytes() == (whole / "samples.csv").read_bytes()
     assert "wall seconds of all 4 starts on these results" in found.timings
-    # What starts from certified radii was told of them.
-    assert next(a for a in found.models[1].attacks if a.attack == "worst-case").skipped
+    # What starts from certified radii was told of them, and of what was broken before.
+    small, large = (
+        next(a for a in model.attacks if (a.attack, a.eps) == ("worst-case", eps))
+        for model, eps in zip(found.models[::-1], (0.02, 0.4), strict=True)
+    )
+    assert small.skipped
+    assert large.found_by.get("fgsm")
     with pytest.raises(UsageError, match="without results"):
         robustness.merge(shares, out)
 
