@@ -223,10 +223,10 @@ def _known(source: Job, row: Any) -> Broken | None:
     """What a row of another job says of an adversarial image, if there is one."""
     if row.status is not Status.ADVERSARIAL or None in (row.prediction, row.linf, row.l2):
         return None
-    if isinstance(row, Row):
-        spent = row.queries, row.gradients
-        return Broken(row.sample, row.prediction, row.linf, row.l2, row.found_by, *spent)
-    return Broken(row.sample, row.prediction, row.linf, row.l2, source.name)
+    found_by, queries, gradients = source.name, 0, 0
+    if source.kind == WORST_CASE:
+        found_by, queries, gradients = row.found_by, row.queries, row.gradients
+    return Broken(row.sample, row.prediction, row.linf, row.l2, found_by, queries, gradients)
 
 
 def _taken_over(work: Work) -> list[Row]:
