@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tomlkit
 import torch
 from pydantic import (
     Field,
@@ -378,6 +377,8 @@ def read_recipe(folder: Path) -> Recipe:
 
 def record_training(folder: Path, sha256: str, measured: MeasuredConfig) -> None:
     """Write the weights' SHA-256 and the measured values into the recipe, keeping the rest."""
+    import tomlkit  # dear to import, and needed by training alone
+
     path = folder / RECIPE_FILE
     document = tomlkit.parse(read_file(path).decode("utf-8"))
     document["weights"] = {"sha256": sha256}

@@ -4,7 +4,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import tomlkit
 from torch import nn
 
 from robustness.errors import UsageError, os_failure
@@ -40,6 +39,8 @@ def recipe_text(name: str, seed: int) -> str:
             states and the split into training and validation.
     """
     source = find_entry(f"{DATA}/{_SOURCES.get(name, name)}") / RECIPE_FILE
+    import tomlkit  # dear to import, and needed here alone
+
     document = tomlkit.parse(source.read_text(encoding="utf-8"))
     document.pop("weights", None)
     document.pop("measured", None)

@@ -9,12 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from suites import SUITE
 
 import robustness.evaluation.runner as runner
+from robustness import registry
 from robustness.api import attack, certify, evaluate, render
 from robustness.errors import UsageError
 from robustness.evaluation.jobs import KINDS
@@ -24,9 +26,19 @@ from robustness.threat import Norm
 
 pytestmark = pytest.mark.slow
 
+PLUGIN = "short_audits"
+
 
 def run(suite: Suite, out: Path, **options: object) -> Leaderboard:
     return evaluate(suite, out=out, **({"workers": 1} | options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_audits_everywhere(short_audits: None) -> Iterator[None]:
+    """Workers are told of a plugin by which theirs are short as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._loaded, PLUGIN, registry.release_of(PLUGIN))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +87,6 @@ def rows(folder: Path) -> dict[str, list[tuple[object, ...]]]:
     return found
 
 
-@pytest.mark.usefixtures("short_audit")
 def test_asking_for_fewer_samples_gives_the_same_rows(
     suite: Suite, reference: Leaderboard, tmp_path: Path
 ) -> None:
@@ -89,7 +100,6 @@ def test_asking_for_fewer_samples_gives_the_same_rows(
         assert same == content or table.startswith("audit")
 
 
-@pytest.mark.usefixtures("short_audit")
 def test_another_seed_gives_other_rows(
     suite: Suite, reference: Leaderboard, tmp_path: Path
 ) -> None:
@@ -105,9 +115,10 @@ def test_another_seed_gives_other_rows(
 
 def started(suite_file: Path, out: Path) -> subprocess.Popen[str]:
     """The process of a run which has stored something."""
-    command = [sys.executable, "-m", "robustness", "evaluate", str(suite_file), "--out", str(out)]
+    command = [sys.executable, "-m", "robustness", "--plugin", PLUGIN, "evaluate", str(suite_file)]
     process = subprocess.Popen(
-        [*command, "--quiet", "--workers", "2", "--batch-size", "1"],
+        [*command, "--out", str(out), "--quiet", "--workers", "2", "--batch-size", "1"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
