@@ -21,12 +21,17 @@ from robustness.zoo import load_model
 
 
 def proved(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, narrow: int = 0
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: float,
+    narrow: int = 0,
+    splits: int = 0,
 ) -> tuple[int, int]:
     """How many images are right, and of these proved at `eps`, for images of shape (n, c, h, w)."""
     with torch.no_grad():
         right = torch.cat([model(image.unsqueeze(0)) for image in images]).argmax(dim=1) == labels
-    certificate = ProgramCertificate(at=(eps,), narrow=narrow)
+    certificate = ProgramCertificate(at=(eps,), narrow=narrow, splits=splits)
     with shared_work():
         claims = certificate.certify(model, images[right], labels[right], Norm.LINF)
     return int(right.sum()), sum(claim.radius > eps for claim in claims)
@@ -41,13 +46,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--eps", type=float, default=0.1)
     parser.add_argument("--narrow", type=int, default=0, help="The setting of the certificate.")
+    parser.add_argument("--splits", type=int, default=0, help="The setting of the certificate.")
+    parser.add_argument("--images", type=int, nargs="*", help="These of the test set alone.")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     data = load_images(asked.data, "test", asked.data_dir)
-    images, labels = data.images[: asked.samples], data.labels[: asked.samples]
+    chosen = torch.tensor(asked.images or range(min(asked.samples, len(data))))
+    images, labels = data.images[chosen], data.labels[chosen]
     model = load_model(asked.model).module
     began = time.process_time()
-    right, held = proved(model, images, labels, asked.eps, asked.narrow)
+    right, held = proved(model, images, labels, asked.eps, asked.narrow, asked.splits)
     seconds = (time.process_time() - began) / len(images)
     print(
         f"{asked.model}, {len(images)} images: {right} right, {held} of them proved at l-inf "
