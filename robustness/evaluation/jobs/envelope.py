@@ -60,7 +60,7 @@ class Enveloping(Kind[Row]):
     """The Lyapunov function along every perturbed trajectory, rounding included."""
 
     name = "envelope"
-    version = 3
+    version = 2
     row = Row
 
     def plan(self, asked: Asked) -> Iterator[Job]:
