@@ -34,6 +34,7 @@ SUITE = Suite.model_validate(
         "certificates": ["lyapunov"],
         "attacks": [
             {"kind": "fgsm", "samples": 40},
+            {"kind": "pgd", "steps": 2, "samples": 40, "threats": [{"norm": "L2", "eps": [0.4]}]},
             {"kind": "worst-case", "effort": "quick", "transfer": False},
         ],
         "audit": {"samples": 1, "largest": 1},
@@ -97,7 +98,7 @@ def test_shares_merged_are_one_run_bit_for_bit(
         for model, eps in zip(found.models[::-1], (0.02, 0.4), strict=True)
     )
     assert small.skipped
-    assert large.found_by.get("fgsm")
+    assert large.found_by.get("pgd")
     with pytest.raises(UsageError, match="without results"):
         robustness.merge(shares, out)
 
