@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import NAME, MixedError, OnCuda, fake_cuda
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -191,8 +192,13 @@ def test_training_there_ends_in_the_weights_of_training_here(
     with fake_cuda(monkeypatch):
         measured = train(other, quiet=True, device="cuda")
     assert measured.device == f"cuda {NAME}"
-    weights = "weights.safetensors"
-    assert (other / weights).read_bytes() == (recipe_folder / weights).read_bytes()
+    here, elsewhere = (
+        load_file(folder / "weights.safetensors") for folder in (recipe_folder, other)
+    )
+    assert here.keys() == elsewhere.keys()
+    for name, weight in here.items():
+        # Some processors multiply a copy at another address by another kernel.
+        torch.testing.assert_close(elsewhere[name], weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

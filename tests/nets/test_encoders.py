@@ -78,7 +78,8 @@ def test_training_keeps_every_step_non_expansive_and_release_bakes_it_in():
     release(encoder)
     assert not any(parametrize.is_parametrized(module) for module in encoder.modules())
     assert set(encoder.state_dict()) == {"1.weight", "1.bias", "2.weight", "2.bias"}
-    assert torch.equal(encoder(images), constrained)
+    # Some processors multiply a copy at another address by another kernel.
+    torch.testing.assert_close(encoder(images), constrained, rtol=1e-5, atol=1e-6)
     for step in list(encoder)[1:]:
         norm = np.linalg.norm(step.weight.detach().double().numpy(), 2)
         assert 2 * (1 - 1e-5) <= norm**2 <= 2
