@@ -14,11 +14,12 @@ from robustness.attacks import Stage, Status, default_stages, harness
 from robustness.data import load_images
 from robustness.evaluation import runner
 from robustness.evaluation.backlog import Backlog
+from robustness.evaluation.broken import Broken
 from robustness.evaluation.executors.processes import Limits
 from robustness.evaluation.jobs import Result, worst_case
 from robustness.evaluation.jobs.worst_case import holds
 from robustness.evaluation.kept import InMemory
-from robustness.evaluation.plan import Broken, Job, Unit
+from robustness.evaluation.plan import Job, Unit
 from robustness.evaluation.planning import make_plan
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.suite import Suite

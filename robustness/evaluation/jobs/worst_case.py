@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from robustness.attacks import Outcome, Status, worst_case
+from robustness.evaluation.broken import Broken
 from robustness.evaluation.jobs.attack import (
     PlainAttack,
     attack_of,
@@ -34,7 +35,7 @@ from robustness.evaluation.jobs.base import (
 )
 from robustness.evaluation.jobs.clean import Clean
 from robustness.evaluation.jobs.nearest import Nearest
-from robustness.evaluation.plan import Broken, Job, Plan, Unit
+from robustness.evaluation.plan import Job, Plan, Unit
 from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.worst_case import WorstCase
 from robustness.results.leaderboard import WORST_CASE
