@@ -48,7 +48,7 @@ _BEYOND = 1 + 2e-9
 _REACH = 4.0
 # The same for splitting, and the steps of the ascent on each half.
 _REACH_OF_NARROWING = 0.15
-_REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 4
+_REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 8
 # Runs of the program that the boxes of a ball and their rounding are worth, and for each step and
 # row those of an ascent.
 _BOXES, _ASCENT = 3, 3
@@ -247,6 +247,7 @@ class ProgramCertificate(BaseCertificate):
                 lanes, of = narrowed(bounds.lanes(near), self.narrow), rows[part][near]
                 found[near] = torch.maximum(found[near], lanes.lower(last, of))
                 found[near] = climbed(lanes, last, of, found[near], 2 * self.slopes)
+                bounds = bounds.replaced(near, lanes)
             near = _near(found, -_REACH_OF_SPLITS * exact[part])
             if self.splits and len(near):
                 lanes, of = bounds.lanes(near), rows[part][near]

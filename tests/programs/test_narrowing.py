@@ -1,12 +1,14 @@
 """Boxes that are narrowed by ascents: they hold, are nowhere wider, and prove more."""
 
+from typing import Any
+
 import pytest
 import torch
 from small import bounds_of
-from torch import nn
+from torch import Tensor, nn
 
-from robustness.certificates import ProgramCertificate
-from robustness.programs.network import margin_rows
+from robustness.certificates import ProgramCertificate, program
+from robustness.programs.network import Bounds, margin_rows
 from robustness.programs.slopes import narrowed
 from robustness.threat import Norm
 
@@ -74,3 +76,25 @@ def test_the_certificate_reaches_further() -> None:
     ]
     assert all(b >= a * 0.97 for a, b in zip(*radii, strict=True))
     assert any(b > a * 1.02 for a, b in zip(*radii, strict=True))
+
+
+def test_what_is_split_has_been_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = deep(1)
+    labels = model(IMAGES).argmax(dim=1)
+    handed: dict[int, list[float]] = {0: [], 8: []}
+    for narrow, widths in handed.items():
+
+        def split(
+            bounds: Bounds, step: int, rows: Tensor, found: Tensor, *rest: int, into: Any = widths
+        ) -> Tensor:
+            at = max(i for i in bounds.network.rectified if bounds.network.is_behind_bend(i))
+            into += bounds.boxes[at].half.flatten(1).sum(dim=1).tolist()
+            return found
+
+        monkeypatch.setattr(program, "split", split)
+        monkeypatch.setattr(program, "_REACH_OF_NARROWING", 10.0)
+        monkeypatch.setattr(program, "_REACH_OF_SPLITS", 10.0)
+        asked = ProgramCertificate(at=(0.3,), slopes=0, narrow=narrow, splits=1)
+        asked.certify(model, IMAGES, labels, Norm.LINF)
+    assert len(handed[0]) == len(handed[8]) > 0
+    assert all(narrowed_ < plain - 1e-3 for plain, narrowed_ in zip(*handed.values(), strict=True))
