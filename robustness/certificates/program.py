@@ -53,6 +53,7 @@ _REACH_OF_SPLITS, _STEPS_OF_A_LEAF = 0.1, 8
 # row those of an ascent.
 _BOXES, _ASCENT = 3, 3
 # What is said where `work` ended a search.
+_CRAMPED = "; narrower boxes would take more work than an image may"
 _CUT_SHORT = "; more radii would take more work than an image may"
 # Share of a margin from which rounding is named as what limits a radius.
 _MUCH_ROUNDING = 0.1
@@ -206,6 +207,10 @@ class ProgramCertificate(BaseCertificate):
         of_boxes, of_ball = network.work * _BOXES, network.work * (_BOXES + count)
         of_ascent = network.work * _ASCENT * self.slopes * count
         spent = torch.zeros(len(images), dtype=torch.float64)
+        # Of the smallest ball that is not verified: where most is lost, and whether narrowing its
+        # boxes was left out.
+        lost_at = torch.full((len(images),), -1)
+        cramped = torch.zeros(len(images), dtype=torch.bool)
 
         def margins(part: Tensor, radii: Tensor) -> Tensor:
             """Of radii that are asked for plain boxes decide most; else lines tell where to go."""
@@ -224,7 +229,7 @@ class ProgramCertificate(BaseCertificate):
         def bounded(part: Tensor, radii: Tensor) -> Tensor:
             spent[part] += of_ball
             ball = Ball(images[part].double().unsqueeze(1), radii, norm)
-            bounds = Bounds(network, ball, network.bends)
+            bounds = Bounds(network, ball, network.bends, traced=True)
             last = len(network) - 1
             found = bounds.lower(last, rows[part])
             of_depths = bounds.work_of(network.depths)
@@ -252,6 +257,11 @@ class ProgramCertificate(BaseCertificate):
             if self.splits and len(near):
                 lanes, of = bounds.lanes(near), rows[part][near]
                 found[near] = split(lanes, last, of, found[near], self.splits, _STEPS_OF_A_LEAF)
+            open_ = (~(found > 0).all(dim=1)).nonzero().squeeze(1)
+            if len(open_):
+                worst = rows[part][open_, found[open_].argmin(dim=1)].unsqueeze(1)
+                lost_at[part[open_]] = _lost_at(bounds, open_, worst)
+                cramped[part[open_]] = ~fits[open_] & bool(network.depths)
             return found
 
         every = torch.arange(len(images))
@@ -268,8 +278,6 @@ class ProgramCertificate(BaseCertificate):
         def affordable(open_: Tensor) -> Tensor:
             return (open_ & (spent + of_ball <= limit)).nonzero().squeeze(1)
 
-        # The smallest ball that was not verified, of those that were not.
-        failed = torch.where(at_centre.amin(dim=1) > 0, torch.inf, 0.0).double()
         cut_short = torch.zeros(len(images), dtype=torch.bool)
         if self.at:
             verified = torch.zeros(len(images), dtype=torch.float64)
@@ -281,9 +289,7 @@ class ProgramCertificate(BaseCertificate):
                 if len(part) == 0:
                     break
                 beyond = torch.full((len(part),), radius * _BEYOND, dtype=torch.float64)
-                holds = verify(part, beyond) > 0
-                failed[part[~holds]] = radius * _BEYOND
-                part = part[holds]
+                part = part[verify(part, beyond) > 0]
                 verified[part] = radius * _BEYOND
                 open_ = torch.zeros_like(open_).index_fill(0, part, True)
         else:
@@ -296,21 +302,26 @@ class ProgramCertificate(BaseCertificate):
                 if len(part) == 0:
                     break
                 search.record(part, verify(part, search.guess[part]))
-            verified, failed = search.verified, search.failed
-            cut_short = search.open & (failed > _SMALLEST) & (spent + of_ball > limit)
-        lost = _lost(network, Ball(images.double().unsqueeze(1), failed, norm), rows, rival)
+            verified = search.verified
+            cut_short = search.open & (search.failed > _SMALLEST) & (spent + of_ball > limit)
+        told = [
+            _told(network, place, narrow, short)
+            for place, narrow, short in zip(
+                lost_at.tolist(), cramped.tolist(), cut_short.tolist(), strict=True
+            )
+        ]
         radii = torch.where(verified >= _SMALLEST, verified, 0.0) * SHRINK
         taken = ((exact - at_centre) / exact).gather(1, rival.unsqueeze(1)).squeeze(1)
         against = rivals.gather(1, rival.unsqueeze(1)).squeeze(1)
         return [
-            self._claim(norm, radius, share, int(j), words, bool(short))
-            for radius, share, j, words, short in zip(
-                radii.tolist(), taken.tolist(), against, lost, cut_short, strict=True
+            self._claim(norm, radius, share, int(j), *words)
+            for radius, share, j, words in zip(
+                radii.tolist(), taken.tolist(), against, told, strict=True
             )
         ]
 
     def _claim(
-        self, norm: Norm, radius: float, share: float, rival: int, lost: str, cut_short: bool
+        self, norm: Norm, radius: float, share: float, rival: int, lost: str, short: bool
     ) -> CertifiedRadius:
         if radius <= 0 and not share < 1:
             words, limit = WITHIN_ROUNDING, Limit.ROUNDING
@@ -320,28 +331,29 @@ class ProgramCertificate(BaseCertificate):
             if share > _MUCH_ROUNDING:
                 words += f", of which rounding takes {share:.0%}"
                 limit = Limit.ROUNDING
-        if cut_short:
-            lost, limit = lost + _CUT_SHORT, Limit.BUDGET
+        if short:
+            limit = Limit.BUDGET
         reason, general = with_rival(words + lost, rival)
         return CertifiedRadius(radius, norm, Kind.CERTIFIED, self.name, reason, limit, general)
 
 
-def _lost(network: Network, ball: Ball, rows: Tensor, rival: Tensor) -> list[str]:
-    """Where most of a margin is lost on balls that it was not verified on, in words.
+def _lost_at(bounds: Bounds, part: Tensor, rows: Tensor) -> Tensor:
+    """The step at which most of a margin is lost, for some images and a row of each.
 
     That is the step whose remainder is largest where the remainders of affine forms first outweigh
     what is linear; elsewhere the one at which lines and rounding give most away.
     """
-    words = [""] * len(rows)
-    asked = ball.radii.isfinite().nonzero().squeeze(1)
-    for part in asked.split(_TOGETHER) if len(asked) else ():
-        bounds = Bounds(network, ball.lanes(part), network.bends, traced=True)
-        row = rows[part, rival[part]].unsqueeze(1)
-        by_lines, by_rounding = bounds.losses(len(network) - 1, row)
-        places = torch.where(
-            bounds.widened_at < 0, (by_lines + by_rounding).argmax(dim=1), bounds.widened_at
-        )
-        for image, place in zip(part.tolist(), places.tolist(), strict=True):
-            node = network.node(place)
-            words[image] = f"; most is lost at {node.name}, operation {place} of {len(network) - 1}"
-    return words
+    by_lines, by_rounding = bounds.lanes(part).losses(len(bounds.network) - 1, rows)
+    widened = bounds.widened_at[part]
+    return torch.where(widened < 0, (by_lines + by_rounding).argmax(dim=1), widened)
+
+
+def _told(network: Network, place: int, cramped: bool, cut_short: bool) -> tuple[str, bool]:
+    """What a reason says of where most is lost and of work that did not fit, and whether any."""
+    words = ""
+    if place >= 0:
+        node, count = network.node(place), len(network) - 1
+        words += f"; most is lost at {node.name}, operation {place} of {count}"
+    words += _CRAMPED if cramped else ""
+    words += _CUT_SHORT if cut_short else ""
+    return words, cramped or cut_short

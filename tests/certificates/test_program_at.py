@@ -43,9 +43,7 @@ def test_no_other_ball_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Counted(Bounds):
         def __init__(self, network: Network, ball: Ball, *rest: Any, **settings: Any) -> None:
-            # What is traced explains what has failed.
-            if not settings.get("traced"):
-                balls.append((sorted(set(ball.radii.tolist())), settings.get("forms", True)))
+            balls.append((sorted(set(ball.radii.tolist())), settings.get("forms", True)))
             super().__init__(network, ball, *rest, **settings)
 
     monkeypatch.setattr(module, "Bounds", Counted)
