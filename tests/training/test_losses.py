@@ -21,6 +21,7 @@ from robustness.training.losses import (
     dropout,
     lyapunov_violation,
     monte_carlo_lyapunov,
+    pairwise_slopes,
     sample_states,
 )
 
@@ -182,6 +183,20 @@ def test_the_certified_loss_at_a_tiny_radius_is_plain_cross_entropy_with_a_finit
     plain = functional.cross_entropy(model.field.head(images.flatten(1)), labels)
     torch.testing.assert_close(loss, plain)
     assert model.field.head.weight.grad.isfinite().all()
+
+
+def test_slopes_between_classes_and_their_gradients_are_those_of_the_differences():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 40, generator=generator, dtype=torch.float64)
+    weight[3] = weight[5]  # two rows alike: no slope between them, and a finite gradient
+    weight.requires_grad_()
+    share = torch.rand(7, 7, generator=generator, dtype=torch.float64)
+    slopes = pairwise_slopes(weight)
+    by_differences = torch.linalg.vector_norm(weight.unsqueeze(1) - weight, dim=2)
+    torch.testing.assert_close(slopes, by_differences, rtol=1e-9, atol=2e-6)
+    (gradient,) = torch.autograd.grad((share * slopes).sum(), weight)
+    (expected,) = torch.autograd.grad((share * by_differences).sum(), weight)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_the_previewed_radius_is_the_distance_to_the_nearest_boundary():
