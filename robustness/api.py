@@ -41,6 +41,7 @@ from robustness.evaluation.executors.processes import Limits, call_alone
 from robustness.evaluation.kept import InMemory
 from robustness.evaluation.merging import merge_stores
 from robustness.evaluation.packing import PACKED_FILE, packed, require_units, store_of, unpack
+from robustness.evaluation.plan import Plan
 from robustness.evaluation.progress import event_file
 from robustness.evaluation.reader import Reader
 from robustness.evaluation.records import NOT_FINITE, SampleRecord, failures
@@ -71,6 +72,7 @@ from robustness.results.leaderboard import (
     reports_in,
 )
 from robustness.results.shown import Shown, axes_to_draw_on, steps
+from robustness.terminal import remark
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import (
     entry_name,
@@ -194,6 +196,7 @@ def evaluate(
         with Store(folder / STORE_FILE) as store:
             started = time.perf_counter()
             versions = environment(placement)
+            _remark_other_logits(crew.plan, store)
             run = store.begin_run(crew.plan, versions)
             run_plan(crew, store, batch_size, quiet, log_json)
             wall = time.perf_counter() - started
@@ -204,6 +207,22 @@ def evaluate(
     leaderboard = with_origins(whole_test_set(leaderboard))
     write_report(leaderboard, folder)
     return leaderboard
+
+
+def _remark_other_logits(plan: Plan, store: Store) -> None:
+    """Say which models computed other bits when what is stored of them was computed."""
+    now = {(model.name, model.identity): model.fingerprint for model in plan.models}
+    other = {
+        name
+        for name, identity, logits in store.fingerprints()
+        if now.get((name, identity), logits) != logits
+    }
+    if other:
+        remark(
+            f"{', '.join(sorted(other))}: what is stored was computed where logits differ from "
+            "those here, as another processor's do in their last bits, and is taken as it is; use "
+            "another --out to compute it here"
+        )
 
 
 def report_folder(suite: str, shard: tuple[int, int] | None = None) -> Path:

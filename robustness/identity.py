@@ -4,7 +4,8 @@ A stored result belongs to one function. Names and weights do not tell it: a fac
 scale from the environment, a checkpoint may be rewritten. So a model is described as it was
 loaded, part by part, and asked for its logits on fixed images. A function that neither tells
 apart from another differs from it only elsewhere, by something that `unidentified` names or by
-code outside of the modules that define its classes.
+code outside of the modules that define its classes. Logits are bits of one machine's arithmetic, so
+what an entry of the zoo, all of which its parts tell, is filed under has none of them.
 """
 
 import functools
@@ -34,6 +35,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _INTERNAL = set(vars(nn.Module()))
 # Packages whose classes are told by their names: their versions are in every report.
 _KNOWN_PACKAGES = ("torch", "robustness", "builtins", "typing", "abc")
+_SOURCE = "source of "
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Structure:
     def digest(self) -> str:
         """SHA-256 of all parts."""
         return hashlib.sha256(json.dumps(list(self.parts.items())).encode()).hexdigest()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the parts tell the function: all are told, and no class is of a user's code."""
+        return not self.unidentified and not any(path.startswith(_SOURCE) for path in self.parts)
 
     def difference(self, other: "Structure") -> str | None:
         """The first part that is not the same in `other`; None where all are."""
@@ -146,7 +153,7 @@ class _Description:
         self._add_items(path, dict(vars(module)["_modules"].items()))
 
     def _add_class(self, known: type) -> None:
-        self.parts[f"source of {known.__module__}"] = _source(known.__module__)
+        self.parts[f"{_SOURCE}{known.__module__}"] = _source(known.__module__)
         for name, value in sorted(vars(known).items()):
             if not name.startswith("__") and not isinstance(value, _DESCRIPTORS):
                 self.add(f"{_qualified(known)}.{name}", value)

@@ -36,6 +36,7 @@ def merge_stores(stores: Sequence[Store], place: Callable[[], Path]) -> None:
                 f"expected results of one run, got {difference} in {stores[0].path} and "
                 f"{store.path}; merge what belongs together"
             )
+    _require_same_logits(stores)
     _require_agreement(stores)
     plan = replace(runs[0].plan, share=None)
     _require_all(plan, stores, runs)
@@ -53,8 +54,9 @@ def _difference(first: Run, other: Run) -> str | None:
     if (a.data_digest, a.order) != (b.data_digest, b.order):
         return f"other images, of SHA-256 {a.data_digest[:12]} and {b.data_digest[:12]},"
     for model, seen in zip(a.models, b.models, strict=True):
-        if model.identity != seen.identity:
-            what = "other weights or code" if model.digest != seen.digest else "other logits"
+        if (model.identity, model.fingerprint) != (seen.identity, seen.fingerprint):
+            same = model.digest == seen.digest and model.fingerprint != seen.fingerprint
+            what = "other logits" if same else "other weights or code"
             return f"another {model.name}, of {what},"
     for name in sorted(first.environment.keys() | other.environment.keys()):
         versions = [run.environment.get(name, "none") for run in (first, other)]
@@ -62,6 +64,22 @@ def _difference(first: Run, other: Run) -> str | None:
             return f"another {name}, {' and '.join(v[:24] for v in versions)},"
     job = next((job for job in a.jobs if job not in b.jobs), None)
     return None if job is None and len(a.jobs) == len(b.jobs) else f"another plan, of {job},"
+
+
+def _require_same_logits(stores: Sequence[Store]) -> None:
+    """Insist that every start of every store computed with the same arithmetic.
+
+    A share that was continued on a processor of another kind holds what both of them computed.
+    """
+    seen: dict[tuple[str, str], tuple[str, Path]] = {}
+    for store in stores:
+        for name, identity, logits in store.fingerprints():
+            known, path = seen.setdefault((name, identity), (logits, store.path))
+            if known != logits:
+                raise UsageError(
+                    f"expected results of one arithmetic, got starts with other logits of {name} "
+                    f"in {path} and {store.path}; compute the shares of the other processor again"
+                )
 
 
 def _require_agreement(stores: Sequence[Store]) -> None:

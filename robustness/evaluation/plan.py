@@ -15,8 +15,12 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
+import torch
+
+from robustness import nets
 from robustness.evaluation.broken import Broken
 from robustness.evaluation.suite import Samples, Suite
 from robustness.identity import fingerprint
@@ -25,6 +29,9 @@ from robustness.threat import Norm, ThreatModel
 from robustness.zoo import LoadedModel
 
 SHARD_SIZE = 32
+
+# Without what it was built for: of one release, the same operations.
+_TORCH = torch.__version__.partition("+")[0]
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,9 @@ class ModelInfo:
         description: what it is, in a sentence.
         parameters: number of parameters.
         fingerprint: of what it computes on fixed images; None where that changes between calls.
-        identity: SHA-256 of all that it is made of and of its fingerprint, the part of a result's
-            key that names the function; the digest in stores of before.
+        identity: the part of a result's key that names the function: SHA-256 of all that it is made
+            of, and of its fingerprint unless it is a zoo entry, which these parts tell with the
+            versions of the code that computes it; the digest in stores of before.
         unidentified: what of the model cannot be told, in words.
     """
 
@@ -54,8 +62,13 @@ class ModelInfo:
     def of(cls, loaded: LoadedModel, data: str, shape: Sequence[int]) -> "ModelInfo":
         """Of a model on a data set whose images have a shape, (c, h, w)."""
         seen = fingerprint(loaded.module, shape)
-        # Results of a model that changes are no other run's.
-        computed = secrets.token_hex(16) if seen is None else seen
+        if seen is None:  # results of a model that changes are no other run's
+            computed = secrets.token_hex(16)
+        elif loaded.recipe is not None and loaded.structure.complete:
+            # The same on every processor, whose sums may differ in their last bits.
+            computed = f"nets {nets.VERSION}, torch {_TORCH}, torchdiffeq {version('torchdiffeq')}"
+        else:
+            computed = seen
         identity = hashlib.sha256(f"{loaded.structure.digest}:{computed}".encode()).hexdigest()
         unidentified = [f"the attribute {path}" for path in loaded.structure.unidentified]
         if seen is None:

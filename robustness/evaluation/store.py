@@ -226,6 +226,18 @@ class Store:
             lasted.append((start.plan, start.environment, start.started, wall))
         return lasted
 
+    def fingerprints(self) -> list[tuple[str, str, str]]:
+        """Name, identity and fingerprint of every model of every start, as far as they are told."""
+        models = [
+            model for plan, *_ in self.starts() for model in json.loads(plan).get("models", ())
+        ]
+        told = (
+            (m["name"], m.get("identity", ""), m["fingerprint"])
+            for m in models
+            if m.get("fingerprint")
+        )
+        return list(dict.fromkeys(told))
+
     def last_run(self) -> Run:
         """The last complete run.
 

@@ -1,7 +1,10 @@
 """A stored result belongs to the function that was measured, in every process and throughout."""
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -11,9 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from robustness.api import certify, evaluate
+from robustness.api import certify, evaluate, merge
+from robustness.data import load_images
 from robustness.errors import UsageError
 from robustness.evaluation.executors import processes as leash
+from robustness.evaluation.planning import make_plan
 from robustness.evaluation.suite import Suite
 from robustness.reporting.html import model_page
 from robustness.reporting.markdown import markdown_text
@@ -103,6 +108,72 @@ def test_a_store_gives_nothing_of_one_function_to_another_of_the_same_weights(
     second = run(asked, tmp_path)
     assert stored(tmp_path) == 4
     assert second.models[0].clean != first.models[0].clean
+
+
+def fingerprint_and_keys(asked: str) -> list[str]:
+    parsed = Suite.model_validate_json(asked)
+    images = load_images("digits", "test", None)
+    plan = make_plan(parsed, images, [load_model(parsed.models[0])])
+    assert plan.models[0].fingerprint is not None
+    keys = [plan.key(job, shard) for job in plan.jobs for shard in plan.shards(job)]
+    return [plan.models[0].fingerprint, *keys]
+
+
+def test_keys_of_a_zoo_entry_are_those_of_every_processor() -> None:
+    asked = suite("digits/node", samples=64).model_dump_json()
+    here, *here_keys = fingerprint_and_keys(asked)
+    # The kernels for processors without vector instructions sum in another order.
+    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
+    program = "import sys; from tests.evaluation.test_identities import fingerprint_and_keys as f"
+    there = subprocess.run(
+        [sys.executable, "-c", f"{program}; print(*f(sys.argv[1]))", asked],
+        env=os.environ | plain | {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    if there[0] == here:
+        pytest.skip("this processor has no vector instructions")
+    assert there[1:] == here_keys
+    assert len(set(here_keys)) == 6  # predictions, those without the flow and FGSM, of two shards
+
+
+def test_keys_of_a_users_model_change_with_its_logits_and_those_of_an_entry_do_not(
+    user_code: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory = "\n\ndef entry():\n    from robustness.zoo import load_model\n"
+    factory += "    return load_model('digits/resnet').module\n"
+    name = user_code(USERS_MODEL.replace("{scale}", "constant()") + factory)
+    images = load_images("digits", "test", None)
+
+    def keys() -> list[str]:
+        models = [load_model(n) for n in ("digits/resnet", f"{name}:Net", f"{name}:entry")]
+        plan = make_plan(suite("digits/resnet"), images, models)
+        return [plan.key(job, [0, 1]) for job in plan.jobs]
+
+    before = keys()
+    monkeypatch.setattr("robustness.evaluation.plan.fingerprint", lambda *_: "other bits")
+    after = keys()
+    # Two jobs for each of the three; what a factory gives is a user's, whatever its classes.
+    assert [b == a for b, a in zip(before, after, strict=True)] == [True] * 2 + [False] * 4
+    monkeypatch.setattr("robustness.nets.VERSION", 0)
+    assert [b == a for b, a in zip(after, keys(), strict=True)] == [False] * 2 + [True] * 4
+
+
+def test_what_was_computed_with_other_bits_is_taken_over_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for bits in ("those of one", "those of another"):
+        for there in ("plan", "runner"):
+            place = f"robustness.evaluation.{there}.fingerprint"
+            monkeypatch.setattr(place, lambda *_, bits=bits: bits)
+        evaluate(suite("digits/resnet"), out=tmp_path, workers=1)
+        said = "digits/resnet: what is stored was computed where"
+        assert (said in capfd.readouterr().err) is (bits == "those of another")
+        assert stored(tmp_path) == 2
+    with pytest.raises(UsageError, match="starts with other logits of digits/resnet"):
+        merge([tmp_path], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("random", ["(CALLS % 3)", "torch.rand(())"])

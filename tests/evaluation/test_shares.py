@@ -154,14 +154,15 @@ def test_what_does_not_belong_together_is_refused_in_one_line(
                 '"samples": 69, "seed"',
             ),
             ("another numpy, .* and 1.0,", '"numpy": "', '"numpy": "1.0", "was": "'),
-            ("another digits/resnet, of other logits", plan.models[0].identity, "0" * 64),
+            ("another digits/resnet, of other logits", plan.models[0].fingerprint, "0" * 64),
             ("another digits/resnet, of other weights", plan.models[0].digest, "1" * 64),
+            ("another digits/resnet, of other weights or code", plan.models[0].identity, "4" * 64),
             ("other images, of SHA-256", plan.data_digest, "2" * 64),
             ("another plan, of attack fgsm", "torchattacks ", "torchattacks 0."),
         ]
     ):
         edits = [(old, new)]
-        if "weights" in words:
+        if words.endswith("weights"):
             edits.append((plan.models[0].identity, "3" * 64))
 
         def change(text: str, edits: list[tuple[str, str]] = edits) -> str:

@@ -1,0 +1,30 @@
+"""What networks compute from given weights is told by a version, and is what it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustness import nets
+from robustness.identity import probe_images
+from robustness.zoo import has_weights, load_model, zoo_names, zoo_recipe
+
+# By zoo name, logits of the first probe image, as they were computed under the version.
+KNOWN = json.loads((Path(__file__).parent / "logits.json").read_text())
+
+
+def test_entries_compute_what_they_did_under_this_version() -> None:
+    assert KNOWN["version"] == nets.VERSION
+    names = [name for name in zoo_names() if has_weights(zoo_recipe(name))]
+    trained = [name for name in names if zoo_recipe(name).training is not None]
+    assert set(trained) == set(KNOWN["logits"]), "entries came or went: note their logits"
+    for name in trained:
+        image = probe_images(zoo_recipe(name).data.shape)[:1]
+        with torch.no_grad():
+            (logits,) = load_model(name).module(image).tolist()
+        # Sums in another order differ by far less, another step or activation by far more.
+        size = max(map(abs, KNOWN["logits"][name]))
+        assert logits == pytest.approx(KNOWN["logits"][name], rel=0, abs=1e-3 * size), (
+            f"{name} computes something else: raise nets.VERSION, and note the logits of now"
+        )
