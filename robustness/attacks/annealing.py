@@ -21,8 +21,9 @@ from robustness.threat import Norm
 # Points that are moved at once for each sample, in units of `lane_of`: a lane of their own, so that
 # company changes nothing; and from what share of them the next turn goes on.
 _LANES, _SURVIVE = 4, 0.125
-# Moves of one turn, and the temperatures at its start and end, in deviations of the logits.
-_MOVES, _WARM, _COLD = 60, 0.05, 0.002
+# Moves of one turn, and of a short one, which takes a single lane; the temperatures at a turn's
+# start and end, in deviations of the logits.
+_MOVES, _SHORT, _WARM, _COLD = 60, 20, 0.05, 0.002
 # At most so many patches are moved at once, of at most so large a part of the image's side.
 _PATCHES, _LARGEST = 3, 8
 # Share of moves that take pixels of another chain, and at most so large a share of them.
@@ -44,17 +45,18 @@ class Annealer:
         self.chains = _LANES * lane_of(hunt.images)
         self._ends: dict[int, Tensor] = {}
 
-    def turn(self, sample: int, kept: Float[Tensor, "k c h w"]) -> Rows:
+    def turn(self, sample: int, kept: Float[Tensor, "k c h w"], short: bool = False) -> Rows:
         """Let a sample's chains cool once; some go on where the last turn ended.
 
         Args:
             sample: which.
             kept: points that others found, from which the rest start.
+            short: fewer chains and moves, for a twelfth of the cost.
 
         Returns:
             The chains; `nearest` is what each passed that came nearest to another class.
         """
-        generator, count = self.draws[sample], self.chains
+        generator, count = self.draws[sample], self.chains // _LANES if short else self.chains
         before = self._ends.get(sample)
         points = _repeated(kept, count)
         if before is not None:
@@ -63,7 +65,7 @@ class Annealer:
         rows = Rows.at(points, index, self.hunt.labels[index], points.new_zeros(count))
         self._look(rows)
         now = rows.near
-        for temperature in _cooling():
+        for temperature in _cooling(_SHORT if short else _MOVES):
             old, was = rows.x, now
             mated = torch.rand(count, generator=generator) < _MATED
             moved = self._moved(old, sample, generator)
@@ -80,7 +82,7 @@ class Annealer:
 
     def _look(self, rows: Rows) -> Float[Tensor, " r"]:
         """How near the present points are to another class; notes what fools the model."""
-        return self.hunt.watch(rows, scores(self.hunt.deployed, rows.x, self.chains))
+        return self.hunt.watch(rows, scores(self.hunt.deployed, rows.x, len(rows.x)))
 
     def _moved(self, points: Tensor, sample: int, generator: torch.Generator) -> Tensor:
         """Each point with a few patches set anew."""
@@ -96,9 +98,9 @@ class Annealer:
         return torch.where(patches.to(points.device), image + change, points)
 
 
-def _cooling() -> Iterator[float]:
-    for move in range(_MOVES):
-        yield _COLD + (_WARM - _COLD) * (1 - move / _MOVES)
+def _cooling(moves: int) -> Iterator[float]:
+    for move in range(moves):
+        yield _COLD + (_WARM - _COLD) * (1 - move / moves)
 
 
 def _mated(points: Float[Tensor, "n c h w"], generator: torch.Generator) -> Tensor:

@@ -14,6 +14,9 @@ from robustness.attacks.losses import likely_targets, nearness, toward, toward_s
 from robustness.attacks.views import View
 from robustness.threat import Norm
 
+# A sample is annealed again as long as so many rounds, each of which gains what the last did, would
+# reach another class, and once whatever a short turn gains if it is as near as this already.
+_PATIENCE, _NEAR = 8.0, -0.1
 # Best points that are kept of each sample, and shares of starts beside them and at the image.
 # The rest are random.
 _KEPT, _BESIDE, _AT_IMAGE = 4, 0.8, 0.1
@@ -37,8 +40,10 @@ class IteratedAscent(Pursuit):
     half at random; later ones mostly beside the best points so far. Most samples that break at
     all have come near to another class after a few rounds, so only such are climbed further.
     Each further round ends with a turn of simulated annealing, which needs no gradient (see
-    `annealing`). What neither finds within a few rounds it seldom finds later from the same
-    points, and often from others: so all is begun anew a few times.
+    `annealing`), for samples whose last turn gained enough: on a smooth model a climb has found
+    already what annealing could, and a short first turn tells so. What neither finds within a few
+    rounds it seldom finds later from the same points, and at times from others: so all is begun
+    anew a few times for what has come close.
 
     Attributes:
         views: climbed one after the other, `turn` of them in every round.
@@ -47,8 +52,9 @@ class IteratedAscent(Pursuit):
         annealed: further rounds, each with a turn of annealing at its end, of samples whose best
             point has had a `nearness` of at least `hope`.
         lives: how often all that is begun, each time from random points; after the first time only
-            for samples whose best point has had a `nearness` of at least half of `hope`.
+            for samples whose best point has had a `nearness` of at least `close`.
         hope: a margin in standard deviations of the logits; below 0 while the label wins.
+        close: likewise.
         starts: climbs of each sample through each view in each round. An even number keeps a
             sample's rows at places of a lane that give the same last digits in any company.
         steps: gradient steps per start.
@@ -59,8 +65,9 @@ class IteratedAscent(Pursuit):
     turn: int | None = None
     rounds: int = 3
     annealed: int = 4
-    lives: int = 4
+    lives: int = 3
     hope: float = -0.4
+    close: float = -0.05
     starts: int = 6
     steps: int = 20
     lane: int | None = None
@@ -78,8 +85,9 @@ class IteratedAscent(Pursuit):
         turn, lane = self.turn or len(self.views), f", lanes of {self.lane}" if self.lane else ""
         return (
             f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
-            f"{self.hope} deviations {self.annealed} with annealing of mated chains, and "
-            f"{self.lives - 1} times anew from half of that; {self.starts} starts of {self.steps} "
+            f"{self.hope} deviations {self.annealed} with annealing of mated chains while that "
+            f"gains 1 / {_PATIENCE:g} of the rest, and {self.lives - 1} times anew from "
+            f"{self.close} deviations; {self.starts} starts of {self.steps} "
             f"steps through {turn} each of {views} a round, every other on standardised margins"
             f"{lane}"
         )
@@ -114,7 +122,7 @@ class IteratedAscent(Pursuit):
                 search.begin_anew()
             if number == self.rounds:
                 hunt.lane = self.lane or round(usual * _SHORT_LANES)
-            hope = (self.hope / 2 if life else self.hope) if number >= self.rounds else -torch.inf
+            hope = (self.close if life else self.hope) if number >= self.rounds else -torch.inf
             # Alone it finds less; what it finds differs.
             loss = toward_standardised if number % 2 else toward
             for twin in self._climbed(twins, number):
@@ -122,7 +130,7 @@ class IteratedAscent(Pursuit):
                 if len(rows.sample):
                     search.keep_best(hunt.anneal(twin, rows, loss, self.steps), self.starts)
             if age >= self.rounds:
-                search.cool(search.hopeful(hope))
+                search.cool(search.hopeful(hope), first=age == self.rounds)
         return search.candidates().unsqueeze(0)
 
     def _climbed(self, twins: list[View], number: int) -> list[View]:
@@ -139,6 +147,8 @@ class Search:
         near: their `nearness`, shape (n, kept).
         closest: the best of all lives, shape (n, c, h, w).
         record: their `nearness`, shape (n,).
+        gaining: whether, in this life, the last round with annealing gained enough for another.
+        reached: the `nearness` of the best points after the last turn, shape (n,).
     """
 
     def __init__(self, hunt: Hunt, each: int, seed: int) -> None:
@@ -155,16 +165,37 @@ class Search:
         self.kept = self.hunt.images.unsqueeze(1).repeat(1, _KEPT, 1, 1, 1)
         self.near = torch.full((len(self.kept), _KEPT), -torch.inf, device=self.kept.device)
         self.annealer = Annealer(self.hunt, self.draws)
+        self.gaining, self.reached = torch.ones_like(self.hunt.found), self.near[:, 0].clone()
 
     def hopeful(self, hope: float) -> Bool[Tensor, " n"]:
-        """What stands, and has come near enough to another class."""
-        return (self.record >= hope) & ~self.hunt.found
+        """What stands, has come near enough to another class, and still comes nearer."""
+        return (self.record >= hope) & self.gaining & ~self.hunt.found
 
-    def cool(self, cooled: Bool[Tensor, " n"]) -> None:
-        """Let the chains of some samples start from their best points and cool."""
+    def cool(self, cooled: Bool[Tensor, " n"], first: bool) -> None:
+        """Let the chains of some samples start from their best points and cool.
+
+        Args:
+            cooled: which.
+            first: whether it is their first turn of this life; a short one then tells whether
+                another is worth its cost.
+        """
         for sample in torch.nonzero(cooled).squeeze(1).tolist():
-            rows = self.annealer.turn(sample, self.kept[sample])
-            self.keep_best(rows, len(rows.sample))
+            if first:
+                self.reached[sample] = self.near[sample, 0]
+                self._turn(sample, short=True)
+                self.gaining[sample] &= self._gains(sample) or float(self.near[sample, 0]) >= _NEAR
+            if self.gaining[sample] and not self.hunt.found[sample]:
+                self._turn(sample, short=False)
+                self.gaining[sample] &= self._gains(sample)
+                self.reached[sample] = self.near[sample, 0]
+
+    def _turn(self, sample: int, short: bool) -> None:
+        rows = self.annealer.turn(sample, self.kept[sample], short)
+        self.keep_best(rows, len(rows.sample))
+
+    def _gains(self, sample: int) -> bool:
+        now = float(self.near[sample, 0])
+        return now + _PATIENCE * (now - float(self.reached[sample])) >= 0
 
     def starts(self, climbed: Bool[Tensor, " n"], first: bool) -> Rows:
         """Where some samples are climbed from next, and towards what."""

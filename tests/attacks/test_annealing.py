@@ -9,8 +9,9 @@ from toys import CLASSES, Linear, grey_images
 from robustness.attacks import IteratedAscent, View, judge
 from robustness.attacks.annealing import Annealer
 from robustness.attacks.climb import Hunt
+from robustness.attacks.iterated import Search
 from robustness.attacks.judge import Status
-from robustness.attacks.lanes import Meter, Metered
+from robustness.attacks.lanes import Meter, Metered, lane_of
 from robustness.threat import Norm, ThreatModel
 
 
@@ -67,6 +68,66 @@ def test_a_sample_without_hope_is_not_annealed() -> None:
     for meter, annealed in zip(meters, (0, 2), strict=True):
         assert counted(meter, annealed=annealed, hope=0.0) is Status.ROBUST
     assert meters[0].queries == meters[1].queries > 0
+
+
+def test_a_smooth_model_is_annealed_for_a_short_turn_alone() -> None:
+    model, image = Linear(CLASSES), grey_images(1)
+    label, costs = model(image).argmax(dim=1), []
+    for annealed in (0, 1, 3):
+        meter, settings = (
+            Meter(),
+            {"rounds": 2, "annealed": annealed, "lives": 1, "hope": -torch.inf},
+        )
+        attack = IteratedAscent((View("deployed", model, faithful=True),), starts=2, **settings)
+        attack.propose(Metered(model, meter), image, label, ThreatModel(Norm.L2, 1e-6), seed=0)
+        costs.append((meter.gradients, meter.queries))
+    without, one, three = costs
+    # Climbs have come as near as there is to come: neither another turn nor another climb.
+    assert one == three
+    moves, lane = 20, lane_of(image)
+    assert one[1] - without[1] == (moves + 1) * lane
+
+
+@pytest.mark.parametrize(
+    ("nears", "rounds", "turns", "goes_on"),
+    [
+        ([-0.95], 2, [True], False),  # eight times what a short turn gained does not come to 0
+        ([-0.85, -0.6], 1, [True, False], True),
+        ([-0.85, -0.6, -0.57], 3, [True, False, False], False),
+    ],
+)
+def test_a_sample_is_annealed_as_long_as_it_gains(
+    nears: list[float],
+    rounds: int,
+    turns: list[bool],
+    goes_on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, eps = torch.full((1, 1, 6, 6), 0.5), torch.tensor([0.1]).double()
+    search = Search(Hunt(Counting(), image, torch.zeros(1).long(), Norm.LINF, eps, None), 2, seed=0)
+    search.near[0], taken, left = -1.0, [], iter(nears)
+
+    def turn(sample: int, short: bool) -> None:
+        taken.append(short)
+        search.near[sample, 0] = next(left)
+
+    monkeypatch.setattr(search, "_turn", turn)
+    for number in range(rounds):
+        search.cool(search.hopeful(-torch.inf), first=number == 0)
+    assert taken == turns
+    assert bool(search.hopeful(-torch.inf)) is goes_on
+
+
+def test_what_is_near_already_has_one_whole_turn_whatever_a_short_one_gains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image, eps = torch.full((1, 1, 6, 6), 0.5), torch.tensor([0.1]).double()
+    search = Search(Hunt(Counting(), image, torch.zeros(1).long(), Norm.LINF, eps, None), 2, seed=0)
+    search.near[0], taken = -0.05, []
+    monkeypatch.setattr(search, "_turn", lambda _sample, short: taken.append(short))
+    search.cool(search.hopeful(-torch.inf), first=True)
+    assert taken == [True, False]
+    assert not bool(search.hopeful(-torch.inf))
 
 
 @pytest.mark.parametrize("norm", list(Norm))
