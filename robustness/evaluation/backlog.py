@@ -148,14 +148,19 @@ class Backlog:
             self._ordered = now
         return self._order
 
-    def _cost(self, group: tuple[Job, ...]) -> float:
-        """Seconds of a task and of what waits for it, one after the other."""
+    def _cost(self, group: tuple[Job, ...]) -> tuple[int, float]:
+        """Of a task and what waits for it, one after the other: how many unknown, and seconds.
+
+        Unknown are units of a dear kind that was not measured on the model.
+        """
         task = self._groups[group][0]
         follow = (one for job in group for one in self._followers.get(job, ()))
-        return sum(self._expected(job) for job, _ in task.work) + sum(map(self._expected, follow))
+        seconds = [self._expected(job) for job in (*(job for job, _ in task.work), *follow)]
+        known = [each for each in seconds if math.isfinite(each)]
+        return len(seconds) - len(known), math.fsum(known)
 
     def _expected(self, job: Job) -> float:
-        """Seconds of a unit; of a dear kind that was not measured more than of all that were."""
+        """Seconds of a unit; infinite of a dear kind of which nothing was measured."""
         seconds = self._seconds(job)
         if seconds is None:
             return math.inf if KINDS[job.kind].is_dear(job) else 0.0

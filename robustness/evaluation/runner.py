@@ -189,7 +189,8 @@ def run_plan(
         return work if share is None else share.wanted(work)
 
     def measured(job: Job) -> float | None:
-        return costs.of_its_like(job, plan.models[job.model].name)
+        dear = KINDS[job.kind].is_dear(job)
+        return costs.of_its_like(job, plan.models[job.model].name, dear)
 
     costs = CostModel()
     for job, name, units, seconds in kept.costs():

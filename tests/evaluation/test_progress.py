@@ -57,6 +57,14 @@ def test_a_unit_is_expected_to_take_what_those_most_like_it_took() -> None:
     assert costs.seconds(job("audit", ""), "c") == pytest.approx(40.0 / 8)  # everything
 
 
+def test_a_dear_job_was_measured_where_it_was_on_the_same_model() -> None:
+    costs = CostModel()
+    costs.add(job(), "a", 8.0)
+    assert [costs.of_its_like(job(), m, dear=True) for m in "ab"] == [8.0, None]
+    assert costs.of_its_like(job(), "b") == 8.0
+    assert costs.of_its_like(job(name="fgsm"), "a") is None
+
+
 def test_the_time_left_is_the_compute_time_ahead_by_the_speed_of_the_phase() -> None:
     forecast = Forecast(CostModel(), 2, workers=4)
     forecast.expect(0, [(job(), "a")] * 4)

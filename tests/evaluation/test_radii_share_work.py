@@ -255,3 +255,17 @@ def test_the_dearest_is_begun_first_and_what_waits_as_soon_as_it_can_be() -> Non
     now[0] = 36.0
     assert ahead() == [attack, attack, second, third]
     assert len(backlog) == 4 + 1
+
+
+def test_of_what_was_never_measured_the_longest_chain_is_begun_first() -> None:
+    suite = Suite.model_validate(SUITE)
+    plan = make_plan(suite, load_images("digits", "test", None), [load_model("digits/resnet")])
+    first, second, third = plan.jobs[-3:]
+    # Of the other images the smallest radius is done.
+    work = [(job, Unit(str(job.eps), [5], 0)) for job in (second, third)]
+    work += [(job, Unit(str(job.eps), [7], 0)) for job in (first, second, third)]
+    backlog = Backlog(Schedule(plan, InMemory()), work, 2, lambda _: None)
+    assert [task.work[0][0] for task in backlog] == [first, second]
+    measured = {first: 1.0, third: 8.0}
+    backlog = Backlog(Schedule(plan, InMemory()), work, 2, measured.get)
+    assert [task.work[0][0] for task in backlog] == [first, second]  # one unknown each

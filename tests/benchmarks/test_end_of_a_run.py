@@ -1,0 +1,48 @@
+"""The end of a run, simulated from what is committed."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from robustness.evaluation.packing import store_of
+from robustness.evaluation.store import Store
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from end_of_a_run import main, simulate
+
+REPORT = Path(__file__).parents[2] / "reports/digits"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with store_of(REPORT) as file, Store(file, must_exist=True) as opened:
+        yield opened
+
+
+def test_no_order_beats_the_sum_of_the_work_and_one_worker_does_it_all(store: Store) -> None:
+    alone, work = simulate(store, 1)
+    assert alone == pytest.approx(work)
+    two, same = simulate(store, 2)
+    assert same == pytest.approx(work)
+    assert work / 2 <= two < 0.6 * work
+    # More workers than chains: each is done as soon as what it waits for.
+    chains, _ = simulate(store, 500)
+    assert chains < two
+
+
+def test_units_are_cut_only_where_workers_would_be_idle(store: Store) -> None:
+    assert simulate(store, 1, 2, 0.5) == simulate(store, 1)
+    whole, _ = simulate(store, 500)
+    halves, work = simulate(store, 500, 2, 0.5)
+    assert work == pytest.approx(simulate(store, 1)[1])
+    assert 0.4 * whole < halves < 0.8 * whole
+
+
+def test_a_table_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["end", str(REPORT), "--workers", "2"])
+    main()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 2 | ")
