@@ -14,9 +14,10 @@ from robustness.attacks.losses import likely_targets, nearness, toward, toward_s
 from robustness.attacks.views import View
 from robustness.threat import Norm
 
-# A sample is annealed again as long as so many rounds, each of which gains what the last did, would
-# reach another class, and once whatever a short turn gains if it is as near as this already.
-_PATIENCE, _NEAR = 8.0, -0.1
+# A sample is annealed if its first turns gain as much as this, or so much that as many rounds of
+# the kind would reach another class. Whatever a short turn gains, a whole one follows where a
+# sample is as near as this already.
+_MUCH, _PATIENCE, _NEAR = 0.005, 12.0, -0.1
 # Best points that are kept of each sample, and shares of starts beside them and at the image.
 # The rest are random.
 _KEPT, _BESIDE, _AT_IMAGE = 4, 0.8, 0.1
@@ -40,8 +41,8 @@ class IteratedAscent(Pursuit):
     half at random; later ones mostly beside the best points so far. Most samples that break at
     all have come near to another class after a few rounds, so only such are climbed further.
     Each further round ends with a turn of simulated annealing, which needs no gradient (see
-    `annealing`), for samples whose last turn gained enough: on a smooth model a climb has found
-    already what annealing could, and a short first turn tells so. What neither finds within a few
+    `annealing`), for samples whose first turn gained something: on a smooth model a climb has found
+    already what annealing could, and a short turn tells so. What neither finds within a few
     rounds it seldom finds later from the same points, and at times from others: so all is begun
     anew a few times for what has come close.
 
@@ -65,7 +66,7 @@ class IteratedAscent(Pursuit):
     turn: int | None = None
     rounds: int = 3
     annealed: int = 4
-    lives: int = 3
+    lives: int = 4
     hope: float = -0.4
     close: float = -0.05
     starts: int = 6
@@ -85,10 +86,10 @@ class IteratedAscent(Pursuit):
         turn, lane = self.turn or len(self.views), f", lanes of {self.lane}" if self.lane else ""
         return (
             f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
-            f"{self.hope} deviations {self.annealed} with annealing of mated chains while that "
-            f"gains 1 / {_PATIENCE:g} of the rest, and {self.lives - 1} times anew from "
-            f"{self.close} deviations; {self.starts} starts of {self.steps} "
-            f"steps through {turn} each of {views} a round, every other on standardised margins"
+            f"{self.hope} deviations {self.annealed} with annealing of mated chains if the first "
+            f"gains {_MUCH} or 1 / {_PATIENCE:g} of the rest, and {self.lives - 1} times anew from "
+            f"{self.close} deviations; {self.starts} starts of {self.steps} steps through {turn} "
+            f"each of {views} a round, every other on standardised margins"
             f"{lane}"
         )
 
@@ -147,8 +148,7 @@ class Search:
         near: their `nearness`, shape (n, kept).
         closest: the best of all lives, shape (n, c, h, w).
         record: their `nearness`, shape (n,).
-        gaining: whether, in this life, the last round with annealing gained enough for another.
-        reached: the `nearness` of the best points after the last turn, shape (n,).
+        gaining: whether, in this life, first turns of annealing gained enough for others.
     """
 
     def __init__(self, hunt: Hunt, each: int, seed: int) -> None:
@@ -165,10 +165,10 @@ class Search:
         self.kept = self.hunt.images.unsqueeze(1).repeat(1, _KEPT, 1, 1, 1)
         self.near = torch.full((len(self.kept), _KEPT), -torch.inf, device=self.kept.device)
         self.annealer = Annealer(self.hunt, self.draws)
-        self.gaining, self.reached = torch.ones_like(self.hunt.found), self.near[:, 0].clone()
+        self.gaining = torch.ones_like(self.hunt.found)
 
     def hopeful(self, hope: float) -> Bool[Tensor, " n"]:
-        """What stands, has come near enough to another class, and still comes nearer."""
+        """What stands, has come near enough to another class, and gains by annealing."""
         return (self.record >= hope) & self.gaining & ~self.hunt.found
 
     def cool(self, cooled: Bool[Tensor, " n"], first: bool) -> None:
@@ -176,26 +176,27 @@ class Search:
 
         Args:
             cooled: which.
-            first: whether it is their first turn of this life; a short one then tells whether
-                another is worth its cost.
+            first: whether it is their first turn of this life; a short one then tells whether a
+                whole one is worth its cost, and both together whether others are.
         """
         for sample in torch.nonzero(cooled).squeeze(1).tolist():
+            before = float(self.near[sample, 0])
             if first:
-                self.reached[sample] = self.near[sample, 0]
                 self._turn(sample, short=True)
-                self.gaining[sample] &= self._gains(sample) or float(self.near[sample, 0]) >= _NEAR
+                near = float(self.near[sample, 0]) >= _NEAR
+                self.gaining[sample] &= near or self._gains(sample, before)
             if self.gaining[sample] and not self.hunt.found[sample]:
                 self._turn(sample, short=False)
-                self.gaining[sample] &= self._gains(sample)
-                self.reached[sample] = self.near[sample, 0]
+                self.gaining[sample] &= not first or self._gains(sample, before)
 
     def _turn(self, sample: int, short: bool) -> None:
         rows = self.annealer.turn(sample, self.kept[sample], short)
         self.keep_best(rows, len(rows.sample))
 
-    def _gains(self, sample: int) -> bool:
+    def _gains(self, sample: int, before: float) -> bool:
         now = float(self.near[sample, 0])
-        return now + _PATIENCE * (now - float(self.reached[sample])) >= 0
+        gain = now - before
+        return gain >= _MUCH or now + _PATIENCE * gain >= 0
 
     def starts(self, climbed: Bool[Tensor, " n"], first: bool) -> Rows:
         """Where some samples are climbed from next, and towards what."""

@@ -91,12 +91,12 @@ def test_a_smooth_model_is_annealed_for_a_short_turn_alone() -> None:
 @pytest.mark.parametrize(
     ("nears", "rounds", "turns", "goes_on"),
     [
-        ([-0.95], 2, [True], False),  # eight times what a short turn gained does not come to 0
-        ([-0.85, -0.6], 1, [True, False], True),
-        ([-0.85, -0.6, -0.57], 3, [True, False, False], False),
+        ([-0.999], 2, [True], False),  # twelve times what a short turn gained does not come to 0
+        ([-0.99, -0.98], 1, [True, False], True),
+        ([-0.99, -0.99, -0.99], 2, [True, False, False], True),
     ],
 )
-def test_a_sample_is_annealed_as_long_as_it_gains(
+def test_a_sample_is_annealed_if_its_first_turns_gain(
     nears: list[float],
     rounds: int,
     turns: list[bool],
@@ -124,7 +124,7 @@ def test_what_is_near_already_has_one_whole_turn_whatever_a_short_one_gains(
     image, eps = torch.full((1, 1, 6, 6), 0.5), torch.tensor([0.1]).double()
     search = Search(Hunt(Counting(), image, torch.zeros(1).long(), Norm.LINF, eps, None), 2, seed=0)
     search.near[0], taken = -0.05, []
-    monkeypatch.setattr(search, "_turn", lambda _sample, short: taken.append(short))
+    monkeypatch.setattr(search, "_turn", lambda _, short: taken.append(short))
     search.cool(search.hopeful(-torch.inf), first=True)
     assert taken == [True, False]
     assert not bool(search.hopeful(-torch.inf))

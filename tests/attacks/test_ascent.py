@@ -167,6 +167,6 @@ def test_rugged_fields_are_climbed_from_more_starts_at_the_end() -> None:
         last[name] = stage.name
     assert last == {
         "mnist/fi-ode": "ascent-targeted-200@deployed",
-        "digits/lyanet": "iterated-ascent-21x20@deployed",
+        "digits/lyanet": "iterated-ascent-28x20@deployed",
         "mnist/lyanet-certified-linf": "ascent-targeted-100@deployed",
     }
