@@ -289,4 +289,5 @@ def test_plans_are_checked_and_the_committed_one_names_what_there_is(folder: Pat
     suites = {part.out: part.suite for part in parts if isinstance(part, SuitePart)}
     for suite in suites.values():
         load_suite(suite)
-    assert suites.keys() == api.committed_leaderboards().keys()
+    # A suite may be planned before its report is made; no report is without its part.
+    assert suites.keys() >= api.committed_leaderboards().keys()

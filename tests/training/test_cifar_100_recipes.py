@@ -1,4 +1,4 @@
-"""The recipes of CIFAR-100, which have no weights yet, train on a file of its format."""
+"""The recipes of CIFAR-100 train on a file of its format."""
 
 from pathlib import Path
 
