@@ -22,7 +22,7 @@ from robustness.data import load_images
 from robustness.data.images import ImageSet
 from robustness.errors import OperationalError, UsageError
 from robustness.evaluation import runner
-from robustness.evaluation.executors import handed
+from robustness.evaluation.executors import executor_kind, handed
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
 from robustness.results.leaderboard import Leaderboard, read_leaderboard
@@ -257,6 +257,34 @@ def test_a_worker_that_is_killed_and_one_that_comes_late_change_nothing(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Creating scratch directories")  # a busy disk
+def test_workers_of_a_local_cluster_are_forked_with_the_environment_of_now_and_unwatched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import dask
+
+    kind = executor_kind("dask")
+    kind.open()
+    try:
+        monkeypatch.setenv("SAID_LATER", "yes")
+        cluster = kind.start(1, None)
+        cluster.on_all(60.0, int)
+
+        def told(function: Callable[..., Any], *args: Any) -> Any:
+            return cluster.result(cluster.submit(function, *args))
+
+        assert told(os.getenv, "SAID_LATER") == "yes"
+        assert told(dask.config.get, "distributed.worker.profile.enabled") is False
+        method = told(dask.config.get, "distributed.worker.multiprocessing-method")
+        assert method == ("forkserver" if sys.platform.startswith("linux") else "spawn")
+        assert dask.config.get("distributed.worker.profile.enabled") is True  # of others
+    finally:
+        kind.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Creating scratch directories")  # a busy disk
 def test_a_local_cluster_is_made_and_ended(
     expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -390,6 +390,16 @@ def _context() -> BaseContext:
     return context
 
 
+def ready_to_fork() -> bool:
+    """Whether new processes of `multiprocessing` can be forked from one that has this package.
+
+    That process is started, if it does not live. Theirs is the environment that it was started in.
+    """
+    if _FORKS:
+        _start_server()
+    return _FORKS
+
+
 def _start_server() -> None:
     """Start the process that workers are forked from, if it does not live.
 
