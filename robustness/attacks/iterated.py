@@ -53,9 +53,9 @@ class IteratedAscent(Pursuit):
         annealed: further rounds, each with a turn of annealing at its end, of samples whose best
             point has had a `nearness` of at least `hope`.
         lives: how often all that is begun, each time from random points; after the first time only
-            for samples whose best point has had a `nearness` of at least `close`.
+            for samples whose best point has had a `nearness` of at least half of `hope`.
         hope: a margin in standard deviations of the logits; below 0 while the label wins.
-        close: likewise.
+        close: likewise; in later lives what has come nearer than this is annealed.
         starts: climbs of each sample through each view in each round. An even number keeps a
             sample's rows at places of a lane that give the same last digits in any company.
         steps: gradient steps per start.
@@ -68,7 +68,7 @@ class IteratedAscent(Pursuit):
     annealed: int = 4
     lives: int = 4
     hope: float = -0.4
-    close: float = -0.05
+    close: float = -0.1
     starts: int = 6
     steps: int = 20
     lane: int | None = None
@@ -86,10 +86,11 @@ class IteratedAscent(Pursuit):
         turn, lane = self.turn or len(self.views), f", lanes of {self.lane}" if self.lane else ""
         return (
             f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
-            f"{self.hope} deviations {self.annealed} with annealing of mated chains if the first "
-            f"gains {_MUCH} or 1 / {_PATIENCE:g} of the rest, and {self.lives - 1} times anew from "
-            f"{self.close} deviations; {self.starts} starts of {self.steps} steps through {turn} "
-            f"each of {views} a round, every other on standardised margins"
+            f"{self.hope} deviations {self.annealed} more, with annealing of mated chains if its "
+            f"first turns gain {_MUCH} or 1 / {_PATIENCE:g} of the rest; {self.lives - 1} times "
+            f"anew from half of that, annealed from {self.close}; {self.starts} starts of "
+            f"{self.steps} steps through {turn} each of {views} a round, every other on "
+            "standardised margins"
             f"{lane}"
         )
 
@@ -123,7 +124,7 @@ class IteratedAscent(Pursuit):
                 search.begin_anew()
             if number == self.rounds:
                 hunt.lane = self.lane or round(usual * _SHORT_LANES)
-            hope = (self.close if life else self.hope) if number >= self.rounds else -torch.inf
+            hope = (self.hope / 2 if life else self.hope) if number >= self.rounds else -torch.inf
             # Alone it finds less; what it finds differs.
             loss = toward_standardised if number % 2 else toward
             for twin in self._climbed(twins, number):
@@ -131,7 +132,8 @@ class IteratedAscent(Pursuit):
                 if len(rows.sample):
                     search.keep_best(hunt.anneal(twin, rows, loss, self.steps), self.starts)
             if age >= self.rounds:
-                search.cool(search.hopeful(hope), first=age == self.rounds)
+                annealed = search.hopeful(max(hope, self.close) if life else hope)
+                search.cool(annealed & search.gaining, first=age == self.rounds)
         return search.candidates().unsqueeze(0)
 
     def _climbed(self, twins: list[View], number: int) -> list[View]:
@@ -168,8 +170,8 @@ class Search:
         self.gaining = torch.ones_like(self.hunt.found)
 
     def hopeful(self, hope: float) -> Bool[Tensor, " n"]:
-        """What stands, has come near enough to another class, and gains by annealing."""
-        return (self.record >= hope) & self.gaining & ~self.hunt.found
+        """What stands, has come near enough to another class."""
+        return (self.record >= hope) & ~self.hunt.found
 
     def cool(self, cooled: Bool[Tensor, " n"], first: bool) -> None:
         """Let the chains of some samples start from their best points and cool.

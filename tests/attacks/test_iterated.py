@@ -103,12 +103,12 @@ def test_only_what_has_come_near_to_another_class_is_climbed_further() -> None:
     assert three - one == 2 * 5 * 2
 
 
-def test_a_further_life_is_for_what_came_close() -> None:
+def test_a_further_life_is_for_what_came_twice_as_near() -> None:
     model, images = Linear(CLASSES), grey_images(2)
     labels, threat = model(images).argmax(dim=1), ThreatModel(Norm.L2, 1e-6)
     between, costs = float(nearness(model(images), labels).mean()), []
-    for lives, close in ((1, between), (2, between), (2, 100 * between)):
-        meter, settings = Meter(), {"lives": lives, "close": close, "lane": 2}
+    for lives, hope in ((1, 2 * between), (2, 2 * between), (2, 100 * between)):
+        meter, settings = Meter(), {"lives": lives, "hope": hope, "lane": 2}
         attack = of(model, rounds=1, annealed=0, starts=2, steps=4, **settings)
         attack.propose(Metered(model, meter), images, labels, threat, seed=0)
         costs.append(meter.gradients)
