@@ -329,4 +329,4 @@ def test_an_executor_is_one_that_is_registered(
     capsys: pytest.CaptureFixture[str], nothing_read: None
 ) -> None:
     line = refused(capsys, "attack", "digits/resnet", "--eps", "0.1", "--executor", "hear")
-    assert "expected an executor, one of dask, here, processes" in line
+    assert "expected an executor, one of processes, dask, here" in line
