@@ -17,7 +17,7 @@ from robustness.threat import Norm
 # A sample is annealed if its first turns gain as much as this, or so much that as many rounds of
 # the kind would reach another class. Whatever a short turn gains, a whole one follows where a
 # sample is as near as this already.
-_MUCH, _PATIENCE, _NEAR = 0.005, 12.0, -0.1
+_MUCH, _PATIENCE, _NEAR = 0.001, 12.0, -0.1
 # Best points that are kept of each sample, and shares of starts beside them and at the image.
 # The rest are random.
 _KEPT, _BESIDE, _AT_IMAGE = 4, 0.8, 0.1
@@ -55,7 +55,6 @@ class IteratedAscent(Pursuit):
         lives: how often all that is begun, each time from random points; after the first time only
             for samples whose best point has had a `nearness` of at least half of `hope`.
         hope: a margin in standard deviations of the logits; below 0 while the label wins.
-        close: likewise; in later lives what has come nearer than this is annealed.
         starts: climbs of each sample through each view in each round. An even number keeps a
             sample's rows at places of a lane that give the same last digits in any company.
         steps: gradient steps per start.
@@ -68,7 +67,6 @@ class IteratedAscent(Pursuit):
     annealed: int = 4
     lives: int = 4
     hope: float = -0.4
-    close: float = -0.1
     starts: int = 6
     steps: int = 20
     lane: int | None = None
@@ -88,9 +86,8 @@ class IteratedAscent(Pursuit):
             f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
             f"{self.hope} deviations {self.annealed} more, with annealing of mated chains if its "
             f"first turns gain {_MUCH} or 1 / {_PATIENCE:g} of the rest; {self.lives - 1} times "
-            f"anew from half of that, annealed from {self.close}; {self.starts} starts of "
-            f"{self.steps} steps through {turn} each of {views} a round, every other on "
-            "standardised margins"
+            f"anew from half of that; {self.starts} starts of {self.steps} steps through {turn} "
+            f"each of {views} a round, every other on standardised margins"
             f"{lane}"
         )
 
@@ -132,8 +129,8 @@ class IteratedAscent(Pursuit):
                 if len(rows.sample):
                     search.keep_best(hunt.anneal(twin, rows, loss, self.steps), self.starts)
             if age >= self.rounds:
-                annealed = search.hopeful(max(hope, self.close) if life else hope)
-                search.cool(annealed & search.gaining, first=age == self.rounds)
+                annealed = search.hopeful(hope) & search.gaining
+                search.cool(annealed, first=age == self.rounds)
         return search.candidates().unsqueeze(0)
 
     def _climbed(self, twins: list[View], number: int) -> list[View]:

@@ -93,7 +93,7 @@ def test_a_smooth_model_is_annealed_for_a_short_turn_alone() -> None:
 @pytest.mark.parametrize(
     ("nears", "rounds", "turns", "goes_on"),
     [
-        ([-0.999], 2, [True], False),  # twelve times what a short turn gained does not come to 0
+        ([-0.9995], 2, [True], False),  # twelve times what a short turn gained does not come to 0
         ([-0.99, -0.98], 1, [True, False], True),
         ([-0.99, -0.99, -0.99], 2, [True, False, False], True),
     ],
