@@ -51,7 +51,7 @@ class Annealer:
         Args:
             sample: which.
             kept: points that others found, from which the rest start.
-            short: fewer chains and moves, for a twelfth of the cost.
+            short: fewer chains and moves, which look at a twelfth as many points.
 
         Returns:
             The chains; `nearest` is what each passed that came nearest to another class.

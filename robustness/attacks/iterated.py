@@ -85,9 +85,10 @@ class IteratedAscent(Pursuit):
         return (
             f"robustness iterated ascent, {self.rounds} rounds; where the margin is then at least "
             f"{self.hope} deviations {self.annealed} more, with annealing of mated chains if its "
-            f"first turns gain {_MUCH} or 1 / {_PATIENCE:g} of the rest; {self.lives - 1} times "
-            f"anew from half of that; {self.starts} starts of {self.steps} steps through {turn} "
-            f"each of {views} a round, every other on standardised margins"
+            f"first turns gain {_MUCH} or 1 / {_PATIENCE:g} of the rest, or it is {_NEAR} by then; "
+            f"{self.lives - 1} times anew from half of that hope; {self.starts} starts of "
+            f"{self.steps} steps through {turn} each of {views} a round, every other on "
+            "standardised margins"
             f"{lane}"
         )
 
@@ -167,7 +168,7 @@ class Search:
         self.gaining = torch.ones_like(self.hunt.found)
 
     def hopeful(self, hope: float) -> Bool[Tensor, " n"]:
-        """What stands, has come near enough to another class."""
+        """What stands, and has come near enough to another class."""
         return (self.record >= hope) & ~self.hunt.found
 
     def cool(self, cooled: Bool[Tensor, " n"], first: bool) -> None:

@@ -343,7 +343,7 @@ def certified_lyapunov(
 
 
 def pairwise_slopes(weight: Float[Tensor, "k f"]) -> Float[Tensor, "k k"]:
-    """Euclidean norm of w_i - w_j for all pairs of rows, with gradients and unraised.
+    """Euclidean norm of w_i - w_j for all pairs of rows, shape (k, k).
 
     By inner products, (k, k) numbers instead of the (k, k, f) of all differences: with a hundred
     classes these took longer than the network. Rows that differ in their last bits only are
