@@ -18,8 +18,9 @@ from robustness import api, doors, inputs
 from robustness.boundary import log_beside, say_of_interruption
 from robustness.boundary import run as run
 from robustness.certificates import Kind
+from robustness.claims.models import STUDIES
 from robustness.claims.report import write_claims
-from robustness.claims.run import measure_claims
+from robustness.claims.run import SEEDS, measure_claims
 from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, Interruption, UsageError
 from robustness.evaluation.suite import load_suite
@@ -752,14 +753,18 @@ def claims(
     out: Annotated[
         Path, typer.Option("--out", help="Report folder; a killed run goes on in it.")
     ] = Path("reports/lyanet-claims"),
+    data: Annotated[str, typer.Option("--data", help=f"Data set: {', '.join(STUDIES)}.")] = "mnist",
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Trainings of each model; two or more.", min=2)
+    ] = len(SEEDS),
     data_dir: DataDir = None,
     device: Device = None,
 ) -> None:
-    """Measure the claims of the LyaNet paper on MNIST over three seeds (long; resumable)."""
+    """Measure the claims of the LyaNet paper over several seeds (hours; resumable)."""
     log_beside(out)
-    seeds = measure_claims(out, data_dir, device=device)
-    write_claims(seeds, out)
-    for claim in decide(seeds):
+    results = measure_claims(out, data_dir, range(1, seeds + 1), data=data, device=device)
+    write_claims(results, out)
+    for claim in decide(results):
         answers.print(escape(f"{claim.statement}: {claim.verdict}"), soft_wrap=True)
     answers.print(escape(f"report: {out / 'index.html'}"))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from robustness.claims.models import recipe_of
+from robustness.claims.models import Study, recipe_of
 from robustness.data import ImageSet
 from robustness.nets.config import FixedStepConfig, NeuralODEConfig
 from robustness.numerics.devices import CPU, finish
@@ -17,39 +17,36 @@ from robustness.training.loop import epoch_runner, step_runner
 _BLOCK, _BLOCKS, _ROUNDS = 6, 2, 12
 
 
-def variants(seed: int) -> tuple[Recipe, dict[str, Recipe]]:
-    """LyaNet's recipe, and those of one model and batch size trained through its solver."""
-    lyanet = recipe_of("lyanet", seed)
-    node = recipe_of("node", seed)
+def variants(study: Study, seed: int) -> tuple[Recipe, dict[str, Recipe]]:
+    """LyaNet's recipe, and those of the same model and batch size trained through its solver."""
+    lyanet = recipe_of(study, "lyanet", seed)
     assert isinstance(lyanet.model, NeuralODEConfig)
-    assert isinstance(node.model, NeuralODEConfig)
     assert isinstance(lyanet.model.solver, FixedStepConfig)
-    assert isinstance(node.model.solver, FixedStepConfig)
-    steps = {"its own": lyanet.model.solver, "node's": node.model.solver}
+    solver = lyanet.model.solver
+    through = lyanet.trained_by.model_copy(
+        update={"loss": CrossEntropyConfig(kind="cross-entropy")}
+    )
     rivals = {}
-    for whose, solver in steps.items():
-        for gradient in ("backprop", "adjoint"):
-            model = lyanet.model.model_copy(
-                update={"solver": solver.model_copy(update={"gradient": gradient})}
-            )
-            training = lyanet.trained_by.model_copy(
-                update={"loss": CrossEntropyConfig(kind="cross-entropy")}
-            )
-            by = "back-propagation" if gradient == "backprop" else "adjoint"
-            rivals[f"{by}, {solver.steps} {solver.method} steps ({whose})"] = lyanet.model_copy(
-                update={"model": model, "training": training}
-            )
+    for gradient, by in (("backprop", "back-propagation"), ("adjoint", "adjoint")):
+        model = lyanet.model.model_copy(
+            update={"solver": solver.model_copy(update={"gradient": gradient})}
+        )
+        rivals[f"{by}, {solver.steps} {solver.method} steps"] = lyanet.model_copy(
+            update={"model": model, "training": through}
+        )
     return lyanet, rivals
 
 
-def step_and_epoch_ratios(seed: int, images: ImageSet, device: str = CPU) -> dict[str, float]:
+def step_and_epoch_ratios(
+    study: Study, seed: int, images: ImageSet, device: str = CPU
+) -> dict[str, float]:
     """Monte Carlo cost over each rival's: of a step, and of an epoch with all that it does.
 
     A step is loss and back-propagation, encoder included. An epoch is measured on blocks of
     batches: augmentation, step, optimiser, schedule, weight averaging. Everything is interleaved,
     so that a busy machine slows all alike.
     """
-    lyanet, rivals = variants(seed)
+    lyanet, rivals = variants(study, seed)
     batch = lyanet.trained_by.batch_size
     block = images.take(torch.arange(_BLOCK * batch))
     found = {}

@@ -15,6 +15,7 @@ from robustness.attacks import (
     published_accuracy,
     worst_case,
 )
+from robustness.claims.models import Study
 from robustness.data import ImageSet
 from robustness.numerics.devices import beside
 from robustness.results.leaderboard import Proportion
@@ -28,17 +29,16 @@ PAPER = {
     "linf 8/255": ThreatModel(Norm.LINF, 8 / 255),
     "l2 127/255": ThreatModel(Norm.L2, 127 / 255),
 }
-# Where those steps are too weak to say anything about digits.
-WIDE = {"linf 0.1": ThreatModel(Norm.LINF, 0.1)}
+# At the radius of a study, where those steps are too weak to say anything about digits.
 WIDE_STEPS = 20
 
 
-def protocols(model: nn.Module, images: ImageSet) -> dict[str, Proportion]:
+def protocols(model: nn.Module, images: ImageSet, study: Study) -> dict[str, Proportion]:
     """Robust accuracy of one model under every protocol.
 
     - `paper`: as `published_accuracy` counts, in normalised units and wherever images end up.
     - `pixels`: PGD with the same radius, step and number of steps in true pixel units.
-    - `wide`: PGD on the deployed model at l-infinity 0.1.
+    - `wide`: PGD with more steps on the deployed model, at the study's radius.
     - `worst`: the worst case over views, at the same radius.
 
     All but the first are judged as everywhere: a sample stands if the deployed model classifies
@@ -47,6 +47,7 @@ def protocols(model: nn.Module, images: ImageSet) -> dict[str, Proportion]:
     Args:
         model: pixels to logits, with a `normalise` layer, in evaluation mode.
         images: the images to attack, in pixel units.
+        study: whose radius the last two are measured at.
     """
     script = PaperProtocol()
     found = {}
@@ -54,10 +55,17 @@ def protocols(model: nn.Module, images: ImageSet) -> dict[str, Proportion]:
         found[f"paper {name}"] = _published(model, images, threat)
         attack = PGD(script.steps, relative_step=script.step / threat.eps)
         found[f"pixels {name}"] = _standing(images, _pgd(model, attack, threat))
-    for name, threat in WIDE.items():
-        found[f"wide {name}"] = _standing(images, _pgd(model, PGD(WIDE_STEPS), threat))
-        found[f"worst {name}"] = _standing(images, _worst(model, threat))
+    name = words_of(study.threat)
+    found[f"wide {name}"] = _standing(images, _pgd(model, PGD(WIDE_STEPS), study.threat))
+    found[f"worst {name}"] = _standing(images, _worst(model, study.threat))
     return found
+
+
+def words_of(threat: ThreatModel) -> str:
+    """Norm and radius as results name them; a radius in 255ths where it is a whole number."""
+    levels = 255 * threat.eps
+    eps = f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 else f"{threat.eps:g}"
+    return f"{threat.norm.value.lower()} {eps}"
 
 
 _Outcomes = Callable[[Tensor, Tensor], list[Status]]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robustness.claims.models import MODELS, recipe_text
+from robustness.claims.models import MODELS, STUDIES, Budget, Study, recipe_text
 from robustness.files import read_json, replace_file
 from robustness.numerics.devices import CPU
 from robustness.results.leaderboard import Proportion, Summary
@@ -34,10 +34,12 @@ class SeedResults(Summary):
     """Everything measured about the five models of one seed; a part not yet run is empty.
 
     Attributes:
+        data: the data set.
         seed: of the trainings.
-        recipes: SHA-256 of the five recipes; results of other recipes are measured again.
+        recipes: SHA-256 of the recipes of all budgets; results of others are measured again.
         device: what the models were trained and measured on, as `numerics.devices.hardware` names
             it; results of another one are measured again.
+        budgets: model to how long it was trained; empty for the two epochs of earlier results.
         clean: model to accuracy on the whole test set.
         horizon: model to its course along the horizon.
         nfe: tolerance to model to the mean number of field evaluations of dopri5 per image.
@@ -48,9 +50,11 @@ class SeedResults(Summary):
     """
 
     edition: Literal[1, 2] = 1
+    data: str = "mnist"
     seed: int
     recipes: str
     device: str = CPU
+    budgets: dict[str, Budget] = Field(default_factory=dict)
     clean: dict[str, Proportion] = Field(default_factory=dict)
     horizon: dict[str, Horizon] = Field(default_factory=dict)
     nfe: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -64,14 +68,21 @@ class SeedResults(Summary):
         attacked = {name for table in self.robust.values() for name in table}
         return all(parts) and attacked == set(MODELS)
 
+    @property
+    def study(self) -> Study:
+        """What they are a part of."""
+        return STUDIES[self.data]
 
-def recipes_digest(seed: int) -> str:
-    """SHA-256 of the five recipes of a seed."""
-    texts = "\n".join(recipe_text(name, seed) for name in MODELS)
+
+def recipes_digest(study: Study, seed: int) -> str:
+    """SHA-256 of the five recipes of a seed, with every budget."""
+    texts = "\n".join(
+        recipe_text(study, name, seed, epochs) for epochs in study.budgets for name in MODELS
+    )
     return hashlib.sha256(texts.encode()).hexdigest()
 
 
-def stored(seed: int, folder: Path, device: str = CPU) -> SeedResults:
+def stored(study: Study, seed: int, folder: Path, device: str = CPU) -> SeedResults:
     """The results of a seed on a device as far as an earlier run came; empty where there is none.
 
     Robust accuracies by protocols of an earlier edition are left out, to be measured again.
@@ -79,11 +90,18 @@ def stored(seed: int, folder: Path, device: str = CPU) -> SeedResults:
     Raises:
         UsageError: the file is broken.
     """
-    fresh = SeedResults(edition=EDITION, seed=seed, recipes=recipes_digest(seed), device=device)
+    fresh = SeedResults(
+        edition=EDITION,
+        data=study.data,
+        seed=seed,
+        recipes=recipes_digest(study, seed),
+        device=device,
+    )
     if not _file(seed, folder).is_file():
         return fresh
     found = read_seed(seed, folder)
-    if (found.recipes, found.device) != (fresh.recipes, fresh.device):
+    same = ("data", "recipes", "device")
+    if any(getattr(found, name) != getattr(fresh, name) for name in same):
         return fresh
     if found.edition != EDITION:
         return found.model_copy(update={"edition": EDITION, "robust": {}})

@@ -12,7 +12,7 @@ from robustness import inputs
 from robustness.claims import protocol
 from robustness.claims.cost import step_and_epoch_ratios
 from robustness.claims.horizon import TOLERANCES, along_horizon, dopri5_evaluations
-from robustness.claims.models import DATA, MODELS, trained
+from robustness.claims.models import GROUPS, MODELS, Study, study_of, trained_group
 from robustness.claims.report import require_report_folder
 from robustness.claims.results import SeedResults, keep, stored
 from robustness.data import ImageSet, load_images, require_source
@@ -32,6 +32,7 @@ def measure_claims(
     out: Path,
     data_dir: Path | None,
     seeds: Sequence[int] = SEEDS,
+    data: str = "mnist",
     quiet: bool = False,
     device: str | None = None,
 ) -> list[SeedResults]:
@@ -41,19 +42,21 @@ def measure_claims(
         out: receives `seed-<seed>.json`, rewritten after every part, and `work/`, the weights.
         data_dir: folder with the official image files; None downloads them.
         seeds: at least two, since intervals are over seeds.
+        data: the data set, one of `STUDIES`.
         quiet: no progress bar.
         device: where models are trained, predict and are attacked; the CPU by default.
 
     Raises:
-        UsageError: the device is not there, the images cannot be read, or `out` cannot be written
-            to.
+        UsageError: the device is not there, there is no study on the data set, its images cannot
+            be read, or `out` cannot be written to.
     """
+    study = study_of(data)
     if len(set(seeds)) < 2:
         raise UsageError(f"expected two seeds or more, got {list(seeds)}; name others")
     placement = inputs.placement(device, None)
     require_report_folder(folder_to_write(out))
-    require_source(DATA, data_dir)
-    train, test = (load_images(DATA, split, data_dir) for split in ("train", "test"))
+    require_source(data, data_dir)
+    train, test = (load_images(data, split, data_dir) for split in ("train", "test"))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -74,7 +77,9 @@ def measure_claims(
 
         with arithmetic_on(placement):
             return [
-                _Seed(seed, out, data_dir, train, test, note, advance, placement.device).measure()
+                _Seed(
+                    study, seed, out, data_dir, train, test, note, advance, placement.device
+                ).measure()
                 for seed in seeds
             ]
 
@@ -84,6 +89,7 @@ class _Seed:
 
     def __init__(
         self,
+        study: Study,
         seed: int,
         out: Path,
         data_dir: Path | None,
@@ -93,29 +99,39 @@ class _Seed:
         advance: Callable[[], None],
         device: str,
     ) -> None:
-        self.seed, self.out, self.data_dir = seed, out, data_dir
+        self.study, self.seed, self.out, self.data_dir = study, seed, out, data_dir
         self.train, self.test, self.note, self.advance = train, test, note, advance
         self.device = device
         # Weights of one device are not continued on another.
         self.work = out / ("work" if device == CPU else f"work-{device.replace(':', '-')}")
-        self.results = stored(seed, out, hardware(device))
+        self.results = stored(study, seed, out, hardware(device))
 
     def measure(self) -> SeedResults:
         models: dict[str, nn.Module] = {}
         if self.results.complete:  # the report needs no weights
             return self.results
-        for name in MODELS:
-            self.note(f"seed {self.seed}: training {name}")
-            models[name] = trained(
-                name, self.seed, self.work, self.data_dir, quiet=True, device=self.device
+        budgets = {}
+        for group in GROUPS:
+            self.note(f"seed {self.seed}: training {' and '.join(group)}")
+            found = trained_group(
+                self.study,
+                group,
+                self.seed,
+                self.work,
+                self.data_dir,
+                quiet=True,
+                device=self.device,
             )
-            self.advance()
+            for name, (model, budget) in found.items():
+                models[name], budgets[name] = model, budget
+                self.advance()
+        self._keep("budgets", budgets)
         with reproducible_arithmetic():
             self._part("clean", lambda: {n: _clean(m, self.test) for n, m in models.items()})
             self._part("horizon", lambda: {n: along_horizon(m, self.test) for n, m in odes(models)})
             self._part("nfe", lambda: self._evaluations(models))
             self.advance()
-            self._part("cost", lambda: step_and_epoch_ratios(self.seed, self.train, self.device))
+            self._part("cost", self._costs)
             self.advance()
             self._robustness(models)
         return self.results
@@ -128,6 +144,9 @@ class _Seed:
     def _keep(self, name: str, value: Any) -> None:
         self.results = self.results.model_copy(update={name: value})
         keep(self.results, self.out)
+
+    def _costs(self) -> dict[str, float]:
+        return step_and_epoch_ratios(self.study, self.seed, self.train, self.device)
 
     def _evaluations(self, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
         few = self.test.take(torch.arange(_NFE_IMAGES))
@@ -142,7 +161,7 @@ class _Seed:
             if not any(name in table for table in self.results.robust.values()):
                 self.note(f"seed {self.seed}: attacking {name}")
                 robust = {key: dict(value) for key, value in self.results.robust.items()}
-                for key, value in protocol.protocols(model, images).items():
+                for key, value in protocol.protocols(model, images, self.study).items():
                     robust.setdefault(key, {})[name] = value
                 self._keep("robust", robust)
             self.advance()

@@ -11,10 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from enum import Enum
 
+from robustness.claims.models import PAIRS
 from robustness.claims.results import SeedResults
 from robustness.results.leaderboard import Summary
-
-PAIRS = {"lyanet": "node", "lyanet-continuousnet": "continuousnet"}
 
 
 class Outcome(Enum):
@@ -72,6 +71,25 @@ class Comparison(Summary):
         return Interval.of([ours - rival for ours, rival in pairs])
 
     @property
+    def seeds_to_decide(self) -> int | None:
+        """With how many seeds it would not be open, were mean and spread what they are by now.
+
+        None where it is not open, or would be with a thousand.
+        """
+        if self.outcome is not Outcome.OPEN:
+            return None
+        from scipy import stats
+
+        difference, count = self.difference, len(self.our_values)
+        scale = math.sqrt(count) / float(stats.t.ppf(0.975, count - 1))
+        spread = (difference.high - difference.mean) * scale
+        for seeds in range(count + 1, 1001):
+            reach = float(stats.t.ppf(0.975, seeds - 1)) * spread / math.sqrt(seeds)
+            if reach < abs(difference.mean):
+                return seeds
+        return None
+
+    @property
     def outcome(self) -> Outcome:
         """By the rule above."""
         difference = self.difference
@@ -101,6 +119,29 @@ class Claim(Summary):
             return f"does not hold: of {total} comparisons better in none, {counts}"
         condition = "; ".join(_named(c) for c in better)
         return f"holds only for {condition}: of {total} comparisons {counts}"
+
+    @property
+    def sentence(self) -> str:
+        """What a reviewer may quote: how often it was better, and where that is clearest."""
+        total = len(self.comparisons)
+        counts = [sum(c.outcome is outcome for c in self.comparisons) for outcome in Outcome]
+        clearest = max(self.comparisons, key=_clearness)
+        ours, rival = (Interval.of(v) for v in (clearest.our_values, clearest.rival_values))
+        gap = clearest.difference
+        return (
+            f"of {total} comparisons {counts[0]} came out better, {counts[1]} worse and "
+            f"{counts[2]} undecided, the clearest being {_named(clearest)}: {ours.mean:.4g} to "
+            f"{rival.mean:.4g}, a difference of {gap.mean:+.3g} [{gap.low:+.3g}, {gap.high:+.3g}]"
+        )
+
+
+def _clearness(comparison: Comparison) -> float:
+    """How many half-widths of its interval the mean difference is away from zero."""
+    difference = comparison.difference
+    reach = difference.high - difference.mean
+    if reach > 0:
+        return abs(difference.mean) / reach
+    return math.inf if difference.mean else 0.0
 
 
 def _named(comparison: Comparison) -> str:

@@ -44,10 +44,11 @@ class CardsPart(_Part):
 
 
 class ClaimsPart(_Part):
-    """The report of the claims of the LyaNet paper."""
+    """The report of the claims of the LyaNet paper on one data set."""
 
     kind: Literal["claims"]
     out: str
+    data: str = "mnist"
 
 
 class IndexPart(_Part):

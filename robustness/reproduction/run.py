@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from robustness import api
+from robustness.claims.models import study_of
 from robustness.claims.report import write_claims
 from robustness.claims.results import stored
 from robustness.claims.run import SEEDS, measure_claims
@@ -147,9 +148,9 @@ def _make(
             api.card(str(folder), data_dir=data_dir, remeasure=again, proving=proving)
     elif isinstance(part, ClaimsPart):
         folder = Path(part.out)
-        seeds = [stored(seed, folder) for seed in SEEDS]
+        seeds = [stored(study_of(part.data), seed, folder) for seed in SEEDS]
         if not state.pages_alone and not all(results.complete for results in seeds):
-            seeds = measure_claims(folder, data_dir, quiet=quiet)
+            seeds = measure_claims(folder, data_dir, data=part.data, quiet=quiet)
         write_claims(seeds, folder)
     elif isinstance(part, IndexPart):
         api.render_index(Path(part.folder), Path(part.folder))

@@ -14,6 +14,7 @@ from robustness.cards.measure import MEASURED_FILE, known_measurement, whole_tes
 from robustness.cards.origin import with_origins
 from robustness.cards.page import CARD_FILE, card_text
 from robustness.cards.proofs import PROVED_FILE, applying, read_proofs
+from robustness.claims.models import study_of
 from robustness.claims.report import write_claims
 from robustness.claims.results import stored
 from robustness.claims.run import SEEDS
@@ -288,7 +289,8 @@ def _entry(folder: Path, proofs: bool, boards: dict[str, Leaderboard]) -> EntryS
 
 def _claims(part: ClaimsPart) -> State:
     folder = Path(part.out)
-    seeds = [stored(seed, folder) for seed in SEEDS]
+    study = study_of(part.data)
+    seeds = [stored(study, seed, folder) for seed in SEEDS]
     if lacking := [str(results.seed) for results in seeds if not results.complete]:
         return State(
             (f"recipes or protocols are others, or not done, of seed {', '.join(lacking)}",)

@@ -8,22 +8,35 @@ import torch
 from torch import nn
 
 from robustness.attacks import default_stages
-from robustness.claims import protocol, run
+from robustness.claims import models, protocol, run
 from robustness.claims.cost import variants
 from robustness.claims.horizon import (
     along_horizon,
     dopri5_evaluations,
     first_kept,
 )
-from robustness.claims.models import MODELS, recipe_of, recipe_text, trained
+from robustness.claims.models import (
+    GROUPS,
+    MODELS,
+    STUDIES,
+    Budget,
+    Study,
+    recipe_of,
+    recipe_text,
+    trained,
+    trained_group,
+)
 from robustness.claims.results import SeedResults, keep, read_seed, recipes_digest, stored
 from robustness.data import ImageSet
 from robustness.errors import UsageError
 from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.config import NeuralODEConfig
 from robustness.nets.encoders import Normalise
 from robustness.nets.solvers import FixedStepSolver
 from robustness.recipe import CrossEntropyConfig
 from robustness.results.leaderboard import Proportion
+
+STUDY = STUDIES["mnist"]
 
 
 class Away(nn.Module):
@@ -94,7 +107,7 @@ def few_stages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def standing(images: ImageSet, model: nn.Module) -> dict[str, int]:
-    return {name: share.count for name, share in protocol.protocols(model, images).items()}
+    return {name: share.count for name, share in protocol.protocols(model, images, STUDY).items()}
 
 
 @pytest.mark.usefixtures("few_stages")
@@ -161,57 +174,131 @@ def test_views_find_what_saturated_logits_hide() -> None:
 
 
 def test_rivals_differ_from_lyanets_recipe_in_loss_and_solver_alone() -> None:
-    lyanet, rivals = variants(1)
-    assert len(rivals) == 4
-    assert sum("adjoint" in name for name in rivals) == 2
+    lyanet, rivals = variants(STUDY, 1)
+    assert list(rivals) == ["back-propagation, 5 rk4 steps", "adjoint, 5 rk4 steps"]
     for rival in rivals.values():
         assert rival.training.batch_size == lyanet.training.batch_size
         assert isinstance(rival.training.loss, CrossEntropyConfig)
         assert rival.model.model_copy(update={"solver": lyanet.model.solver}) == lyanet.model
 
 
-def test_the_compared_pairs_train_as_long_and_another_seed_is_another_recipe() -> None:
-    for ours, rival in (("lyanet", "node"), ("lyanet-continuousnet", "continuousnet")):
-        assert recipe_of(ours, 1).training.epochs == recipe_of(rival, 1).training.epochs
-    recipes = {recipe_of(name, seed).training_digest for name in MODELS for seed in (1, 2, 3)}
-    assert len(recipes) == 15
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_a_compared_pair_is_one_network_that_differs_in_its_loss_and_lyanets_gain(
+    study: Study,
+) -> None:
+    for rival, ours in GROUPS[1:]:
+        one, other = (recipe_of(study, name, 1) for name in (ours, rival))
+        assert one.trained_by.loss != other.trained_by.loss
+        assert one.trained_by.model_copy(update={"loss": other.trained_by.loss}) == other.training
+        model = one.model
+        if isinstance(model, NeuralODEConfig):
+            assert isinstance(other.model, NeuralODEConfig)
+            assert model.field.gain == 100
+            model = model.model_copy(update={"field": other.model.field})
+        assert model == other.model
 
 
-@pytest.mark.parametrize("content", ["of the user", recipe_text("node", 2)])
+def test_another_seed_and_another_budget_are_other_recipes() -> None:
+    recipes = {
+        recipe_of(STUDY, name, seed, epochs).training_digest
+        for name in MODELS
+        for seed in (1, 2, 3)
+        for epochs in STUDY.budgets
+    }
+    assert len(recipes) == 30
+
+
+@pytest.mark.parametrize(
+    ("epochs", "best", "settled"),
+    [
+        (10, 8, True),
+        (10, 9, False),
+        (10, 10, False),
+        (16, 12, True),
+        (16, 13, False),
+        (1, 1, False),
+    ],
+)
+def test_a_training_has_settled_if_its_last_fifth_was_no_better(
+    epochs: int, best: int, settled: bool
+) -> None:
+    assert Budget(epochs=epochs, best_epoch=best, seconds=1.0).settled is settled
+
+
+def test_a_pair_is_trained_anew_for_longer_while_either_still_gets_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = {("node", 10): 3, ("lyanet", 10): 10, ("node", 20): 20, ("lyanet", 20): 5}
+    best |= {("resnet", 10): 8}
+    asked = []
+
+    def train_one(study: Study, name: str, seed: int, epochs: int, *rest: object) -> object:
+        del study, seed, rest
+        asked.append((name, epochs))
+        return nn.Identity(), Budget(epochs=epochs, best_epoch=best[name, epochs], seconds=1.0)
+
+    monkeypatch.setattr(models, "trained", train_one)
+    assert STUDY.budgets == (10, 20)
+    pair = trained_group(STUDY, ("node", "lyanet"), 1, tmp_path, None, quiet=True)
+    alone = trained_group(STUDY, ("resnet",), 1, tmp_path, None, quiet=True)
+    assert asked == [*list(best)[:4], ("resnet", 10)]
+    # The longest there is, though one of them was better still at its end.
+    assert {name: b.epochs for name, (_, b) in pair.items()} == {"node": 20, "lyanet": 20}
+    assert [b.settled for _, b in pair.values()] == [False, True]
+    assert alone["resnet"][1].epochs == 10
+
+
+@pytest.mark.parametrize("content", ["of the user", recipe_text(STUDIES["mnist"], "node", 2, 10)])
 def test_a_recipe_of_another_training_is_not_written_over(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "seed-1" / "node" / "recipe.toml"
+    file = tmp_path / "seed-1" / "node-10" / "recipe.toml"
     file.parent.mkdir(parents=True)
     file.write_text(content)
     with pytest.raises(UsageError):
-        trained("node", 1, tmp_path, None, quiet=True)
+        trained(STUDY, "node", 1, 10, tmp_path, None, quiet=True)
     assert file.read_text() == content
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_results_are_kept_part_by_part_and_dropped_when_the_recipes_change(tmp_path: Path) -> None:
-    empty = stored(1, tmp_path)
-    assert empty == SeedResults(edition=2, seed=1, recipes=recipes_digest(1))
+    empty = stored(STUDY, 1, tmp_path)
+    assert empty == SeedResults(edition=2, data="mnist", seed=1, recipes=recipes_digest(STUDY, 1))
     half = empty.model_copy(update={"cost": {"step: adjoint": 0.5}})
     keep(half, tmp_path)
-    assert stored(1, tmp_path) == half
+    assert stored(STUDY, 1, tmp_path) == half
+    assert not stored(STUDIES["fashion-mnist"], 1, tmp_path).cost
     keep(half.model_copy(update={"recipes": "of another edition"}), tmp_path)
-    assert stored(1, tmp_path) == empty
+    assert stored(STUDY, 1, tmp_path) == empty
     (tmp_path / "seed-1.json").write_text("{")
     with pytest.raises(UsageError, match="move it away to measure again"):
-        stored(1, tmp_path)
+        stored(STUDY, 1, tmp_path)
 
 
 def test_robust_accuracies_of_an_earlier_edition_are_read_and_never_mixed_with_new_ones(
     tmp_path: Path,
 ) -> None:
     table = {"wide linf 0.1": {"node": Proportion.of(1, 2)}}
-    old = SeedResults(seed=1, recipes=recipes_digest(1), cost={"step: adjoint": 0.5}, robust=table)
+    recipes = recipes_digest(STUDY, 1)
+    old = SeedResults(seed=1, recipes=recipes, cost={"step: adjoint": 0.5}, robust=table)
     assert old.edition == 1  # as files say that were written before there were editions
     keep(old, tmp_path)
     assert read_seed(1, tmp_path) == old
-    assert stored(1, tmp_path) == old.model_copy(update={"edition": 2, "robust": {}})
+    assert stored(STUDY, 1, tmp_path) == old.model_copy(update={"edition": 2, "robust": {}})
 
 
 def test_one_seed_has_no_interval_and_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two seeds or more"):
         run.measure_claims(tmp_path, None, seeds=(1,))
+
+
+def test_a_data_set_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="mnist, fashion-mnist, cifar-10, got 'digits'"):
+        run.measure_claims(tmp_path, None, data="digits")
+    assert not list(tmp_path.iterdir())
+
+
+def test_radii_of_studies_are_named_as_people_write_them() -> None:
+    assert [protocol.words_of(study.threat) for study in STUDIES.values()] == [
+        "linf 0.1",
+        "linf 0.1",
+        "linf 8/255",
+    ]

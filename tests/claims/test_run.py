@@ -9,7 +9,7 @@ from torch import nn
 
 from robustness.attacks import default_stages
 from robustness.claims import run
-from robustness.claims.models import MODELS
+from robustness.claims.models import MODELS, Budget, Study
 from robustness.claims.report import write_claims
 from robustness.data import ImageSet
 from robustness.nets.classifiers import NeuralODEClassifier
@@ -29,8 +29,15 @@ class Discrete(nn.Module):
         return self.head(self.normalise(images).flatten(1))
 
 
-def stand_in(name: str, seed: int, *rest: object, device: str = "cpu", **more: object) -> nn.Module:
-    del rest, more
+def group_of_stand_ins(
+    study: Study, group: tuple[str, ...], seed: int, *rest: object, device: str, **more: object
+) -> dict[str, tuple[nn.Module, Budget]]:
+    del study, rest, more
+    budget = Budget(epochs=10, best_epoch=8, seconds=1.0)
+    return {name: (stand_in(name, seed, device), budget) for name in group}
+
+
+def stand_in(name: str, seed: int, device: str) -> nn.Module:
     torch.manual_seed(seed)
     if name not in ("node", "lyanet"):
         return Discrete().eval().to(device)
@@ -54,24 +61,24 @@ class StoppedHereError(Exception):
 def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "trained", stand_in)
+    monkeypatch.setattr(run, "trained_group", group_of_stand_ins)
     monkeypatch.setattr(run.protocol, "IMAGES", 6)
     monkeypatch.setattr(run.protocol, "default_stages", lambda m, t: default_stages(m, t, "quick"))
     monkeypatch.setattr(run, "_NFE_IMAGES", 2)
     monkeypatch.setattr(run, "load_images", images)
     calls: list[str] = []
 
-    def ratios(seed: int, *_: object) -> dict[str, float]:
+    def ratios(study: Study, seed: int, *_: object) -> dict[str, float]:
         calls.append(f"cost {seed}")
         return {"step: back-propagation": 0.4, "epoch: back-propagation": 0.5}
 
     attack, stop_at = run.protocol.protocols, [8]
 
-    def attacked(model: nn.Module, chosen: ImageSet) -> object:
+    def attacked(model: nn.Module, chosen: ImageSet, study: Study) -> object:
         calls.append("attack")
         if calls.count("attack") == stop_at[0]:
             raise StoppedHereError
-        return attack(model, chosen)
+        return attack(model, chosen, study)
 
     monkeypatch.setattr(run, "step_and_epoch_ratios", ratios)
     monkeypatch.setattr(run.protocol, "protocols", attacked)
@@ -80,7 +87,7 @@ def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
     seeds = run.measure_claims(tmp_path, None, quiet=True)
     assert [call for call in calls if call != "attack"] == ["cost 1", "cost 2", "cost 3"]
     assert calls.count("attack") == 3 * len(MODELS) + 1  # the one that stopped, again
-    monkeypatch.setattr(run, "trained", None)  # complete results need no models
+    monkeypatch.setattr(run, "trained_group", None)  # complete results need no models
     before = [seed.model_dump() for seed in seeds]
     assert [s.model_dump() for s in run.measure_claims(tmp_path, None, quiet=True)] == before
     assert all(file.is_file() for file in write_claims(seeds, tmp_path))
@@ -89,15 +96,16 @@ def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
 def test_what_was_measured_on_a_device_says_so_and_is_not_taken_for_the_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "trained", stand_in)
+    monkeypatch.setattr(run, "trained_group", group_of_stand_ins)
     monkeypatch.setattr(run, "MODELS", ("node", "discrete"))
+    monkeypatch.setattr(run, "GROUPS", (("node", "discrete"),))
     monkeypatch.setattr(run.protocol, "IMAGES", 2)
     monkeypatch.setattr(run.protocol, "default_stages", lambda m, t: default_stages(m, t, "quick"))
     monkeypatch.setattr(run, "_NFE_IMAGES", 1)
     monkeypatch.setattr(run, "load_images", images)
     asked: list[str] = []
 
-    def ratios(seed: int, _: ImageSet, device: str) -> dict[str, float]:
+    def ratios(study: Study, seed: int, _: ImageSet, device: str) -> dict[str, float]:
         asked.append(device)
         return {"step": 0.5}
 

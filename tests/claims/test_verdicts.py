@@ -5,6 +5,7 @@ import math
 import pytest
 from results import results
 
+from robustness.claims.models import MODELS, Budget
 from robustness.claims.report import write_claims
 from robustness.claims.results import SeedResults, read_seed
 from robustness.claims.run import SEEDS
@@ -81,6 +82,45 @@ def test_every_claim_of_the_paper_is_compared_with_the_right_sign() -> None:
     assert len(prediction.comparisons) == 2
     assert len(convergence.comparisons) == 4
     assert len(robustness.comparisons) == 5 * 2 + 1
+
+
+def test_an_open_comparison_tells_how_many_seeds_would_decide_it() -> None:
+    # Differences of 0, 1 and 2: mean 1 and deviation 1, so that t / sqrt(n) must fall below 1,
+    # which it does from 7 seeds on (2.447 / 2.646); with 6 it is 2.571 / 2.449.
+    found = comparison([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    assert found.outcome is Outcome.OPEN
+    assert found.seeds_to_decide == 7
+    assert comparison([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]).seeds_to_decide is None
+    assert BETTER.seeds_to_decide is None
+
+
+def test_a_sentence_counts_outcomes_and_names_the_clearest() -> None:
+    claim = Claim(statement="s", comparisons=[OPEN, BETTER, WORSE])
+    assert claim.sentence == (
+        "of 3 comparisons 1 came out better, 1 worse and 1 undecided, the clearest being "
+        "q, a against b: 1 to 2, a difference of -1 [-1, -1]"
+    )
+    assert "undecided" in Claim(statement="s", comparisons=[OPEN]).sentence
+
+
+def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_rising(
+    tmp_path,
+) -> None:
+    settled = Budget(epochs=10, best_epoch=8, seconds=1.0)
+    rising = Budget(epochs=20, best_epoch=20, seconds=1.0)
+    budgets = dict.fromkeys(MODELS, settled) | {"lyanet": rising}
+    seeds = [
+        s.model_copy(update={"edition": 2, "data": "fashion-mnist", "budgets": budgets})
+        for s in results(gain=0.5)
+    ]
+    write_claims(seeds, tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert report.startswith("# LyaNet's claims, measured on Fashion-MNIST\n")
+    assert "| lyanet | 20 (20) \\* |" in report
+    assert "| node | 10 (8) |" in report
+    quoted = [line for line in report.splitlines() if line.startswith("On Fashion-MNIST, 3 seeds")]
+    assert len(quoted) == 4
+    assert all("10 to 20 epochs" in line and "the clearest being" in line for line in quoted)
 
 
 def test_a_report_says_by_which_edition_it_was_attacked(tmp_path) -> None:
