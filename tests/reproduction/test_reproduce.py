@@ -267,7 +267,7 @@ def test_claims_are_stale_by_seed_and_by_page(
     folder = shutil.copytree(ROOT / "reports" / "lyanet-claims", tmp_path / "claims")
     part = ClaimsPart(name="claims", kind="claims", out=str(folder))
     # As if the committed measurements were of the recipes and protocols of today.
-    monkeypatch.setattr(state, "stored", lambda study, seed, _: done[seed])
+    monkeypatch.setattr(state, "stored", lambda _study, seed, _folder: done[seed])
     done = {seed: read_seed(seed, folder) for seed in SEEDS}
     write_claims(list(done.values()), folder)
     assert not state_of(part, None).stale
