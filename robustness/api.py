@@ -40,7 +40,14 @@ from robustness.evaluation.executors.here import NAME as HERE
 from robustness.evaluation.executors.processes import Limits, call_alone
 from robustness.evaluation.kept import InMemory
 from robustness.evaluation.merging import merge_stores
-from robustness.evaluation.packing import PACKED_FILE, packed, require_units, store_of, unpack
+from robustness.evaluation.packing import (
+    PACKED_FILE,
+    keys_of,
+    packed,
+    require_units,
+    store_of,
+    unpack,
+)
 from robustness.evaluation.plan import Plan
 from robustness.evaluation.progress import event_file
 from robustness.evaluation.reader import Reader
@@ -203,7 +210,9 @@ def evaluate(
             store.end_run(run, wall)
             if shard is not None:
                 return None
-            leaderboard = _with_wall_time(summarise(crew.plan, store, versions), wall, store)
+            leaderboard = _with_wall_time(
+                summarise(crew.plan, store, versions), wall, store, crew.plan
+            )
     leaderboard = with_origins(whole_test_set(leaderboard))
     write_report(leaderboard, folder)
     return leaderboard
@@ -367,7 +376,7 @@ def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:
             for kind in dict.fromkeys(job.kind for job in plan.jobs):
                 tables[kind] = csv_of(*reader.table(kind))
         summary = summarise(plan, store, run.environment)
-        return _with_wall_time(summary, run.wall_seconds, store)
+        return _with_wall_time(summary, run.wall_seconds, store, plan)
 
 
 @takes_objects
@@ -1085,9 +1094,9 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _with_wall_time(leaderboard: Leaderboard, wall: float, store: Store) -> Leaderboard:
+def _with_wall_time(leaderboard: Leaderboard, wall: float, store: Store, plan: Plan) -> Leaderboard:
     timings = leaderboard.timings | {"wall seconds of this run": round(wall, 2)}
-    starts = store.wall_seconds(leaderboard.suite.name)
+    starts = store.wall_seconds(leaderboard.suite.name, keys_of(plan, store))
     if len(starts) > 1:
         what = f"wall seconds of all {len(starts)} starts on these results"
         timings |= {what: round(sum(starts), 2)}

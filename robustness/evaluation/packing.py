@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from robustness.errors import UsageError, one_line, os_failure
 from robustness.evaluation.database import DamagedError
+from robustness.evaluation.plan import Plan
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
 from robustness.files import read_file, replace_file
@@ -36,6 +37,12 @@ def require_units(schedule: Schedule, path: Path) -> None:
             raise DamagedError(f"{path}, of which {what}")
 
 
+def keys_of(plan: Plan, store: Store) -> set[str]:
+    """The keys of all units of a run that is complete."""
+    schedule = Schedule(plan, store)
+    return {unit.key for job in plan.jobs for unit in schedule.units(job)}
+
+
 def packed(store: Store) -> bytes:
     """The units of a store's last complete run, and the notes of all starts of its suite.
 
@@ -50,9 +57,8 @@ def packed(store: Store) -> bytes:
         OperationalError: the disk failed.
     """
     plan = store.last_run().plan
-    schedule = Schedule(plan, store)
-    require_units(schedule, store.path)
-    keys = {unit.key for job in plan.jobs for unit in schedule.units(job)}
+    require_units(Schedule(plan, store), store.path)
+    keys = keys_of(plan, store)
     with TemporaryDirectory() as folder:
         part = Path(folder) / STORE_FILE
         store.extract(part, keys, plan.suite.name)

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,12 +205,24 @@ class Store:
                 whole = (*note, wall_seconds)
                 self._db.insert("runs", [(*whole, _digest(*whole))])
 
-    def wall_seconds(self, suite: str) -> list[float]:
+    def wall_seconds(self, suite: str, keys: Collection[str] | None = None) -> list[float]:
         """Wall time of every start of a suite, in order.
 
         A start that was interrupted lasted until the last unit that it stored.
+
+        Args:
+            suite: its name.
+            keys: of units; of starts before the last, only those that computed one of them.
         """
-        return [wall for plan, *_, wall in self.starts() if _suite_of(plan) == suite]
+        starts = [(at, wall) for plan, _, at, wall in self.starts() if _suite_of(plan) == suite]
+        if keys is None:
+            return [wall for _, wall in starts]
+        query = "SELECT key, finished FROM shards"
+        finished = [when for key, when in self._db.query(query) if key in keys]
+        earlier = [
+            wall for at, wall in starts[:-1] if any(at <= when <= at + wall for when in finished)
+        ]
+        return earlier + [wall for _, wall in starts[-1:]]
 
     def starts(self) -> list[tuple[str, str, float, float]]:
         """Plan, environment, time and wall time of every start, in order; see `wall_seconds`."""

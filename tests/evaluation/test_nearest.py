@@ -162,6 +162,9 @@ def test_the_wall_time_of_all_starts_counts_those_that_were_killed(tmp_path: Pat
         assert 0.04 < killed <= after - before
         assert (idle, complete) == (0.0, 7.0)
         assert store.wall_seconds("another") == []
+        # A start that computed nothing of what is asked for is none of it, but for the last.
+        assert store.wall_seconds("nearest", {"key"}) == [killed, 7.0]
+        assert store.wall_seconds("nearest", {"another key"}) == [7.0]
 
 
 def test_of_no_images_nothing_is_found() -> None:
