@@ -308,9 +308,16 @@ def _proved(measured: Measurement, proofs: Proofs | None) -> Iterator[str]:
     yield table(["threat", "certified", "95%"], rows)
     for part in proofs.norms:
         won = ", ".join(f"{code(name)} {count:,}" for name, count in part.won.items())
+        if part.asked:
+            tried = " or ".join(f"{eps:g}" for eps in part.asked)
+            radii = f"no larger radius than {tried} was tried; by certificate: {won or 'none'}"
+        else:
+            radii = (
+                f"median radius {part.median:.3g}, largest {part.largest:.3g}; largest radius by "
+                f"certificate: {won or 'none'}"
+            )
         yield (
-            f"{words.SYMBOLS[part.norm]}: median radius {part.median:.3g}, largest "
-            f"{part.largest:.3g}; largest radius by certificate: {won or 'none'}. "
+            f"{words.SYMBOLS[part.norm]}: {radii}. "
             f"{words.plural(part.audited, 'certified image')} attacked just inside "
             f"their radii by the stages of the worst case, longer climbs and PGD: none broken."
         )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robustness.attacks import Status
-from robustness.certificates import CERTIFICATES
+from robustness.certificates import CERTIFICATES, ProgramCertificate
 from robustness.certificates.base import Certificate, CertifiedRadius, Kind
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet
@@ -17,6 +17,7 @@ from robustness.evaluation.jobs.audit import audit, choose
 from robustness.evaluation.suite import ThreatsConfig
 from robustness.files import read_json
 from robustness.numerics.devices import release_on
+from robustness.recipe import ProvedConfig, Recipe
 from robustness.results.leaderboard import Proportion, Summary
 from robustness.threat import Norm
 from robustness.zoo import LoadedModel
@@ -51,6 +52,7 @@ class ProvedNorm(Summary):
         milliseconds: processor time per image of all certificates of this norm, after what
             they share with the norms before.
         audited: certified images that were attacked just inside their radii, without success.
+        asked: the only radii that were tried; empty where each image's largest was searched for.
     """
 
     norm: Norm
@@ -60,6 +62,7 @@ class ProvedNorm(Summary):
     largest: float
     milliseconds: float
     audited: int
+    asked: tuple[float, ...] = ()
 
 
 class Proofs(Summary):
@@ -100,7 +103,7 @@ def prove(
     """
     assert loaded.recipe is not None
     assert loaded.recipe.weights is not None
-    certificates_of = applying(loaded.module, threats)
+    certificates_of = applying(loaded.module, threats, loaded.recipe)
     if not any(certificates_of.values()):
         return None
     best: dict[Norm, list[CertifiedRadius | None]] = {norm: [] for norm in certificates_of}
@@ -122,7 +125,8 @@ def prove(
         _audit(loaded, images, group.norm, claimed, audited, seed)
         attacked = min(audited, sum(claim is not None for claim in claimed))
         cost = 1000 * seconds[group.norm] / len(images)
-        norms.append(_summary(group, claimed, cost, attacked))
+        asked = _asked(certificates_of[group.norm])
+        norms.append(_summary(group, claimed, cost, attacked, asked))
     return Proofs(
         weights_sha256=loaded.recipe.weights.sha256,
         data_digest=images.digest,
@@ -131,9 +135,15 @@ def prove(
     )
 
 
-def applying(module: nn.Module, threats: list[ThreatsConfig]) -> dict[Norm, list[Certificate]]:
-    """The certificates of whole test sets that apply to a model, in each norm."""
-    return {
+def applying(
+    module: nn.Module, threats: list[ThreatsConfig], recipe: Recipe
+) -> dict[Norm, list[Certificate]]:
+    """The certificates of whole test sets that apply to a model, in each norm.
+
+    The bounds of a program take too long in general. They are cheap for one that was trained by
+    them, at the radii that it was trained for.
+    """
+    found: dict[Norm, list[Certificate]] = {
         group.norm: [
             CERTIFICATES[name]
             for name in THOROUGH
@@ -141,6 +151,21 @@ def applying(module: nn.Module, threats: list[ThreatsConfig]) -> dict[Norm, list
         ]
         for group in threats
     }
+    loss = recipe.training and recipe.training.loss
+    if not isinstance(loss, ProvedConfig):
+        return found
+    for group in threats:
+        within = tuple(eps for eps in group.eps if eps <= loss.eps)
+        program = ProgramCertificate(at=within)
+        if group.norm is Norm.LINF and within and program.refusal(module, group.norm) is None:
+            found[group.norm].append(program)
+    return found
+
+
+def _asked(certificates: list[Certificate]) -> tuple[float, ...]:
+    """The only radii that any of them tries."""
+    asked = [c.at for c in certificates if isinstance(c, ProgramCertificate)]
+    return asked[0] if len(asked) == len(certificates) == 1 else ()
 
 
 def _largest(claims: tuple[CertifiedRadius, ...]) -> CertifiedRadius | None:
@@ -150,7 +175,11 @@ def _largest(claims: tuple[CertifiedRadius, ...]) -> CertifiedRadius | None:
 
 
 def _summary(
-    group: ThreatsConfig, claimed: list[CertifiedRadius | None], milliseconds: float, audited: int
+    group: ThreatsConfig,
+    claimed: list[CertifiedRadius | None],
+    milliseconds: float,
+    audited: int,
+    asked: tuple[float, ...],
 ) -> ProvedNorm:
     radii = torch.tensor([c.radius if c else 0.0 for c in claimed], dtype=torch.float64)
     won: dict[str, int] = {}
@@ -162,12 +191,13 @@ def _summary(
         won=dict(sorted(won.items())),
         at=[
             ProvedAt(eps=eps, certified=Proportion.of(int((radii > eps).sum()), len(radii)))
-            for eps in group.eps
+            for eps in asked or group.eps
         ],
         median=float(f"{float(radii.median()):.4g}"),
         largest=float(f"{float(radii.max()):.4g}"),
         milliseconds=round(milliseconds, 3),
         audited=audited,
+        asked=asked,
     )
 
 

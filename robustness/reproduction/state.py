@@ -271,7 +271,8 @@ def _entry(folder: Path, proofs: bool, boards: dict[str, Leaderboard]) -> EntryS
     elif facts.torch != release_on(loaded.module):
         measured = f"measured with torch {facts.torch}"
     found = read_proofs(folder / PROVED_FILE)
-    if proofs and any(applying(loaded.module, load_suite(recipe.data.name).threats).values()):
+    threats = load_suite(recipe.data.name).threats if proofs else []
+    if any(applying(loaded.module, threats, recipe).values()):
         if found is None:
             proved = "never certified"
         elif found.weights_sha256 != recipe.weights.sha256:

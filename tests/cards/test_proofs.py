@@ -8,12 +8,13 @@ import torch
 
 from robustness.api import committed_leaderboards
 from robustness.cards import proofs
-from robustness.cards.proofs import PROVED_FILE, prove, read_proofs
-from robustness.certificates import CERTIFICATES, CertifiedRadius
+from robustness.cards.proofs import PROVED_FILE, applying, prove, read_proofs
+from robustness.certificates import CERTIFICATES, CertifiedRadius, ProgramCertificate
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.data import ImageSet, load_images
 from robustness.errors import SoundnessError, UsageError
 from robustness.evaluation.suite import load_suite
+from robustness.threat import Norm
 from robustness.zoo import load_model, zoo_folder
 
 NAME = "digits/lyanet-certified"
@@ -72,6 +73,31 @@ def test_a_certificate_that_lies_ends_in_a_soundness_error() -> None:
         pytest.raises(SoundnessError, match=r"certified to L2 .* by target-seeking"),
     ):
         prove(load_model(NAME), few(64), THREATS[1:], audited=20)
+
+
+def test_a_model_trained_by_bounds_of_its_program_is_proved_at_the_radius_it_was_trained_for(
+    no_attack: list[int],
+) -> None:
+    name = "mnist/lyanet-proved"
+    loaded, threats = load_model(name), load_suite("mnist").threats
+    assert loaded.recipe is not None
+    assert [group.eps for group in threats if group.norm is Norm.LINF] == [[0.1, 0.3]]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 1, 28, 28, generator=generator).mul(0.2)
+    labels = loaded.module(images).argmax(dim=1).detach()
+    labels[2] = (labels[2] + 1) % 10
+    found = prove(loaded, ImageSet("mnist", "test", images, labels, 10), threats, audited=1)
+    assert found is not None
+    (linf,) = found.norms
+    claims = ProgramCertificate(at=(0.1,)).certify(loaded.module, images, labels, Norm.LINF)
+    assert linf.asked == (0.1,)
+    assert [at.eps for at in linf.at] == [0.1]
+    assert linf.at[0].certified.count == sum(claim.radius > 0.1 for claim in claims)
+    assert linf.at[0].certified.total == 3
+    # One that was trained otherwise is not given to it: its bounds would take minutes an image.
+    other = load_model("mnist/node")
+    assert other.recipe is not None
+    assert not any(applying(other.module, threats, other.recipe).values())
 
 
 def test_a_model_without_certificates_has_no_proofs() -> None:
