@@ -265,7 +265,7 @@ class Suite(Config):
         for what, names in (
             ("models", self.models),
             ("norms in threats", [t.norm for t in self.threats]),
-            ("certificates", [c if isinstance(c, str) else c.name for c in self.certificates]),
+            ("certificates", self._asked()),
             ("kinds of attacks at each radius", self._runs()),
         ):
             _require_distinct(what, names)
@@ -279,6 +279,16 @@ class Suite(Config):
     def __reduce__(self) -> tuple[Callable[[str], "Suite"], tuple[str]]:
         # To worker processes as text, since the tables of attacks are classes made when asked for.
         return Suite.model_validate_json, (self.model_dump_json(),)
+
+    def _asked(self) -> list[str]:
+        """Every certificate; one may come twice, with other settings for models of other names."""
+        asked = [
+            (c, ["*"]) if isinstance(c, str) else (c.name, c.models) for c in self.certificates
+        ]
+        wide = {name for name, models in asked if any(set("*?[") & set(m) for m in models)}
+        return [name for name, _ in asked if name in wide] + [
+            f"{name} of {model}" for name, models in asked if name not in wide for model in models
+        ]
 
     def _runs(self) -> list[str]:
         """Every kind of attack with every threat: one may come twice, with other settings."""

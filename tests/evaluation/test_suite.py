@@ -95,6 +95,21 @@ def test_a_certificate_is_named_or_a_table_of_its_settings(suite_file: Path) -> 
     assert load_suite(str(suite_file)).build_certificates("any")["smoothing"].seed == 7
 
 
+def test_a_certificate_may_have_other_settings_for_models_of_other_names(suite_file: Path) -> None:
+    one, other = (
+        f'{{ name = "smoothing", models = ["{model}"], sigma = {sigma} }}'
+        for model, sigma in (("a", 0.5), ("b", 0.25))
+    )
+    content = suite_file.read_text()
+    suite_file.write_text(content.replace('"target-seeking"', f"{one}, {other}"))
+    suite = load_suite(str(suite_file))
+    found = [suite.build_certificates(model).get("smoothing") for model in "abc"]
+    assert [c and c.sigma for c in found] == [0.5, 0.25, None]
+    for clash in (other.replace('"b"', '"b", "a"'), other.replace('"b"', '"?"')):
+        twice = content.replace('"target-seeking"', f"{one}, {clash}")
+        assert "distinct certificates, got smoothing" in message_of(suite_file, twice)
+
+
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
