@@ -96,7 +96,17 @@ STUDIES = {
                 "continuousnet": {"stem": [8], "widths": [16, 24]},
             },
         ),
-        Study("cifar-10", "CIFAR-10", ThreatModel(Norm.LINF, 8 / 255), (12, 24), 4e-3),
+        Study(
+            "cifar-10",
+            "CIFAR-10",
+            ThreatModel(Norm.LINF, 8 / 255),
+            (12, 24),
+            4e-3,
+            {
+                "resnet": {"widths": [16, 32, 64]},
+                "continuousnet": {"stem": [16], "widths": [24, 48]},
+            },
+        ),
     )
 }
 
