@@ -95,11 +95,15 @@ def dumbbells(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
     svg.legend(
         canvas, left - 6, 14, [*shown, ("tick", "clean", "clean"), ("band", "band", "not known")]
     )
-    for number, ((entry, bracket), name) in enumerate(zip(rows, names, strict=True)):
-        y = top + step * (number + 0.5)
+    levels = [top + step * (number + 0.5) for number in range(len(rows))]
+    canvas.add(
+        "path",
+        d="".join(f"M{svg.place(x(0))} {svg.place(y)}h{svg.place(x(1) - x(0))}" for y in levels),
+        class_="grid",
+    )
+    for y, (entry, bracket), name in zip(levels, rows, names, strict=True):
         low, high = bracket.certified.value, bracket.attacked.value
         canvas.text(left - 12, y + 4, name, text_anchor="end")
-        canvas.line(x(0), y, x(1), y, class_="grid")
         if high > low:
             canvas.add("rect", x=x(low), y=y - 4, width=x(high) - x(low), height=8, class_="band")
         row = ranking.attack_row(entry, plain or "", threat)

@@ -380,7 +380,6 @@ def _ranking_row(
         "family": entry.origin.family if entry.origin else "",
         "kind": kind,
         "mark": mark,
-        "words": f"{entry.name} {entry.origin.family if entry.origin else ''}".lower(),
     }
     return Row(tuple(cells), pages.anchor(leaderboard, entry), facts)
 

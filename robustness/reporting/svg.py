@@ -139,17 +139,17 @@ def figure_style() -> str:
 
 
 def trace(points: Sequence[tuple[Number, Number]]) -> str:
-    """The path through points, straight stretches along an axis written short."""
-    # Written out and not by `place`: lines have many points.
-    written = [(f"{x:.1f}".removesuffix(".0"), f"{y:.1f}".removesuffix(".0")) for x, y in points]
-    said = [f"M{written[0][0]} {written[0][1]}"] if written else []
-    for (x0, y0), (x1, y1) in pairwise(written):
+    """The path through points to a tenth, each seen from the last, as many of them lie near by."""
+    tenths = [(round(10 * x), round(10 * y)) for x, y in points]
+    said = [f"M{tenths[0][0] / 10:g} {tenths[0][1] / 10:g}"] if tenths else []
+    for (x0, y0), (x1, y1) in pairwise(tenths):
+        across, down = f"{(x1 - x0) / 10:g}", f"{(y1 - y0) / 10:g}"
         if y0 == y1:
-            said.append(f"H{x1}")
+            said.append(f"h{across}" if x0 != x1 else "")
         elif x0 == x1:
-            said.append(f"V{y1}")
+            said.append(f"v{down}")
         else:
-            said.append(f"L{x1} {y1}")
+            said.append(f"l{across} {down}")
     return "".join(said)
 
 

@@ -7,9 +7,10 @@
     if (x !== null && y !== null) return x - y;
     return x !== null ? -1 : y !== null ? 1 : a.localeCompare(b);
   };
+  const said = cell => cell.dataset.v ?? cell.firstChild.textContent;
   const sort = (heading, up) => {
     const table = heading.closest("table"), place = heading.cellIndex;
-    const rows = [...table.tBodies[0].rows], key = row => row.cells[place].dataset.v;
+    const rows = [...table.tBodies[0].rows], key = row => said(row.cells[place]);
     const filled = rows.filter(row => key(row) !== ""), empty = rows.filter(row => key(row) === "");
     filled.sort((a, b) => (up ? 1 : -1) * compare(key(a), key(b)));
     table.tBodies[0].append(...filled, ...empty);
@@ -39,15 +40,16 @@
       let shown = 0;
       all("tr", body).forEach(row => {
         row.hidden = ["family", "kind", "mark"].some(k => wanted[k] && row.dataset[k] !== wanted[k])
-          || !row.dataset.words.includes(wanted.words.trim().toLowerCase());
+          || !words(row).includes(wanted.words.trim().toLowerCase());
         shown += !row.hidden;
       });
       form.querySelector("output").value = `${shown} of ${body.rows.length} models`;
       all("div[data-threat] tr[id]").forEach(row => { row.dataset.anchor = row.id; row.removeAttribute("id"); });
-      all("tr", body).forEach(row => { row.id = anchors[row.dataset.words]; });
+      all("tr", body).forEach(row => { row.id = anchors[words(row)]; });
     };
+    const words = row => `${said(row.querySelector("th"))} ${row.dataset.family}`.toLowerCase();
     const anchors = {};
-    all("div[data-threat] tr[id]").forEach(row => { anchors[row.dataset.words] = row.id; });
+    all("div[data-threat] tr[id]").forEach(row => { anchors[words(row)] = row.id; });
     form.addEventListener("input", apply);
     form.addEventListener("submit", event => event.preventDefault());
     apply();

@@ -1,0 +1,54 @@
+"""The attack that is written apart: what it takes for standing, and that it breaks what can be."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustness.data import load_images
+from robustness.threat import Norm
+from robustness.zoo import load_model
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import apart  # noqa: E402
+
+SAMPLES = """model,index,label,prediction,norm,adversarial_distance
+a,3,1,1,Linf,0.2
+a,2,1,1,Linf,
+a,1,1,1,Linf,0.1
+a,5,1,2,Linf,
+a,4,1,1,L2,
+b,6,1,1,Linf,
+"""
+
+
+def test_what_stands_is_right_and_was_broken_nowhere_within_the_radius(tmp_path: Path) -> None:
+    (tmp_path / "samples.csv").write_text(SAMPLES)
+    assert apart.standing(tmp_path, "a", Norm.LINF, 0.1) == [2, 3]
+    assert apart.standing(tmp_path, "a", Norm.LINF, 0.3) == [2]
+    assert apart.standing(tmp_path, "b", Norm.LINF, 0.1) == [6]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [(Norm.LINF, 0.2), (Norm.L2, 1.5)])
+def test_all_is_broken_in_a_wide_ball_and_nothing_in_a_narrow_one(
+    norm: Norm, eps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apart, "ROUNDS", 4)
+    model, data = load_model("digits/node").module, load_images("digits", "test")
+    with torch.no_grad():
+        right = (model(data.images[:8]).argmax(dim=1) == data.labels[:8]).nonzero().squeeze(1)[:3]
+    images, labels = data.images[right], data.labels[right]
+    assert sorted(apart.broken(model, images, labels, norm, eps, 4, 0)) == [0, 1, 2]
+    assert apart.broken(model, images, labels, norm, eps / 1000, 4, 0) == []
+
+
+def test_points_are_moved_into_ball_and_box() -> None:
+    images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    far = images + 3 * torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    for norm, order in ((Norm.LINF, torch.inf), (Norm.L2, 2)):
+        moved = apart.into_ball(far, images, norm, 0.1)
+        sizes = torch.linalg.vector_norm((moved - images).flatten(1), order, dim=1)
+        assert float(sizes.max()) <= 0.1 * (1 + 1e-5)
+        assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
