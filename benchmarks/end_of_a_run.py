@@ -27,17 +27,36 @@ from robustness.results.leaderboard import WORST_CASE
 BATCH_SIZE = 64
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The second phase of a complete run.
+
+    Attributes:
+        plan: of the run.
+        units: by job and first image.
+        took: the seconds of each unit, by its key.
+    """
+
+    plan: Plan
+    units: dict[tuple[Job, int], Unit]
+    took: dict[str, float]
+
+    @classmethod
+    def of(cls, store: Store) -> "Recorded":
+        """Of the last complete run of a store."""
+        plan = store.last_run().plan
+        schedule = Schedule(plan, store)
+        late = [job for job in plan.jobs if job.late]
+        units = {(job, unit.indices[0]): unit for job in late for unit in schedule.units(job)}
+        return cls(plan, units, {u.key: store.seconds([u.key]) for u in units.values()})
+
+
 class Revealed(Schedule):
     """The schedule of a stored run, whose units are done one after the other once more."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
-        super().__init__(plan, Done())
-        self.stored = {
-            (job, unit.indices[0]): unit
-            for job in plan.jobs
-            if job.late
-            for unit in Schedule(plan, store).units(job)
-        }
+    def __init__(self, run: Recorded) -> None:
+        super().__init__(run.plan, Done())
+        self.stored = run.units
         self.work = [(job, unit) for (job, _), unit in self.stored.items()]
 
     def given(self, job: Job, unit: Unit) -> Unit:
@@ -79,18 +98,19 @@ class End:
     running: Running = field(compare=False)
 
 
-def simulate(store: Store, workers: int, parts: int = 1, share: float = 1.0) -> tuple[float, float]:
+def simulate(
+    run: Recorded, workers: int, parts: int = 1, share: float = 1.0
+) -> tuple[float, float]:
     """Seconds of the second phase on so many workers, and the work that is done in them.
 
     Args:
-        store: of a complete run.
+        run: that is done once more.
         workers: how many.
         parts: that a unit of the worst case is cut into where workers would be idle.
         share: of a unit's seconds that each part takes.
     """
-    plan, costs = store.last_run().plan, CostModel()
-    schedule = Revealed(plan, store)
-    took = {unit.key: store.seconds([unit.key]) for _, unit in schedule.work}
+    plan, took, costs = run.plan, run.took, CostModel()
+    schedule = Revealed(run)
     now, work, number = 0.0, 0.0, 0
 
     def measured(job: Job) -> float | None:
@@ -135,9 +155,10 @@ def main() -> None:
     with store_of(asked.report) as file, Store(file, must_exist=True) as store:
         print("| workers | seconds | cut | over the bound | cut | work added |")
         print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+        run = Recorded.of(store)
         for workers in asked.workers:
-            plain, done = simulate(store, workers)
-            cut, work = simulate(store, workers, asked.parts, asked.share)
+            plain, done = simulate(run, workers)
+            cut, work = simulate(run, workers, asked.parts, asked.share)
             bound = done / workers
             print(
                 f"| {workers} | {plain:,.0f} | {cut:,.0f} | {plain / bound - 1:.1%} | "

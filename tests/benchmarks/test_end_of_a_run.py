@@ -1,7 +1,6 @@
 """The end of a run, simulated from what is committed."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,28 +9,28 @@ from robustness.evaluation.packing import store_of
 from robustness.evaluation.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from end_of_a_run import main, simulate
+from end_of_a_run import Recorded, main, simulate
 
-REPORT = Path(__file__).parents[2] / "reports/digits"
+REPORTS = Path(__file__).parents[2] / "reports"
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with store_of(REPORT) as file, Store(file, must_exist=True) as opened:
-        yield opened
+def run() -> Recorded:
+    with store_of(REPORTS / "digits") as file, Store(file, must_exist=True) as store:
+        return Recorded.of(store)
 
 
-def test_no_order_beats_the_sum_of_the_work_and_one_worker_does_it_all(store: Store) -> None:
-    alone, work = simulate(store, 1, 2, 0.5)
+def test_no_order_beats_the_sum_of_the_work_and_one_worker_does_it_all(run: Recorded) -> None:
+    alone, work = simulate(run, 1, 2, 0.5)
     assert alone == pytest.approx(work)
-    two, same = simulate(store, 2)
+    two, same = simulate(run, 2)
     assert same == pytest.approx(work)
     assert work / 2 <= two < 0.6 * work
 
 
-def test_units_are_cut_only_where_workers_would_be_idle(store: Store) -> None:
-    whole, work = simulate(store, 500)
-    halves, same = simulate(store, 500, 2, 0.5)
+def test_units_are_cut_only_where_workers_would_be_idle(run: Recorded) -> None:
+    whole, work = simulate(run, 500)
+    halves, same = simulate(run, 500, 2, 0.5)
     assert same == pytest.approx(work)
     assert 0.4 * whole < halves < 0.8 * whole
 
@@ -39,6 +38,6 @@ def test_units_are_cut_only_where_workers_would_be_idle(store: Store) -> None:
 def test_a_table_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["end", str(REPORT), "--workers", "2"])
+    monkeypatch.setattr(sys, "argv", ["end", str(REPORTS / "peers/mnist"), "--workers", "2"])
     main()
     assert capsys.readouterr().out.splitlines()[-1].startswith("| 2 | ")
