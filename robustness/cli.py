@@ -751,8 +751,13 @@ def _names_of(dataset: str | None) -> list[str]:
 @app.command()
 def claims(
     out: Annotated[
-        Path, typer.Option("--out", help="Report folder; a killed run goes on in it.")
-    ] = Path("reports/lyanet-claims"),
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Report folder; a killed run goes on in it. reports/lyanet-claims by default, "
+            "followed by -DATA for another data set than mnist.",
+        ),
+    ] = None,
     data: Annotated[str, typer.Option("--data", help=f"Data set: {', '.join(STUDIES)}.")] = "mnist",
     seeds: Annotated[
         int, typer.Option("--seeds", help="Trainings of each model; two or more.", min=2)
@@ -761,6 +766,8 @@ def claims(
     device: Device = None,
 ) -> None:
     """Measure the claims of the LyaNet paper over several seeds (hours; resumable)."""
+    if out is None:
+        out = Path("reports/lyanet-claims" if data == "mnist" else f"reports/lyanet-claims-{data}")
     log_beside(out)
     results = measure_claims(out, data_dir, range(1, seeds + 1), data=data, device=device)
     write_claims(results, out)

@@ -220,8 +220,8 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
         "pair; Adam in place of Nero; 64 states a batch in place of 512; fewer epochs, see "
         "below; an exponential average of the weights over some 500 steps from the start, in "
         "place of one from halfway; the gain stays what it is, where their training loop moves "
-        "it. The model that is trained through its solver has a gain of 1: with 100 its states "
-        "grow by orders of magnitude in every step, and there is nothing to back-propagate.",
+        "it. The model that is trained through its solver has a gain of 1, as in the zoo: with "
+        "100 states grow by orders of magnitude in every step.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from robustness.claims.models import MODELS, STUDIES, Budget, Study, recipe_text
+from robustness.errors import UsageError
 from robustness.files import read_json, replace_file
 from robustness.numerics.devices import CPU
 from robustness.results.leaderboard import Proportion, Summary
@@ -88,7 +89,7 @@ def stored(study: Study, seed: int, folder: Path, device: str = CPU) -> SeedResu
     Robust accuracies by protocols of an earlier edition are left out, to be measured again.
 
     Raises:
-        UsageError: the file is broken.
+        UsageError: the file is broken, or of another data set.
     """
     fresh = SeedResults(
         edition=EDITION,
@@ -100,8 +101,12 @@ def stored(study: Study, seed: int, folder: Path, device: str = CPU) -> SeedResu
     if not _file(seed, folder).is_file():
         return fresh
     found = read_seed(seed, folder)
-    same = ("data", "recipes", "device")
-    if any(getattr(found, name) != getattr(fresh, name) for name in same):
+    if found.data != study.data:
+        raise UsageError(
+            f"{folder}: expected results on {study.data}, got some on {found.data}; give another "
+            "--out"
+        )
+    if (found.recipes, found.device) != (fresh.recipes, fresh.device):
         return fresh
     if found.edition != EDITION:
         return found.model_copy(update={"edition": EDITION, "robust": {}})

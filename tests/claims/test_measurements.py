@@ -265,7 +265,8 @@ def test_results_are_kept_part_by_part_and_dropped_when_the_recipes_change(tmp_p
     half = empty.model_copy(update={"cost": {"step: adjoint": 0.5}})
     keep(half, tmp_path)
     assert stored(STUDY, 1, tmp_path) == half
-    assert not stored(STUDIES["fashion-mnist"], 1, tmp_path).cost
+    with pytest.raises(UsageError, match="expected results on fashion-mnist, got some on mnist"):
+        stored(STUDIES["fashion-mnist"], 1, tmp_path)
     keep(half.model_copy(update={"recipes": "of another edition"}), tmp_path)
     assert stored(STUDY, 1, tmp_path) == empty
     (tmp_path / "seed-1.json").write_text("{")
