@@ -85,8 +85,8 @@ def dumbbells(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
     bottom = top + step * len(rows)
     x = svg.Axis(0, 1, left, WIDTH - 22)
     canvas = svg.Canvas(WIDTH, bottom + 24, _dumbbells_alt(leaderboard, rows, threat))
-    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        canvas.line(x(value), top - 6, x(value), bottom, class_="grid")
+    canvas.lines([((x(v), top - 6), (x(v), bottom)) for v in svg.QUARTERS], class_="grid")
+    for value in svg.QUARTERS:
         label = f"{100 * value:.0f}%"
         canvas.text(x(value), bottom + 16, label, class_="tick", text_anchor="middle")
     plain_name = (plain or "").upper()
@@ -96,11 +96,7 @@ def dumbbells(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
         canvas, left - 6, 14, [*shown, ("tick", "clean", "clean"), ("band", "band", "not known")]
     )
     levels = [top + step * (number + 0.5) for number in range(len(rows))]
-    canvas.add(
-        "path",
-        d="".join(f"M{svg.place(x(0))} {svg.place(y)}h{svg.place(x(1) - x(0))}" for y in levels),
-        class_="grid",
-    )
+    canvas.lines([((x(0), y), (x(1), y)) for y in levels], class_="grid")
     for y, (entry, bracket), name in zip(levels, rows, names, strict=True):
         low, high = bracket.certified.value, bracket.attacked.value
         canvas.text(left - 12, y + 4, name, text_anchor="end")
@@ -184,15 +180,18 @@ def attacks_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
         points.sort()
         canvas.open(title=_attack_title(entry, rows, bracket))
         canvas.path(points, class_=f"{style} wide")
-        for x, height in points:
-            svg.mark(canvas, "dot", x, height, "weak" if name in misled else "clean")
+        canvas.spots(points, class_="weak" if name in misled else "clean")
         for x, height in few:
             svg.mark(canvas, "diamond", x, height, "weak" if name in misled else "clean")
         canvas.close()
         ends[name] = points[-1][1]
-    for name, height in svg.within(svg.spread(ends, 13.5), top, bottom + 6).items():
-        x = places[-1]
-        canvas.line(x + 6, ends[name], right + 2, height, class_="link")
+    heights = svg.within(svg.spread(ends, 13.5), top, bottom + 6)
+    x = places[-1]
+    canvas.lines(
+        [((x + 6, ends[name]), (right + 2, height)) for name, height in heights.items()],
+        class_="link",
+    )
+    for name, height in heights.items():
         canvas.text(
             right + 6, height + 4, names[name], class_="strong weak" if name in misled else "tick"
         )
@@ -459,8 +458,9 @@ def price_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
     x, y = svg.Axis(float(low), 1, left, right), svg.Axis(0, 1, bottom, top)
     canvas = svg.Canvas(WIDTH, bottom + 42, _price_alt(rows))
     svg.percent_grid(canvas, left, right, y)
-    for value in np.linspace(float(low), 1, 6).tolist():
-        canvas.line(x(value), bottom, x(value), bottom + 4, class_="axis")
+    told = np.linspace(float(low), 1, 6).tolist()
+    canvas.lines([((x(v), bottom), (x(v), bottom + 4)) for v in told], class_="axis")
+    for value in told:
         canvas.text(
             x(value), bottom + 17, f"{100 * value:.3g}%", class_="tick", text_anchor="middle"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robustness import inputs
+from robustness.errors import printable
 from robustness.files import require_own
 from robustness.reporting import (
     figures,
@@ -55,9 +56,11 @@ def suite_page(leaderboard: Leaderboard, depth: int = 1) -> str:
     labels = [(ranking.threat_id(t), words.threat_symbol(*t)) for t in order]
     marks = [ranking.trust(entry, leaderboard) for entry in leaderboard.models]
     pngs = pictures(leaderboard)
+    rankings = [ranking.ranking_table(leaderboard, threat, depth=depth) for threat in order]
     return _page(
         "suite.html.j2",
         prose.title(leaderboard),
+        styled=_labels("ranking", rankings[0]) if rankings else "",
         board=leaderboard,
         suite=leaderboard.suite,
         up="../" * depth,
@@ -68,10 +71,7 @@ def suite_page(leaderboard: Leaderboard, depth: int = 1) -> str:
             for label, threat in zip(labels, order, strict=True)
         ],
         first=labels[0][0] if labels else "",
-        rankings=[
-            (*label, ranking.ranking_table(leaderboard, threat, depth=depth))
-            for label, threat in zip(labels, order, strict=True)
-        ],
+        rankings=[(*label, table) for label, table in zip(labels, rankings, strict=True)],
         families=sorted({e.origin.family for e in leaderboard.models if e.origin}),
         smoothed=selection.smoothed(leaderboard),
         marks=ranking.MARKS,
@@ -192,11 +192,26 @@ def _versions(environment: Mapping[str, str]) -> str:
     return ", ".join(known)
 
 
-def _page(template: str, title: str, **content: Any) -> str:
+def _labels(of: str, table: Table) -> str:
+    """The style sheet that names the cells of a class of tables on a phone, said once for all."""
+    rules = [
+        f'.{of} td:nth-child({place}){{--h:"{_css(heading.name)}"}}'
+        for place, heading in enumerate(table.headings, start=1)
+    ]
+    return "".join(rules)
+
+
+def _css(text: str) -> str:
+    """Words as they stand between the quotes of a style sheet, whatever they are."""
+    plain = printable(text)
+    return "".join(c if c.isalnum() or c in " #" else f"\\{ord(c):x} " for c in plain)
+
+
+def _page(template: str, title: str, styled: str = "", **content: Any) -> str:
     # What renders is imported by those who write a report, not by every command and worker.
     from robustness.reporting.rendering import environment
 
-    style, script = _part("page.css") + svg.figure_style(), _part("page.js")
+    style, script = _part("page.css") + svg.figure_style() + styled, _part("page.js")
     return (
         environment()
         .get_template(template)

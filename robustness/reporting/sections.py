@@ -6,12 +6,15 @@ and what stands beneath it. A page of a report renders tables with `templates/ta
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from re import compile as pattern
 
 from robustness.errors import printable
 from robustness.reporting import words
 from robustness.reporting.marks import code, escaped, markdown_table
 from robustness.reporting.spreadsheet import csv_of
 from robustness.results.leaderboard import Proportion
+
+_DECIMAL = pattern(r"-?\d+(\.\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,30 @@ class Table:
     headings: tuple[Heading, ...]
     rows: tuple[Row, ...]
     row_heading: int = 0
+
+    @property
+    def read_as_sorted(self) -> frozenset[int]:
+        """Columns whose words, read as numbers, are in the order of what they are sorted by."""
+        columns = enumerate(zip(*(row.cells for row in self.rows), strict=True))
+        return frozenset(place for place, cells in columns if _same_order(cells))
+
+
+def _same_order(cells: Sequence[Cell]) -> bool:
+    filled = [cell for cell in cells if cell.text != words.ABSENT]
+    if any(cell.sort_key == "" for cell in filled) or not all(map(_decimal, filled)):
+        return False
+    by_key = sorted(filled, key=lambda cell: cell.sort_key)
+    read = [float(cell.text) for cell in by_key]
+    return read == sorted(read)
+
+
+def _decimal(cell: Cell) -> bool:
+    drawn = cell.bar is not None
+    return (
+        not drawn
+        and isinstance(cell.sort_key, float | int)
+        and _DECIMAL.match(cell.text) is not None
+    )
 
 
 def number(value: float | int | None, absent: str = words.ABSENT) -> Cell:

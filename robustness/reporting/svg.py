@@ -16,9 +16,11 @@ from robustness.errors import printable
 
 # What coordinates and data may be.
 Number = float | int
+Point = tuple[Number, Number]
 
 # Width of a letter of 12 units, on average; places of labels are reckoned with it.
 LETTER = 6.4
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Hues of `figures.css`, told apart by dashes where they repeat.
 HUES = 7
 DASHES = ("", "6 3", "2 2", "8 3 2 3")
@@ -92,7 +94,16 @@ class Canvas:
 
     def line(self, x1: Number, y1: Number, x2: Number, y2: Number, **attributes: Any) -> None:
         """A straight line."""
-        self.add("line", x1=x1, y1=y1, x2=x2, y2=y2, **attributes)
+        self.lines([((x1, y1), (x2, y2))], **attributes)
+
+    def lines(self, ends: Iterable[tuple[Point, Point]], **attributes: Any) -> None:
+        """Straight lines as one element, each from its first to its second end."""
+        self.add("path", d="".join(map(trace, ends)), **attributes)
+
+    def spots(self, points: Iterable[Point], **attributes: Any) -> None:
+        """Dots as one element, as large as the mark `dot`."""
+        style = f"{attributes.pop('class_', '')} spot".strip()
+        self.add("path", d="".join(f"{trace([p])}h0" for p in points), class_=style, **attributes)
 
     def path(self, points: Sequence[tuple[Number, Number]], **attributes: Any) -> None:
         """A line through points."""
@@ -179,7 +190,7 @@ def steps(grid: Sequence[Number], values: Sequence[Number]) -> list[tuple[Number
 
 
 def thinned(
-    points: Sequence[tuple[Number, Number]], apart: Number = 1.2
+    points: Sequence[tuple[Number, Number]], apart: Number = 1.8
 ) -> list[tuple[Number, Number]]:
     """A line of steps with those left out that nobody sees, none of them wider than `apart`."""
     kept: list[tuple[Number, Number]] = []
@@ -204,15 +215,16 @@ def ticks(high: Number, most: int = 5) -> list[Number]:
 
 def percent_grid(canvas: Canvas, left: Number, right: Number, y: Axis) -> None:
     """Lines at every quarter, and what they stand for."""
-    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        canvas.line(left, y(value), right, y(value), class_="grid")
+    canvas.lines([((left, y(value)), (right, y(value))) for value in QUARTERS], class_="grid")
+    for value in QUARTERS:
         canvas.text(left - 6, y(value) + 4, f"{100 * value:.0f}%", class_="tick", text_anchor="end")
 
 
 def radius_axis(canvas: Canvas, x: Axis, bottom: Number, name: str, most: int = 5) -> None:
     """Numbers along the bottom, and what they measure."""
-    for value in ticks(x.high, most):
-        canvas.line(x(value), bottom, x(value), bottom + 4, class_="axis")
+    told = ticks(x.high, most)
+    canvas.lines([((x(value), bottom), (x(value), bottom + 4)) for value in told], class_="axis")
+    for value in told:
         canvas.text(x(value), bottom + 17, f"{value:.4g}", class_="tick", text_anchor="middle")
     middle = (x.start + x.end) / 2
     canvas.text(middle, bottom + 34, name, class_="label", text_anchor="middle")
@@ -270,7 +282,7 @@ def mark(canvas: Canvas, kind: str, x: Number, y: Number, style: str, title: str
         shape = trace([(x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y)]) + "Z"
         canvas.add("path", title=title, d=shape, class_=f"{style} hollow")
     elif kind == "tick":
-        canvas.add("line", title=title, x1=x, y1=y - 6, x2=x, y2=y + 6, class_=f"{style} thick")
+        canvas.line(x, y - 6, x, y + 6, title=title, class_=f"{style} thick")
     elif kind == "band":
         canvas.add("rect", title=title, x=x - 8, y=y - 4, width=16, height=8, class_=style)
     else:

@@ -1,5 +1,9 @@
 """Columns that installed packages add to reports."""
 
+import base64
+import hashlib
+import re
+
 import pytest
 
 from robustness.errors import UsageError
@@ -21,8 +25,20 @@ def test_a_column_stands_behind_those_of_this_package(board: Leaderboard) -> Non
     assert rows == f"{before[0]}{board.models[0].name},,,column,letters,,,,<b>|,,\n"
     assert r"| \<b\>\| |" in markdown
     assert '<th scope="col">letters</th>' in page
-    assert 'data-h="letters">&lt;b&gt;|</td>' in page
+    assert ">&lt;b&gt;|</td></tr>" in page
+    assert '.ranking td:nth-child(11){--h:"letters"}' in page
     assert (csv_text(board), markdown_text(board), suite_page(board)) == before
+
+
+def test_the_name_of_a_column_cannot_leave_the_style_sheet(board: Leaderboard) -> None:
+    name = '"}</style><script>\\22 \n'
+    with COLUMNS.having(Column(name, lambda entry: "1")):
+        page = suite_page(board)
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert page.count("<script>") == 1
+    assert r'{--h:"\22 \7d \3c \2f style\3e \3c script\3e \5c 22 ' in style
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"sha256-{digest}" in page
 
 
 @pytest.mark.parametrize(("value", "got"), [(1 / 1j, "a complex"), (None, "ZeroDivisionError")])

@@ -7,7 +7,10 @@
     if (x !== null && y !== null) return x - y;
     return x !== null ? -1 : y !== null ? 1 : a.localeCompare(b);
   };
-  const said = cell => cell.dataset.v ?? cell.firstChild.textContent;
+  const said = cell => {
+    const key = cell.dataset.v ?? cell.firstChild.textContent;
+    return key === "-" ? "" : key;
+  };
   const sort = (heading, up) => {
     const table = heading.closest("table"), place = heading.cellIndex;
     const rows = [...table.tBodies[0].rows], key = row => said(row.cells[place]);
