@@ -30,20 +30,20 @@ PAIRS = {ours: rival for rival, ours in GROUPS[1:]}
 # As LyaNet is published (arXiv 2202.02526 and its code): the learning rate falls to a tenth
 # halfway, a tenth of the training images is held out, weights are averaged, the gain is 100,
 # states are drawn from the whole ball, and half of the field's hidden units are left out in a step.
+STATES, GAIN, DROPOUT, HELD_OUT = 64, 100.0, 0.5, 0.1
 _TRAINING = {
     "batch_size": 128,
     "schedule": "step",
     "averaging": 0.998,
-    "validation": 0.1,
+    "validation": HELD_OUT,
     "weight_decay": 1e-5,
 }
-_STATES, _GAIN = 64, 100.0
 _LOSSES: dict[str, dict[str, Any]] = {
     "lyanet": {
         "kind": "lyapunov-monte-carlo",
-        "states": _STATES,
+        "states": STATES,
         "extent": 1.0,
-        "dropout": 0.5,
+        "dropout": DROPOUT,
     },
     "lyanet-continuousnet": {"kind": "lyapunov-path-integral", "rate": 2.0},
 }
@@ -166,7 +166,7 @@ def recipe_text(study: Study, name: str, seed: int, epochs: int) -> str:
     document["description"] = f"{name} of the claims on {study.title}"
     document["model"] |= study.smaller.get(rival, {})
     if name == "lyanet":
-        document["model"]["field"]["gain"] = _GAIN
+        document["model"]["field"]["gain"] = GAIN
     training = document["training"]
     for part in ("storage", "precision"):
         training.pop(part, None)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustness.claims.models import MODELS
+from robustness.claims.models import DROPOUT, GAIN, HELD_OUT, MODELS, STATES
 from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import (
@@ -213,15 +213,16 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
     return (
         f"Five small models, seeds {named}; accuracies on all test images, robustness on the "
         f"first {attacked}. Both of a pair are the same network, trained for as many epochs. "
-        "LyaNet is trained as published: Monte Carlo loss with states from the whole ball, half "
-        "of the field's hidden units left out in a step, a gain of 100, the learning rate a tenth "
-        f"from halfway on, averaged weights, a tenth of the images held out.{where}",
+        "LyaNet is trained as published: Monte Carlo loss with states from the whole ball, "
+        f"{DROPOUT:.0%} of the field's hidden units left out in a step, a gain of {GAIN:g}, the "
+        f"learning rate a tenth from halfway on, averaged weights, {HELD_OUT:.0%} of the images "
+        f"held out.{where}",
         "What differs from its authors' code: the networks are small, and the same for both of a "
-        "pair; Adam in place of Nero; 64 states a batch in place of 512; fewer epochs, see "
+        f"pair; Adam in place of Nero; {STATES} states a batch in place of 512; fewer epochs, see "
         "below; an exponential average of the weights over some 500 steps from the start, in "
         "place of one from halfway; the gain stays what it is, where their training loop moves "
         "it. The model that is trained through its solver has a gain of 1, as in the zoo: with "
-        "100 states grow by orders of magnitude in every step.",
+        f"{GAIN:g} states grow by orders of magnitude in every step.",
     )
 
 
