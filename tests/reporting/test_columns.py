@@ -32,7 +32,7 @@ def test_a_column_stands_behind_those_of_this_package(board: Leaderboard) -> Non
 
 def test_the_name_of_a_column_cannot_leave_the_style_sheet(board: Leaderboard) -> None:
     name = '"}</style><script>\\22 \n'
-    with COLUMNS.having(Column(name, lambda entry: "1")):
+    with COLUMNS.having(Column(name, lambda _: "1")):
         page = suite_page(board)
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
     assert page.count("<script>") == 1
