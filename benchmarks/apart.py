@@ -2,6 +2,9 @@
 
     python benchmarks/apart.py reports/digits --model digits/lyanet --norm L2 --eps 0.5 --starts 16
 
+Without `--model` every model of the report is attacked, with `--open` no image that is certified
+there.
+
 Momentum on margins, every other round standardised, through the deployed model and four twins of
 it; a third of the starts begin at the image, the others at the best points so far. The deployed
 model alone in its batch says what is broken.
@@ -24,16 +27,29 @@ from robustness.zoo import load_model, zoo_recipe
 ROUNDS, STEPS, RIVALS = 40, 20, 5
 
 
-def standing(report: Path, model: str, norm: Norm, eps: float) -> list[int]:
-    """Indices of the images that are right and that nothing in a report broke within `eps`."""
-    with (report / "samples.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if (row["model"], row["norm"]) == (model, norm)]
+def standing(report: Path, model: str, norm: Norm, eps: float, certified: bool = True) -> list[int]:
+    """Indices of the images that are right and that nothing in a report broke within `eps`.
+
+    Args:
+        report: its folder.
+        model: one of it.
+        norm: of the ball.
+        eps: its radius.
+        certified: whether those are among them that are certified there.
+    """
     return sorted(
         int(row["index"])
-        for row in rows
-        if row["prediction"] == row["label"]
+        for row in _samples(report)
+        if (row["model"], row["norm"]) == (model, norm)
+        and row["prediction"] == row["label"]
+        and (certified or not float(row["certified_radius"] or 0) >= eps)
         and (not row["adversarial_distance"] or float(row["adversarial_distance"]) > eps)
     )
+
+
+def _samples(report: Path) -> list[dict[str, str]]:
+    with (report / "samples.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def twins_of(model: nn.Module) -> list[nn.Module]:
@@ -212,28 +228,38 @@ def main() -> None:
     """Print which of the standing images are broken, and what that took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model")
     parser.add_argument("--norm", required=True)
     parser.add_argument("--eps", type=float, required=True)
     parser.add_argument("--starts", type=int, default=16)
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--open", action="store_true")
     parser.add_argument("--data-dir", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     norm = Norm.parse(asked.norm)
-    left = standing(asked.report, asked.model, norm, asked.eps)
-    data = load_images(zoo_recipe(asked.model).data.name, "test", asked.data_dir)
-    images, labels = data.images[left], data.labels[left]
-    began = time.process_time()
-    model = load_model(asked.model).module
-    found = broken(model, images, labels, norm, asked.eps, asked.starts, asked.seed)
-    seconds = time.process_time() - began
-    print(
-        f"{asked.model}, {norm} {asked.eps:g}: {len(found)} of {len(left)} that stand are broken, "
-        f"images {[left[place] for place in found]}; {seconds / max(1, len(left)):.2f} s of "
-        "processor time an image"
-    )
+    names = [asked.model] if asked.model else sorted({r["model"] for r in _samples(asked.report)})
+    for name in names:
+        left = standing(asked.report, name, norm, asked.eps, certified=not asked.open)
+        if not left:
+            print(f"{name}, {norm} {asked.eps:g}: nothing stands", flush=True)
+            continue
+        data = load_images(zoo_recipe(name).data.name, "test", asked.data_dir)
+        began = time.process_time()
+        model, found = load_model(name).module, []
+        for first in range(0, len(left), asked.batch):
+            some = left[first : first + asked.batch]
+            images, labels = data.images[some], data.labels[some]
+            places = broken(model, images, labels, norm, asked.eps, asked.starts, asked.seed)
+            found += [some[place] for place in places]
+        seconds = time.process_time() - began
+        print(
+            f"{name}, {norm} {asked.eps:g}: {len(found)} of {len(left)} that stand are broken, "
+            f"images {found}; {seconds / len(left):.2f} s of processor time an image",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
