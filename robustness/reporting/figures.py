@@ -185,7 +185,7 @@ def attacks_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
             svg.mark(canvas, "diamond", x, height, "weak" if name in misled else "clean")
         canvas.close()
         ends[name] = points[-1][1]
-    heights = svg.within(svg.spread(ends, 13.5), top, bottom + 6)
+    heights = svg.within(svg.spread(ends, 13.5), top, bottom + 6, 13.5)
     x = places[-1]
     canvas.lines(
         [((x + 6, ends[name]), (right + 2, height)) for name, height in heights.items()],
@@ -489,15 +489,15 @@ def price_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
             said,
         )
         if b > 0:
-            labelled[entry.name] = (entry, x(a), y(b))
-    heights = svg.within(svg.spread({n: h for n, (_, _, h) in labelled.items()}, 14), top, bottom)
-    for name, height in heights.items():
-        entry, a, _ = labelled[name]
-        said = clipped(short(entry, leaderboard))
-        end = a + 12 + svg.LETTER * len(said) > right
+            name = clipped(short(entry, leaderboard))
+            end = x(a) + 12 + svg.LETTER * len(name) > right
+            # To its left runs the front.
+            labelled[entry.name] = (name, end, x(a), y(b) + (14 if end else 0))
+    wanted = svg.spread({of: height for of, (_, _, _, height) in labelled.items()}, 14)
+    for of, height in svg.within(wanted, top, bottom, 14).items():
+        name, end, a, _ = labelled[of]
         side = {"text_anchor": "end"} if end else {}
-        # To its left runs the front.
-        canvas.text(a - 9 if end else a + 9, height + (18 if end else 4), said, **side)
+        canvas.text(a - 9 if end else a + 9, height + 4, name, **side)
     nothing = sum(not b.certified.count for _, b in rows)
     if nothing:
         said = f"{words.plural(nothing, 'model')} of which nothing is proved"

@@ -263,7 +263,7 @@ def work_figure(entry: ModelEntry) -> Figure | None:
         points.append((x(x.high), points[-1][1]))
         canvas.path(points, class_=f"{svg.hue(number)} wide", stroke_dasharray=svg.dash(number))
         ends[f"{words.threat_symbol(row.norm, row.eps)}"] = points[-1][1]
-    for name, height in svg.within(svg.spread(ends, 14), _TOP, bottom).items():
+    for name, height in svg.within(svg.spread(ends, 14), _TOP, bottom, 14).items():
         canvas.line(right + 2, ends[name], right + 10, height, class_="link")
         canvas.text(right + 14, height + 4, name, class_="tick")
     return Figure(

@@ -254,12 +254,18 @@ def _top(group: tuple[list[str], Number], gap: Number) -> Number:
     return centre + gap * (len(names) - 1) / 2
 
 
-def within(places: dict[str, Number], low: Number, high: Number) -> dict[str, Number]:
-    """Places moved together so that they lie between two ends, as far as they fit."""
-    if not places:
-        return places
-    shift = max(low - min(places.values()), 0.0) or min(high - max(places.values()), 0.0)
-    return {name: place + shift for name, place in places.items()}
+def within(
+    places: dict[str, Number], low: Number, high: Number, gap: Number = 0.0
+) -> dict[str, Number]:
+    """Places between two ends, at least `gap` apart; what does not fit is beyond the upper end."""
+    order, moved = sorted(places, key=lambda name: places[name]), dict(places)
+    for name in reversed(order):
+        moved[name] = min(moved[name], high)
+        high = moved[name] - gap
+    for name in order:
+        moved[name] = max(moved[name], low)
+        low = moved[name] + gap
+    return moved
 
 
 def legend(canvas: Canvas, x: Number, y: Number, entries: Iterable[tuple[str, str, str]]) -> None:

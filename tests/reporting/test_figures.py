@@ -294,6 +294,14 @@ def test_labels_that_collide_move_apart_and_keep_their_order():
     assert np.mean([places[n] for n in "abd"]) == pytest.approx(0.955)
 
 
+def test_labels_stay_between_the_ends_though_they_crowd_at_both():
+    crowded = {str(n): 0.0 for n in range(8)} | {str(n): 250.0 for n in range(8, 17)}
+    places = svg.within(svg.spread(crowded, 13.5), 0.0, 256.0, 13.5)
+    assert 0.0 <= min(places.values()) <= max(places.values()) <= 256.0
+    ordered = [places[str(n)] for n in range(17)]
+    assert np.diff(ordered).min() >= 13.5 - 1e-9
+
+
 def test_a_thinned_line_ends_where_the_whole_one_does_and_stays_beside_it():
     steps = svg.steps([i * 0.3 for i in range(200)], [200 - i for i in range(200)])
     kept = svg.thinned(steps)
