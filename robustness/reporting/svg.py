@@ -190,7 +190,7 @@ def steps(grid: Sequence[Number], values: Sequence[Number]) -> list[tuple[Number
 
 
 def thinned(
-    points: Sequence[tuple[Number, Number]], apart: Number = 1.8
+    points: Sequence[tuple[Number, Number]], apart: Number = 1.2
 ) -> list[tuple[Number, Number]]:
     """A line of steps with those left out that nobody sees, none of them wider than `apart`."""
     kept: list[tuple[Number, Number]] = []

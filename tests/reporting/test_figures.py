@@ -309,4 +309,4 @@ def test_a_thinned_line_ends_where_the_whole_one_does_and_stays_beside_it():
     assert kept[-1] == steps[-1]
     assert len(kept) < len(steps) / 2
     for x, y in kept:
-        assert min(abs(x - a) for a, b in steps if b == y) <= 1.8
+        assert min(abs(x - a) for a, b in steps if b == y) <= 1.2
