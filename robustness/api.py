@@ -51,6 +51,7 @@ from robustness.evaluation.packing import (
 from robustness.evaluation.plan import Plan
 from robustness.evaluation.progress import event_file
 from robustness.evaluation.reader import Reader
+from robustness.evaluation.recomputation import Recomputation, recomputation
 from robustness.evaluation.records import NOT_FINITE, SampleRecord, failures
 from robustness.evaluation.runner import Crew, run_plan
 from robustness.evaluation.schedule import Schedule
@@ -325,6 +326,62 @@ def render(results: Path, out: Path, *, rows: bool = False, pack: bool = False) 
         _make(out / _ROWS)
         write_file(out / _ROWS / f"{name}.csv", text.encode())
     return leaderboard
+
+
+def recompute(
+    results: Path,
+    *,
+    units: int = 100,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Recomputation:
+    """Compute units of a report again, drawn at random, and hold them against its store.
+
+    Whoever doubts a report need not make all of it: of n units that were drawn and agree, the
+    interval tells how many of the whole report can be otherwise. What its pages say is told from
+    its store by `render`; whether `leaderboard.json` is what the store gives, is looked at here.
+    Bits are the same on the same kind of processor; on another, last bits may differ.
+
+    Args:
+        results: folder of a report, or its store, packed or not; nothing of it is changed.
+        units: how many; of a report that has fewer, all.
+        seed: decides which.
+        data_dir: folder with the official image files; by default they are downloaded.
+        workers: processes, by default one per core; changes no result.
+        quiet: tell nothing of progress on standard error.
+
+    Raises:
+        UsageError: there is no store, no complete run in it, or it is of other code, weights or
+            images than those at hand.
+        DamagedError: the store is damaged.
+
+    Example:
+        >>> recompute(Path("none"))
+        Traceback (most recent call last):
+        robustness.errors.UsageError: expected results at none, got no such file; ...
+    """
+    number = inputs.count("a number of units", units)
+    with store_of(results) as file, Store(file, must_exist=True) as store:
+        run = store.last_run()
+        placement = run.plan.placement
+        workers = _processes(workers, False, None, placement, None)
+        suite = _ready(run.plan.suite, data_dir, True)
+        limits = Limits.of(None, None, False)
+        with Crew(suite, workers, data_dir, limits, None, placement) as crew:
+            commit = environment().get("commit")
+            found = recomputation(crew, store, number, seed, commit, quiet)
+        summary = results / LEADERBOARD_FILE
+        if summary.is_file() and not _alike(read_leaderboard(summary), _summarised(file, None)):
+            other = f"{LEADERBOARD_FILE} is not what the store gives"
+            found = found.model_copy(update={"different": [*found.different, other]})
+    return found
+
+
+def _alike(board: Leaderboard, summary: Leaderboard) -> bool:
+    """Whether a leaderboard is a store's, whenever it was written."""
+    return board.comparable() == with_origins(whole_test_set(summary)).comparable()
 
 
 def render_index(folder: Path, out: Path) -> Path:

@@ -34,7 +34,7 @@ from robustness.reporting.html import require_page
 from robustness.reporting.regression import Verdict
 from robustness.reporting.spreadsheet import csv_of
 from robustness.reporting.tables import summary_table
-from robustness.reporting.words import plural
+from robustness.reporting.words import percent, plural
 from robustness.reproduction.run import Outcome, reproduce
 from robustness.results.leaderboard import STORE_FILE, Leaderboard, read_leaderboard
 from robustness.starting import Template, start
@@ -776,6 +776,38 @@ def claims(
     answers.print(escape(f"report: {out / 'index.html'}"))
 
 
+@app.command()
+def recompute(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="REPORT...", help="Report folders, or their stores.")
+    ],
+    units: Annotated[int, typer.Option("--units", help="How many units of each report.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="Decides which units are drawn.")] = 0,
+    data_dir: DataDir = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compute random units of a report again: exit code 1 if any gives other results."""
+    table = Table(title="units of work computed again")
+    for column in ("report", "drawn", "of", "same", "95% of all", "seconds"):
+        table.add_column(column, justify="left" if column == "report" else "right", no_wrap=True)
+    different = []
+    for report in results:
+        found = api.recompute(
+            report, units=units, seed=seed, data_dir=data_dir, workers=workers, quiet=quiet
+        )
+        same = found.same
+        sure = f"{percent(same.low)}-{percent(same.high)}"
+        counts = (f"{count:,}" for count in (same.total, found.units, same.count))
+        table.add_row(escape(str(report)), *counts, sure, f"{found.seconds:,.0f}")
+        different += [f"{report}: {what}" for what in found.different]
+    answers.print(table)
+    for what in different:
+        _print_whole(f"differs: {what}")
+    if different:
+        raise typer.Exit(ExitCode.NO)
+
+
 @app.command("reproduce")
 def reproduce_command(
     plan: Annotated[Path, typer.Argument(help="TOML file of parts; see docs/scale.md.")] = Path(
@@ -795,6 +827,15 @@ def reproduce_command(
             "not computed again.",
         ),
     ] = False,
+    recompute: Annotated[
+        int | None,
+        typer.Option(
+            "--recompute",
+            metavar="UNITS",
+            help="Compute so many random units of every report again that is not stale, and note "
+            "what came of it; a report of which any differs is stale.",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -805,6 +846,7 @@ def reproduce_command(
         only=only or (),
         dry_run=dry_run,
         anew=anew,
+        recompute=recompute,
         data_dir=data_dir,
         workers=workers,
         quiet=quiet,
@@ -817,13 +859,17 @@ def reproduce_command(
 
 def _show_parts(outcomes: list[Outcome]) -> None:
     table = Table(title=f"{plural(sum(o.state.stale for o in outcomes), 'part')} stale")
-    for column in ("part", "state", "of commit", "seconds on record"):
+    again = any(outcome.recomputed is not None for outcome in outcomes)
+    for column in ("part", "state", "of commit", "seconds", *(["units again"] if again else [])):
         table.add_column(column, no_wrap=True)
     for outcome in outcomes:
         state = _standing_of(outcome)
         cost = "" if outcome.seconds is None else f"{outcome.seconds:,.0f}"
-        commit = (outcome.commit or "")[:12]
-        table.add_row(*(escape(cell) for cell in (outcome.name, state, commit, cost)))
+        cells = [outcome.name, state, (outcome.commit or "")[:12], cost]
+        if outcome.recomputed is not None:
+            same = outcome.recomputed.same
+            cells.append(f"{same.count} of {same.total} same")
+        table.add_row(*map(escape, cells))
     answers.print(table)
     for outcome in outcomes:
         for reason in outcome.state.reasons:

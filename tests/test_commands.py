@@ -90,6 +90,7 @@ def wrong_shape():
 COMMANDS: dict[str, tuple[str, bool]] = {
     "evaluate": ("suite.toml --models {model} --workers 1 --quiet --out run", True),
     "report": ("run --out again", True),
+    "recompute": ("run --units 3 --workers 1 --quiet", True),
     "compare": ("run again", True),
     "check": ("run --baseline again", True),
     "update-baseline": ("run again", True),

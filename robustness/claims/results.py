@@ -8,6 +8,7 @@ from pydantic import Field
 
 from robustness.claims.models import MODELS, STUDIES, Budget, Study, recipe_text
 from robustness.errors import UsageError
+from robustness.evaluation.environment import environment
 from robustness.files import read_json, replace_file
 from robustness.numerics.devices import CPU
 from robustness.results.leaderboard import Proportion, Summary
@@ -46,6 +47,7 @@ class SeedResults(Summary):
         nfe: tolerance to model to the mean number of field evaluations of dopri5 per image.
         cost: comparison to the cost of a Monte Carlo step, as a multiple of the rival's.
         robust: protocol to model to robust accuracy.
+        commit: of the checkout that the first part was measured at; None where it is not told.
         edition: of the protocols. 1 was an attack loop of the claims' own, without the judge; 2
             is that of `protocol.py`.
     """
@@ -55,6 +57,7 @@ class SeedResults(Summary):
     seed: int
     recipes: str
     device: str = CPU
+    commit: str | None = None
     budgets: dict[str, Budget] = Field(default_factory=dict)
     clean: dict[str, Proportion] = Field(default_factory=dict)
     horizon: dict[str, Horizon] = Field(default_factory=dict)
@@ -97,6 +100,7 @@ def stored(study: Study, seed: int, folder: Path, device: str = CPU) -> SeedResu
         seed=seed,
         recipes=recipes_digest(study, seed),
         device=device,
+        commit=environment().get("commit"),
     )
     if not _file(seed, folder).is_file():
         return fresh

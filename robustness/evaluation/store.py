@@ -286,6 +286,11 @@ class Store:
         kind, code = self._db.query("SELECT kind, code FROM shards WHERE key = ?", (key,))[0]
         return _digest(_sorted(_rows(self._db, _table(kind, code), key)))
 
+    def holds(self, result: Result, job: Job) -> bool:
+        """Whether a unit is stored with exactly these rows."""
+        stored = _rows(self._db, _table(job.kind, job.code), result.key)
+        return _sorted(stored) == _sorted([values_of(row) for row in result.rows])
+
     def copy(self, key: str, database: Database) -> None:
         """Copy one unit that is stored to another store's database."""
         _copy(self._db, database, key)

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeGuard
 
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from robustness.claims.results import stored
 from robustness.claims.run import SEEDS, measure_claims
 from robustness.errors import OperationalError, UsageError, one_line
 from robustness.evaluation.environment import environment
+from robustness.evaluation.recomputation import Recomputation
 from robustness.files import read_json, require_own, write_file
 from robustness.reproduction.plan import (
     CardsPart,
@@ -25,7 +27,7 @@ from robustness.reproduction.plan import (
     read_plan,
 )
 from robustness.reproduction.state import State, run_python, state_of
-from robustness.results.leaderboard import Summary
+from robustness.results.leaderboard import Summary, read_leaderboard
 
 # Beside the plan: which part was last made at which commit, and how long it took.
 RECORD_FILE = "reproduced.json"
@@ -36,7 +38,7 @@ class Made(Summary):
 
     Attributes:
         commit: of the checkout; None outside of one.
-        seconds: of wall time that it took, from its last start.
+        seconds: of wall time that it took: of a report, all starts on its results.
         finished: when, ISO 8601.
     """
 
@@ -46,9 +48,10 @@ class Made(Summary):
 
 
 class Record(Summary):
-    """What was made, by the names of the parts."""
+    """What was made, and computed again since, by the names of the parts."""
 
     made: dict[str, Made] = Field(default_factory=dict)
+    recomputed: dict[str, Recomputation] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Outcome:
         made: whether it was made.
         seconds: that making it takes, by what is on record; None if nothing is.
         commit: that it names, or that it was made at; None where that is not known.
+        recomputed: what came of units that were computed again since it was made.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Outcome:
     made: bool
     seconds: float | None
     commit: str | None
+    recomputed: Recomputation | None = None
 
 
 def reproduce(
@@ -76,6 +81,7 @@ def reproduce(
     only: Sequence[str] = (),
     dry_run: bool = False,
     anew: bool = False,
+    recompute: int | None = None,
     data_dir: Path | None = None,
     workers: int | None = None,
     quiet: bool = True,
@@ -93,6 +99,8 @@ def reproduce(
         only: names of parts; all by default.
         dry_run: make nothing, tell what is stale.
         anew: make all parts, so that all name this commit; units that are stored are kept.
+        recompute: so many random units of every report that is not stale, or was made, are computed
+            again, and what came of it is noted; a report of which any differs is stale.
         data_dir: folder with the official image files.
         workers: processes of suites.
         quiet: tell nothing of progress inside a part.
@@ -123,13 +131,27 @@ def reproduce(
             say(f"{part.name}: {'; '.join(state.reasons) or 'made anew'}")
             began = time.perf_counter()
             _make(part, state, anew, data_dir, workers, quiet)
-            _keep(file, part.name, round(time.perf_counter() - began, 1))
+            _note_made(file, part, round(time.perf_counter() - began, 1))
             state, made = state_of(part, data_dir), True
-        last = _record(file).made.get(part.name)
+        if recompute is not None and not dry_run and _has_store(part, state):
+            say(f"{part.name}: computing {recompute} of its units again")
+            again = api.recompute(
+                Path(part.out), units=recompute, data_dir=data_dir, workers=workers, quiet=quiet
+            )
+            _note_recomputed(file, part.name, again)
+            if not again.agrees:
+                state = replace(state, reasons=(*state.reasons, *again.different))
+        record = _record(file)
+        last, checked = record.made.get(part.name), record.recomputed.get(part.name)
         seconds = state.seconds if state.seconds or last is None else last.seconds
         commit = state.commit or (last.commit if last else None)
-        outcomes.append(Outcome(part.name, state, made, seconds, commit))
+        outcomes.append(Outcome(part.name, state, made, seconds, commit, checked))
     return outcomes
+
+
+def _has_store(part: Part, state: State) -> TypeGuard[SuitePart]:
+    """Whether a part is a report that stands, and can be computed again."""
+    return isinstance(part, SuitePart) and part.store and not (state.stale or state.needs)
 
 
 def _make(
@@ -190,8 +212,28 @@ def _record(file: Path) -> Record:
     return read_json(file, Record, "a record of what was made", "move it away")
 
 
-def _keep(file: Path, name: str, seconds: float) -> None:
+def _note_made(file: Path, part: Part, seconds: float) -> None:
+    """Note that a part was made just now; what was computed again before is of another."""
+    if isinstance(part, SuitePart):
+        seconds = _all_starts(Path(part.out)) or seconds
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = Made(commit=environment().get("commit"), seconds=seconds, finished=now)
-    record = Record(made=_record(file).made | {name: made})
+    record = _record(file)
+    others = {name: found for name, found in record.recomputed.items() if name != part.name}
+    _write(file, Record(made=record.made | {part.name: made}, recomputed=others))
+
+
+def _all_starts(folder: Path) -> float | None:
+    """Wall time of all starts on the results of a report; None where it does not tell."""
+    timings = read_leaderboard(folder).timings
+    whole = [seconds for name, seconds in timings.items() if name.startswith("wall seconds of ")]
+    return max(whole, default=None)
+
+
+def _note_recomputed(file: Path, name: str, found: Recomputation) -> None:
+    record = _record(file)
+    _write(file, Record(made=record.made, recomputed=record.recomputed | {name: found}))
+
+
+def _write(file: Path, record: Record) -> None:
     write_file(file, (record.model_dump_json(indent=1) + "\n").encode())

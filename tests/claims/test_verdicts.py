@@ -123,6 +123,16 @@ def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_risi
     assert all("10 to 20 epochs" in line and "the clearest being" in line for line in quoted)
 
 
+def test_a_report_names_the_commits_that_measured_it(tmp_path) -> None:
+    untold = results(gain=0.5)
+    told = [seed.model_copy(update={"commit": "0123456789abcdef"}) for seed in untold]
+    for found, words in ((told, "By the code of commit 0123456789ab."), (untold, "")):
+        write_claims(found, tmp_path)
+        text = (tmp_path / "report.md").read_text()
+        assert words in text
+        assert bool(words) == ("commit" in text)
+
+
 def test_a_report_says_by_which_edition_it_was_attacked(tmp_path) -> None:
     old = results(gain=0.5)
     write_claims(old, tmp_path / "old")

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ from robustness.claims.results import read_seed
 from robustness.claims.run import SEEDS
 from robustness.cli import app
 from robustness.errors import OperationalError, UsageError
+from robustness.evaluation.jobs import Result
 from robustness.evaluation.packing import PACKED_FILE
+from robustness.evaluation.recomputation import stored_units
+from robustness.evaluation.store import Store
 from robustness.evaluation.suite import load_suite
 from robustness.reproduction import state
 from robustness.reproduction.plan import CardsPart, ClaimsPart, SuitePart, read_plan
@@ -181,6 +185,50 @@ def test_pages_alone_are_rendered_and_anew_names_this_commit(
     reproduce(folder / "plan.toml", only=["toy"], anew=True, workers=1)
     now = reproduce(folder / "plan.toml", only=["toy"], dry_run=True)[0].commit
     assert now != "0" * 40
+
+
+def test_units_are_computed_again_and_noted_until_the_report_is_made_anew(folder: Path) -> None:
+    command = ["reproduce", "plan.toml", "--only", "toy", "--workers", "1"]
+    dry = CliRunner().invoke(app, [*command, "--dry-run", "--recompute", "5"])
+    assert "same" not in dry.stdout
+    done = CliRunner().invoke(app, [*command, "--recompute", "5"])
+    assert done.exit_code == 0, done.output
+    (outcome,) = reproduce(folder / "plan.toml", only=["toy"], dry_run=True)
+    assert not outcome.made
+    again = outcome.recomputed
+    assert again is not None
+    assert (again.same.count, again.same.total, again.units) == (2, 2, 2)
+    assert "2 of 2 same" in done.stdout
+    (anew,) = reproduce(folder / "plan.toml", only=["toy"], anew=True, workers=1)
+    assert anew.recomputed is None
+
+
+def test_a_report_of_which_a_unit_gives_other_rows_is_stale(folder: Path) -> None:
+    with Store(folder / "reports" / "toy" / STORE_FILE) as store:
+        job, unit = next(
+            u for u in stored_units(store.last_run().plan, store) if u[0].kind != "clean"
+        )
+        rows = [replace(row, detail="touched up") for row in store.rows(job, [unit.key])]
+        store.add(Result(unit.key, job.kind, rows, 1.0), job, "digits/resnet")
+    command = ["reproduce", "plan.toml", "--only", "toy", "--workers", "1", "--recompute", "5"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "toy: attack fgsm Linf 0.05 of digits/resnet, images from" in done.stdout
+    assert "1 of 2 same" in done.stdout
+
+
+def test_what_a_report_cost_is_that_of_all_its_starts(folder: Path) -> None:
+    timings = {
+        "wall seconds of this run": 1.5,
+        "wall seconds of all 3 starts on these results": 90.0,
+    }
+    leaderboard(lambda b: b.update(timings=timings))(folder / "reports" / "toy")
+    (folder / "reports" / "toy" / "index.html").write_text("another")
+    (folder / "reports" / "toy" / STORE_FILE).unlink()
+    (folder / "reports" / "toy" / PACKED_FILE).unlink()
+    plan = folder / "plan.toml"
+    plan.write_text(plan.read_text().replace('"reports/toy"', '"reports/toy"\nstore = false', 1))
+    assert reproduce(plan, only=["toy"])[0].seconds == 90.0
 
 
 def test_a_report_whose_images_are_not_here_is_told_and_the_next_parts_are_looked_at(
