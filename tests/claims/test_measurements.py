@@ -29,6 +29,7 @@ from robustness.claims.models import (
 from robustness.claims.results import SeedResults, keep, read_seed, recipes_digest, stored
 from robustness.data import ImageSet
 from robustness.errors import UsageError
+from robustness.evaluation.environment import environment
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.config import NeuralODEConfig
 from robustness.nets.encoders import Normalise
@@ -261,7 +262,8 @@ def test_a_recipe_of_another_training_is_not_written_over(tmp_path: Path, conten
 
 def test_results_are_kept_part_by_part_and_dropped_when_the_recipes_change(tmp_path: Path) -> None:
     empty = stored(STUDY, 1, tmp_path)
-    assert empty == SeedResults(edition=2, data="mnist", seed=1, recipes=recipes_digest(STUDY, 1))
+    recipes, here = recipes_digest(STUDY, 1), environment().get("commit")
+    assert empty == SeedResults(edition=2, data="mnist", seed=1, recipes=recipes, commit=here)
     half = empty.model_copy(update={"cost": {"step: adjoint": 0.5}})
     keep(half, tmp_path)
     assert stored(STUDY, 1, tmp_path) == half
