@@ -1168,6 +1168,8 @@ def card(
     proving: bool = False,
     audited: int = 100,
     device: str | None = None,
+    workers: int | None = None,
+    quiet: bool = True,
 ) -> tuple[Path, Measurement]:
     """Measure a zoo entry on its whole test set and write its card beside its recipe.
 
@@ -1180,6 +1182,8 @@ def card(
         proving: certify the whole test set too, where a certificate applies, and audit it.
         audited: certified images that are attacked inside their radii, in each norm.
         device: where the entry predicts and is attacked; the CPU by default.
+        workers: processes that certify, by default one per core; changes no result.
+        quiet: tell nothing of progress on standard error.
 
     Returns:
         The card's file, and the facts.
@@ -1197,6 +1201,7 @@ def card(
     """
     count = inputs.count("a number of audited images", audited)
     placement = inputs.placement(device, None)
+    workers = _processes(workers, False, None, placement, None)
     folder = inputs.folder_to_write(find_entry(model))
     require_source(read_recipe(folder).data.name, data_dir)
     for name, mark in _OF_A_CARD.items():
@@ -1213,10 +1218,18 @@ def card(
     _write(file, facts.model_dump_json(indent=1) + "\n")
     name = entry_name(folder)
     if proving:
-        images = load_images(loaded.recipe.data.name, "test", data_dir)
-        threats = load_suite(loaded.recipe.data.name).threats
-        with reproducible_arithmetic(), arithmetic_on(placement):
-            found = prove(replace(loaded, name=name), images, threats, count)
+        data = loaded.recipe.data.name
+        found = prove(
+            replace(loaded, name=name),
+            load_suite(data).threats,
+            count,
+            model=str(folder),
+            data=data,
+            data_dir=data_dir,
+            workers=workers,
+            placement=placement,
+            quiet=quiet,
+        )
         if found is not None:
             _write(folder / PROVED_FILE, found.model_dump_json(indent=1) + "\n")
     proofs = read_proofs(folder / PROVED_FILE)

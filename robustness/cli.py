@@ -697,6 +697,8 @@ def card(
     ] = 100,
     data_dir: DataDir = None,
     device: Device = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure zoo entries on their whole test sets, and write their cards."""
     for name in _cards_asked_for(model, dataset, every):
@@ -707,6 +709,8 @@ def card(
             proving=prove,
             audited=audit,
             device=device,
+            workers=workers,
+            quiet=quiet,
         )
         clean = facts.clean
         answers.print(

@@ -1,24 +1,33 @@
-"""What is proved of a zoo entry on its whole test set, audited, and kept beside its recipe."""
+"""What is proved of a zoo entry on its whole test set, audited, and kept beside its recipe.
 
-import time
+It is a run of its own: units of work in worker processes, in a store that is taken away at the end,
+so that a run that was interrupted goes on.
+"""
+
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from robustness.attacks import Status
 from robustness.certificates import CERTIFICATES, ProgramCertificate
-from robustness.certificates.base import Certificate, CertifiedRadius, Kind
-from robustness.certificates.sharing import shared_work
-from robustness.data import ImageSet
-from robustness.errors import SoundnessError
-from robustness.evaluation.jobs.audit import audit, choose
-from robustness.evaluation.suite import ThreatsConfig
+from robustness.certificates.base import Certificate, CertifiedRadius
+from robustness.errors import SoundnessError, os_failure
+from robustness.evaluation.environment import environment
+from robustness.evaluation.executors.processes import Limits
+from robustness.evaluation.jobs.certificate import NAME as CERTIFYING
+from robustness.evaluation.reader import Reader
+from robustness.evaluation.records import SampleRecord
+from robustness.evaluation.runner import Crew, run_plan
+from robustness.evaluation.schedule import Schedule
+from robustness.evaluation.soundness import confront
+from robustness.evaluation.store import Store
+from robustness.evaluation.suite import AuditConfig, Suite, ThreatsConfig
 from robustness.files import read_json
-from robustness.numerics.devices import release_on
+from robustness.numerics.devices import ON_CPU, Placement, release_on
 from robustness.recipe import ProvedConfig, Recipe
-from robustness.results.leaderboard import Proportion, Summary
+from robustness.results.leaderboard import STORE_FILE, Proportion, Summary
 from robustness.threat import Norm
 from robustness.zoo import LoadedModel
 
@@ -28,9 +37,11 @@ PROVED_FILE = "proved.json"
 # is not; the Lyapunov radii of the papers are never larger than the exact discrete one.
 THOROUGH = ("target-seeking", "contraction", "lipschitz-margin")
 
-_BATCH = 100
-# Images that are audited together.
-_AUDITED_AT_ONCE = 32
+# Beside the recipe, while an entry is being certified.
+PROVING_FOLDER = ".proving"
+
+# Images per task of a worker.
+_BATCH = 64
 
 
 class ProvedAt(Summary):
@@ -49,8 +60,7 @@ class ProvedNorm(Summary):
         at: certified accuracy at the usual radii of the data set.
         median: median radius over all images, those without one counting as 0.
         largest: largest radius.
-        milliseconds: processor time per image of all certificates of this norm, after what
-            they share with the norms before.
+        milliseconds: per image of all certificates of this norm, each run alone.
         audited: certified images that were attacked just inside their radii, without success.
         asked: the only radii that were tried; empty where each image's largest was searched for.
     """
@@ -83,56 +93,123 @@ class Proofs(Summary):
 
 
 def prove(
-    loaded: LoadedModel, images: ImageSet, threats: list[ThreatsConfig], audited: int, seed: int = 0
+    loaded: LoadedModel,
+    threats: list[ThreatsConfig],
+    audited: int,
+    *,
+    model: str,
+    data: str,
+    data_dir: Path | None = None,
+    workers: int = 1,
+    placement: Placement = ON_CPU,
+    quiet: bool = True,
+    seed: int = 0,
 ) -> Proofs | None:
     """Certify every image of a test set, and attack some of them inside their radii.
 
     Args:
         loaded: a zoo entry.
-        images: its test set.
         threats: norms, and the radii at which certified accuracy is reported.
         audited: images to attack in each norm: four fifths drawn at random, and those with the
             largest radii.
-        seed: decides which, and the attacks' draws.
+        model: folder of the entry; results are kept in `.proving` in it until all of it is done.
+        data: name of its data set, or an `.npz` file.
+        data_dir: folder with the official image files.
+        workers: processes; changes no result.
+        placement: where it predicts and is attacked.
+        quiet: tell nothing of progress.
+        seed: decides which images are attacked, and the attacks' draws.
 
     Returns:
         What is proved; None where no certificate applies.
 
     Raises:
+        UsageError: `model` cannot be written to.
         SoundnessError: an attack broke a certificate.
+        Interruption: Ctrl-C; what is done is kept.
     """
     assert loaded.recipe is not None
     assert loaded.recipe.weights is not None
     certificates_of = applying(loaded.module, threats, loaded.recipe)
     if not any(certificates_of.values()):
         return None
-    best: dict[Norm, list[CertifiedRadius | None]] = {norm: [] for norm in certificates_of}
-    seconds = dict.fromkeys(certificates_of, 0.0)
-    for pixels, labels in zip(
-        images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
-    ):
-        with shared_work():
-            for norm, certificates in certificates_of.items():
-                started = time.process_time()
-                claims = [c.certify(loaded.module, pixels, labels, norm) for c in certificates]
-                seconds[norm] += time.process_time() - started
-                best[norm] += [_largest(image) for image in zip(*claims, strict=True)]
-    norms = []
-    for group in threats:
-        if not certificates_of[group.norm]:
-            continue
-        claimed = best[group.norm]
-        _audit(loaded, images, group.norm, claimed, audited, seed)
-        attacked = min(audited, sum(claim is not None for claim in claimed))
-        cost = 1000 * seconds[group.norm] / len(images)
-        asked = _asked(certificates_of[group.norm])
-        norms.append(_summary(group, claimed, cost, attacked, asked))
+    place = Path(model) / PROVING_FOLDER
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as error:
+        raise os_failure(error, f"a folder to work in at {place}", "free it") from None
+    norms, digest = [], ""
+    with Store(place / STORE_FILE) as store:
+        for group in threats:
+            if not (certificates := certificates_of[group.norm]):
+                continue
+            suite = _suite(group, certificates, model, data, audited, seed)
+            limits = Limits.of(None, None, False)
+            with Crew(suite, workers, data_dir, limits, None, placement) as crew:
+                run = store.begin_run(crew.plan, environment(placement))
+                run_plan(crew, store, _BATCH, quiet)
+                store.end_run(run, 0.0)
+                digest = crew.plan.data_digest
+                norms.append(_proved(crew, store, group, _asked(certificates), loaded.name))
+    shutil.rmtree(place, ignore_errors=True)
     return Proofs(
         weights_sha256=loaded.recipe.weights.sha256,
-        data_digest=images.digest,
+        data_digest=digest,
         norms=norms,
         torch=release_on(loaded.module),
     )
+
+
+def _suite(
+    group: ThreatsConfig,
+    certificates: list[Certificate],
+    model: str,
+    data: str,
+    audited: int,
+    seed: int,
+) -> Suite:
+    """Of one norm, since not every certificate is asked in each."""
+    largest = max(1, audited // 5)
+    return Suite(
+        name="proofs",
+        data=data,
+        seed=seed,
+        models=[model],
+        threats=[group],
+        certificates=[_table(certificate) for certificate in certificates],
+        decay=False,
+        flow=False,
+        audit=AuditConfig(samples=max(1, audited - largest), largest=largest),
+    )
+
+
+def _table(certificate: Certificate) -> Any:
+    """A certificate as suites ask for it."""
+    if isinstance(certificate, ProgramCertificate):
+        return {"name": certificate.name, "at": list(certificate.at)}
+    return certificate.name
+
+
+def _proved(
+    crew: Crew, store: Store, group: ThreatsConfig, asked: tuple[float, ...], name: str
+) -> ProvedNorm:
+    """What a run proved in its one norm, if its audit broke nothing."""
+    schedule = Schedule(crew.plan, store)
+    reader = Reader(schedule)
+    records = reader.records(0)
+    soundness = confront(reader, [records])
+    if soundness.violations:
+        violations = (v.model_copy(update={"model": name}) for v in soundness.violations)
+        raise SoundnessError("; ".join(map(str, violations)))
+    jobs = [job for job in crew.plan.jobs if job.kind == CERTIFYING]
+    cost = 1000 * schedule.seconds(jobs) / len(records)
+    claimed = [_certified(record, group.norm) for record in records]
+    return _summary(group, claimed, cost, soundness.audited, asked)
+
+
+def _certified(record: SampleRecord, norm: Norm) -> CertifiedRadius | None:
+    """The largest certified radius of one image; None where something failed or nothing is."""
+    return record.best(norm) if record.certified_below(norm) > 0 else None
 
 
 def applying(
@@ -168,12 +245,6 @@ def _asked(certificates: list[Certificate]) -> tuple[float, ...]:
     return asked[0] if len(asked) == len(certificates) == 1 else ()
 
 
-def _largest(claims: tuple[CertifiedRadius, ...]) -> CertifiedRadius | None:
-    """The largest certified radius of one image, the first of equals; None without any."""
-    proved = [c for c in claims if c.kind is Kind.CERTIFIED and c.radius > 0]
-    return max(proved, key=lambda claim: claim.radius, default=None)
-
-
 def _summary(
     group: ThreatsConfig,
     claimed: list[CertifiedRadius | None],
@@ -199,36 +270,6 @@ def _summary(
         audited=audited,
         asked=asked,
     )
-
-
-def _audit(
-    loaded: LoadedModel,
-    images: ImageSet,
-    norm: Norm,
-    claimed: list[CertifiedRadius | None],
-    audited: int,
-    seed: int,
-) -> None:
-    radii = {i: claim.radius for i, claim in enumerate(claimed) if claim is not None}
-    largest = audited // 5
-    chosen = choose(radii, audited - largest, largest, seed, f"{loaded.digest}:{norm}")
-    for start in range(0, len(chosen), _AUDITED_AT_ONCE):
-        part = chosen[start : start + _AUDITED_AT_ONCE]
-        within = torch.tensor([radii[i] for i in part], dtype=torch.float64)
-        outcomes = audit(
-            loaded.module, images.images[part], images.labels[part], norm, within, seed
-        )
-        for i, outcome in zip(part, outcomes, strict=True):
-            if outcome.status is Status.ROBUST:
-                continue
-            claim = claimed[i]
-            assert claim is not None
-            distance = outcome.linf if norm is Norm.LINF else outcome.l2
-            raise SoundnessError(
-                f"{loaded.name}: image {i} of {images.name} is certified to {norm} "
-                f"{claim.radius:.6g} by {claim.certificate}, and {outcome.attack}@{outcome.view} "
-                f"ends as {outcome.status} at {distance}"
-            )
 
 
 def read_proofs(file: Path) -> Proofs | None:

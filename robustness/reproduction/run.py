@@ -167,7 +167,14 @@ def _make(
     elif isinstance(part, CardsPart):
         for folder, entry in state.entries.items():
             again, proving = entry.measured is not None, entry.proved is not None
-            api.card(str(folder), data_dir=data_dir, remeasure=again, proving=proving)
+            api.card(
+                str(folder),
+                data_dir=data_dir,
+                remeasure=again,
+                proving=proving,
+                workers=workers,
+                quiet=quiet,
+            )
     elif isinstance(part, ClaimsPart):
         folder = Path(part.out)
         seeds = [stored(study_of(part.data), seed, folder) for seed in SEEDS]

@@ -1,21 +1,34 @@
 """Whole test sets certified and audited beside a recipe."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from typer.testing import CliRunner
 
 from robustness.api import committed_leaderboards
-from robustness.cards import proofs
-from robustness.cards.proofs import PROVED_FILE, applying, prove, read_proofs
+from robustness.cards.proofs import (
+    PROVED_FILE,
+    PROVING_FOLDER,
+    Proofs,
+    applying,
+    prove,
+    read_proofs,
+)
 from robustness.certificates import CERTIFICATES, CertifiedRadius, ProgramCertificate
 from robustness.certificates.target_seeking import TargetSeekingCertificate
-from robustness.data import ImageSet, load_images
-from robustness.errors import SoundnessError, UsageError
-from robustness.evaluation.suite import load_suite
+from robustness.cli import app
+from robustness.data import load_images
+from robustness.errors import Interruption, SoundnessError, UsageError
+from robustness.evaluation.executors.here import Here
+from robustness.evaluation.jobs import audit
+from robustness.evaluation.suite import ThreatsConfig, load_suite
 from robustness.threat import Norm
-from robustness.zoo import load_model, zoo_folder
+from robustness.zoo import find_entry, load_model, zoo_folder
 
 NAME = "digits/lyanet-certified"
 THREATS = load_suite("digits").threats
@@ -29,34 +42,59 @@ class Boastful(TargetSeekingCertificate):
         return [replace(claim, radius=3 * claim.radius) for claim in honest]
 
 
-def few(count: int) -> ImageSet:
+@pytest.fixture
+def proved(tmp_path: Path):
+    """Proves an entry's copy on a few images."""
+
+    def of(
+        name: str,
+        images: Tensor,
+        labels: Tensor,
+        threats: list[ThreatsConfig],
+        audited: int,
+        workers: int = 1,
+    ) -> Proofs | None:
+        file, model = tmp_path / "few.npz", tmp_path / "entry"
+        np.savez(file, images=images.numpy(), labels=labels.numpy(), classes=10)
+        if not model.exists():
+            shutil.copytree(find_entry(name), model)
+        loaded = load_model(str(model))
+        return prove(loaded, threats, audited, model=str(model), data=str(file), workers=workers)
+
+    return of
+
+
+def few(count: int) -> tuple[Tensor, Tensor]:
     data = load_images("digits", "test", None)
-    return ImageSet("digits", "test", data.images[:count], data.labels[:count], 10)
+    return data.images[:count], data.labels[:count]
 
 
 @pytest.fixture
 def no_attack(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The audit's attacks take no time here; how many images they were given."""
     audited: list[int] = []
+    run = audit.Audit.run
 
-    def nothing(model, images, labels, norm, radii, seed):
-        audited.append(len(images))
-        return proofs_audit(model, images, labels, norm, radii, seed)
+    def counted(kind, work):
+        audited.append(len(work.unit.indices))
+        return run(kind, work)
 
-    proofs_audit = proofs.audit
-    monkeypatch.setattr("robustness.evaluation.jobs.audit.audit_stages", lambda *_: [])
-    monkeypatch.setattr(proofs, "audit", nothing)
+    monkeypatch.setattr(audit, "audit_stages", lambda *_: [])
+    monkeypatch.setattr(audit.Audit, "run", counted)
     return audited
 
 
-def test_accuracies_and_wins_are_those_of_the_certificates_radii(no_attack: list[int]) -> None:
-    found = prove(load_model(NAME), few(150), THREATS, audited=40)
+def test_accuracies_and_wins_are_those_of_the_certificates_radii(
+    proved, no_attack: list[int], tmp_path: Path
+) -> None:
+    images, labels = few(150)
+    found = proved(NAME, images, labels, THREATS, 40)
     assert found is not None
-    assert no_attack == [32, 8, 32, 8]
-    data = few(150)
+    assert sum(no_attack) == 80
+    assert [part.norm for part in found.norms] == [group.norm for group in THREATS]
     for part in found.norms:
         claims = CERTIFICATES["target-seeking"].certify(
-            load_model(NAME).module, data.images, data.labels, part.norm
+            load_model(NAME).module, images, labels, part.norm
         )
         radii = torch.tensor([claim.radius for claim in claims], dtype=torch.float64)
         assert part.won == {"target-seeking": int((radii > 0).sum())}
@@ -65,28 +103,60 @@ def test_accuracies_and_wins_are_those_of_the_certificates_radii(no_attack: list
         for at in part.at:
             assert at.certified.count == int((radii > at.eps).sum())
         assert part.largest == pytest.approx(float(radii.max()), rel=1e-3)
+        assert part.median == pytest.approx(float(radii.median()), rel=1e-3)
+    assert not (tmp_path / "entry" / PROVING_FOLDER).exists()
 
 
-def test_a_certificate_that_lies_ends_in_a_soundness_error() -> None:
+def test_a_certificate_that_lies_ends_in_a_soundness_error(proved, tmp_path: Path) -> None:
     with (
         CERTIFICATES.having(Boastful()),
-        pytest.raises(SoundnessError, match=r"certified to L2 .* by target-seeking"),
+        pytest.raises(SoundnessError, match=r"certified .* by target-seeking"),
     ):
-        prove(load_model(NAME), few(64), THREATS[1:], audited=20)
+        proved(NAME, *few(64), THREATS[1:], 20)
+    assert read_proofs(tmp_path / "entry" / PROVED_FILE) == read_proofs(
+        find_entry(NAME) / PROVED_FILE
+    )
+
+
+def test_a_run_that_stops_goes_on_with_what_was_done(
+    proved, no_attack: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images, labels = few(130)
+    done = 0
+    result = Here.result
+
+    def stopped(executor, future):
+        nonlocal done
+        done += 1
+        if done == 3:
+            raise KeyboardInterrupt
+        return result(executor, future)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Here, "result", stopped)
+        with pytest.raises(Interruption, match="goes on from these"):
+            proved(NAME, images, labels, THREATS[1:], 4)
+    assert (tmp_path / "entry" / PROVING_FOLDER).is_dir()
+    tasks: list[object] = []
+    monkeypatch.setattr(Here, "result", lambda e, f: tasks.append(f) or result(e, f))
+    found = proved(NAME, images, labels, THREATS[1:], 4)
+    half = len(tasks)
+    again = proved(NAME, images, labels, THREATS[1:], 4)  # all of it, since nothing is left
+    assert half < len(tasks) - half
+    assert [part.at for part in found.norms] == [part.at for part in again.norms]
 
 
 def test_a_model_trained_by_bounds_of_its_program_is_proved_at_the_radius_it_was_trained_for(
-    no_attack: list[int],
+    proved, no_attack: list[int]
 ) -> None:
     name = "mnist/lyanet-proved"
     loaded, threats = load_model(name), load_suite("mnist").threats
-    assert loaded.recipe is not None
     assert [group.eps for group in threats if group.norm is Norm.LINF] == [[0.1, 0.3]]
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 1, 28, 28, generator=generator).mul(0.2)
     labels = loaded.module(images).argmax(dim=1).detach()
     labels[2] = (labels[2] + 1) % 10
-    found = prove(loaded, ImageSet("mnist", "test", images, labels, 10), threats, audited=1)
+    found = proved(name, images, labels, threats, 1)
     assert found is not None
     (linf,) = found.norms
     claims = ProgramCertificate(at=(0.1,)).certify(loaded.module, images, labels, Norm.LINF)
@@ -100,8 +170,27 @@ def test_a_model_trained_by_bounds_of_its_program_is_proved_at_the_radius_it_was
     assert not any(applying(other.module, threats, other.recipe).values())
 
 
-def test_a_model_without_certificates_has_no_proofs() -> None:
-    assert prove(load_model("digits/node"), few(5), THREATS, audited=1) is None
+def test_a_model_without_certificates_has_no_proofs(proved) -> None:
+    assert proved("digits/node", *few(5), THREATS, 1) is None
+
+
+def test_workers_change_nothing(proved) -> None:
+    alone, together = (proved(NAME, *few(40), THREATS[1:], 1, workers=w) for w in (1, 2))
+    without = {"milliseconds": 0.0}
+    assert [p.model_copy(update=without) for p in alone.norms] == [
+        p.model_copy(update=without) for p in together.norms
+    ]
+
+
+def test_the_command_hands_on_how_many_workers_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("robustness.api.prove", lambda *_, workers, **__: asked.append(workers))
+    entry = shutil.copytree(find_entry(NAME), tmp_path / "entry")
+    done = CliRunner().invoke(app, ["card", str(entry), "--prove", "--workers", "2", "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert asked == [2]
 
 
 def test_every_committed_proof_is_of_its_weights_and_two_thousand_pairs_were_audited() -> None:
