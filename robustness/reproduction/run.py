@@ -119,6 +119,7 @@ def reproduce(
         raise UsageError(f"--only: expected one of {one_line(names, 160)}, got {unknown[0]!r}")
     file = plan.with_name(RECORD_FILE)
     require_own(file, '"made"')
+    environment()  # the commit is that of the beginning, whatever is written meanwhile
     say = note or (lambda _: None)
     outcomes = []
     for part in parts:
