@@ -34,9 +34,22 @@ def environment(placement: Placement = ON_CPU) -> dict[str, str]:
 @cache
 def _commit() -> dict[str, str]:
     """The commit of the checkout that this code is of, if it is of one."""
-    root, git = Path(__file__).parents[2], shutil.which("git")
+    commit = commit_of(Path(__file__).parents[2])
+    return {} if commit is None else {"commit": commit}
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit of a checkout of this project, and whether its code is another by now.
+
+    Args:
+        root: folder of the checkout.
+
+    Returns:
+        None where it is none.
+    """
+    git = shutil.which("git")
     if git is None or not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
-        return {}
+        return None
     sources = ["robustness", "models", *(f":(exclude,glob)models/**/{name}" for name in _MADE)]
     asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *sources])
     answers = [
@@ -44,6 +57,6 @@ def _commit() -> dict[str, str]:
         for words in asked
     ]
     if any(answer.returncode for answer in answers):
-        return {}
+        return None
     commit, changes = (answer.stdout.strip() for answer in answers)
-    return {"commit": commit + (", with changes" if changes else "")}
+    return commit + (", with changes" if changes else "")
