@@ -323,7 +323,7 @@ def _proved(measured: Measurement, proofs: Proofs | None) -> Iterator[str]:
         )
     # Norms share work, so that only their sum is what a proof costs.
     total = sum(part.milliseconds for part in proofs.norms)
-    yield f"All of it takes {total:.3g} ms per image on one core, the audit left out."
+    yield f"All of it takes {total:.3g} ms of processor time per image, the audit left out."
 
 
 def _flow_of(measured: Measurement) -> str:

@@ -5,6 +5,7 @@ so that a run that was interrupted goes on.
 """
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,12 @@ from torch import nn
 
 from robustness.certificates import CERTIFICATES, ProgramCertificate
 from robustness.certificates.base import Certificate, CertifiedRadius
+from robustness.certificates.sharing import shared_work
+from robustness.data import ImageSet
 from robustness.errors import SoundnessError, os_failure
 from robustness.evaluation.environment import environment
 from robustness.evaluation.executors.processes import Limits
-from robustness.evaluation.jobs.certificate import NAME as CERTIFYING
+from robustness.evaluation.jobs.audit import NAME as AUDIT
 from robustness.evaluation.reader import Reader
 from robustness.evaluation.records import SampleRecord
 from robustness.evaluation.runner import Crew, run_plan
@@ -42,6 +45,8 @@ PROVING_FOLDER = ".proving"
 
 # Images per task of a worker.
 _BATCH = 64
+# Images that the cost is measured on.
+_TIMED = 64
 
 
 class ProvedAt(Summary):
@@ -60,7 +65,8 @@ class ProvedNorm(Summary):
         at: certified accuracy at the usual radii of the data set.
         median: median radius over all images, those without one counting as 0.
         largest: largest radius.
-        milliseconds: per image of all certificates of this norm, each run alone.
+        milliseconds: processor time per image of all certificates of this norm, after what
+            they share with the norms before; of the first images, by themselves.
         audited: certified images that were attacked just inside their radii, without success.
         asked: the only radii that were tried; empty where each image's largest was searched for.
     """
@@ -138,44 +144,74 @@ def prove(
         place.mkdir(exist_ok=True)
     except OSError as error:
         raise os_failure(error, f"a folder to work in at {place}", "free it") from None
-    norms, digest = [], ""
+    proved: dict[Norm, ProvedNorm] = {}
     with Store(place / STORE_FILE) as store:
-        for group in threats:
-            if not (certificates := certificates_of[group.norm]):
-                continue
-            suite = _suite(group, certificates, model, data, audited, seed)
+        for certificates, norms in _together(certificates_of):
+            groups = [group for group in threats if group.norm in norms]
+            suite = _suite(groups, certificates, model, data, audited, seed)
             limits = Limits.of(None, None, False)
             with Crew(suite, workers, data_dir, limits, None, placement) as crew:
                 run = store.begin_run(crew.plan, environment(placement))
                 run_plan(crew, store, _BATCH, quiet)
                 store.end_run(run, 0.0)
-                digest = crew.plan.data_digest
-                norms.append(_proved(crew, store, group, _asked(certificates), loaded.name))
+                digest, count = crew.plan.data_digest, min(_TIMED, len(crew.images))
+                few = crew.images.take(torch.arange(count))
+                costs = _milliseconds(loaded.module, few, norms, certificates)
+                proved |= _proved(crew, store, groups, _asked(certificates), costs, loaded.name)
     shutil.rmtree(place, ignore_errors=True)
     return Proofs(
         weights_sha256=loaded.recipe.weights.sha256,
         data_digest=digest,
-        norms=norms,
+        norms=[proved[group.norm] for group in threats if group.norm in proved],
         torch=release_on(loaded.module),
     )
 
 
+def _together(
+    certificates_of: dict[Norm, list[Certificate]],
+) -> list[tuple[list[Certificate], list[Norm]]]:
+    """Norms in which the same certificates are asked, which share work."""
+    found: list[tuple[list[Certificate], list[Norm]]] = []
+    for norm, certificates in certificates_of.items():
+        for asked, norms in found:
+            if asked == certificates:
+                norms.append(norm)
+                break
+        else:
+            found.append((certificates, [norm]))
+    return [(certificates, norms) for certificates, norms in found if certificates]
+
+
+def _milliseconds(
+    module: nn.Module, images: ImageSet, norms: list[Norm], certificates: list[Certificate]
+) -> dict[Norm, float]:
+    """Processor time per image in each norm, after the norms before."""
+    found = {}
+    with shared_work():
+        for norm in norms:
+            started = time.process_time()
+            for certificate in certificates:
+                certificate.certify(module, images.images, images.labels, norm)
+            found[norm] = 1000 * (time.process_time() - started) / len(images)
+    return found
+
+
 def _suite(
-    group: ThreatsConfig,
+    groups: list[ThreatsConfig],
     certificates: list[Certificate],
     model: str,
     data: str,
     audited: int,
     seed: int,
 ) -> Suite:
-    """Of one norm, since not every certificate is asked in each."""
+    """Of norms in which the same certificates are asked."""
     largest = max(1, audited // 5)
     return Suite(
         name="proofs",
         data=data,
         seed=seed,
         models=[model],
-        threats=[group],
+        threats=groups,
         certificates=[_table(certificate) for certificate in certificates],
         decay=False,
         flow=False,
@@ -191,20 +227,27 @@ def _table(certificate: Certificate) -> Any:
 
 
 def _proved(
-    crew: Crew, store: Store, group: ThreatsConfig, asked: tuple[float, ...], name: str
-) -> ProvedNorm:
-    """What a run proved in its one norm, if its audit broke nothing."""
-    schedule = Schedule(crew.plan, store)
-    reader = Reader(schedule)
+    crew: Crew,
+    store: Store,
+    groups: list[ThreatsConfig],
+    asked: tuple[float, ...],
+    milliseconds: dict[Norm, float],
+    name: str,
+) -> dict[Norm, ProvedNorm]:
+    """What a run proved in each of its norms, if its audits broke nothing."""
+    reader = Reader(Schedule(crew.plan, store))
     records = reader.records(0)
-    soundness = confront(reader, [records])
-    if soundness.violations:
-        violations = (v.model_copy(update={"model": name}) for v in soundness.violations)
-        raise SoundnessError("; ".join(map(str, violations)))
-    jobs = [job for job in crew.plan.jobs if job.kind == CERTIFYING]
-    cost = 1000 * schedule.seconds(jobs) / len(records)
-    claimed = [_certified(record, group.norm) for record in records]
-    return _summary(group, claimed, cost, soundness.audited, asked)
+    if violations := confront(reader, [records]).violations:
+        named = (violation.model_copy(update={"model": name}) for violation in violations)
+        raise SoundnessError("; ".join(map(str, named)))
+    audits = reader.jobs(0, AUDIT)
+    found = {}
+    for group in groups:
+        norm = group.norm
+        audited = sum(len(reader.rows(job)) for job in audits if job.norm is norm)
+        claimed = [_certified(record, norm) for record in records]
+        found[norm] = _summary(group, claimed, milliseconds[norm], audited, asked)
+    return found
 
 
 def _certified(record: SampleRecord, norm: Norm) -> CertifiedRadius | None:
