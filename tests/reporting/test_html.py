@@ -395,3 +395,10 @@ def test_rare_reasons_are_summed_in_one_line(board):
 def test_one_more_reason_is_named_rather_than_counted(board):
     row = board.models[1].certificates[1]
     assert model_sections.reasons(row) == list(row.reasons.items())
+
+
+def test_only_screens_get_cards_for_tables(suite):
+    # Paper is narrow, too, and would get them, and figures wider than it is.
+    style = suite.split("<style>")[1].split("</style>")[0]
+    assert "@media screen and (max-width:" in style
+    assert "@media (max-width:" not in style
