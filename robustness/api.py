@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -332,7 +333,7 @@ def recompute(
     results: Path,
     *,
     units: int = 100,
-    seed: int = 0,
+    seed: int | None = None,
     data_dir: Path | None = None,
     workers: int | None = None,
     quiet: bool = True,
@@ -347,7 +348,8 @@ def recompute(
     Args:
         results: folder of a report, or its store, packed or not; nothing of it is changed.
         units: how many; of a report that has fewer, all.
-        seed: decides which.
+        seed: decides which. By default one that nobody can know beforehand, since who made the
+            report could have seen to the units that another draws; it is in what is returned.
         data_dir: folder with the official image files; by default they are downloaded.
         workers: processes, by default one per core; changes no result.
         quiet: tell nothing of progress on standard error.
@@ -363,6 +365,7 @@ def recompute(
         robustness.errors.UsageError: expected results at none, got no such file; ...
     """
     number = inputs.count("a number of units", units)
+    seed = secrets.randbelow(2**32) if seed is None else seed
     with store_of(results) as file, Store(file, must_exist=True) as store:
         run = store.last_run()
         placement = run.plan.placement

@@ -786,15 +786,22 @@ def recompute(
         list[Path], typer.Argument(metavar="REPORT...", help="Report folders, or their stores.")
     ],
     units: Annotated[int, typer.Option("--units", help="How many units of each report.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="Decides which units are drawn.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            help="Decides which units are drawn; by default one that nobody can know beforehand.",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Compute random units of a report again: exit code 1 if any gives other results."""
     table = Table(title="units of work computed again")
-    for column in ("report", "drawn", "of", "same", "95% of all", "seconds"):
-        table.add_column(column, justify="left" if column == "report" else "right", no_wrap=True)
+    table.add_column("report", overflow="fold")
+    for column in ("seed", "drawn", "of", "same", "95% of all", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     different = []
     for report in results:
         found = api.recompute(
@@ -803,7 +810,8 @@ def recompute(
         same = found.same
         sure = f"{percent(same.low)}-{percent(same.high)}"
         counts = (f"{count:,}" for count in (same.total, found.units, same.count))
-        table.add_row(escape(str(report)), *counts, sure, f"{found.seconds:,.0f}")
+        cost = f"{found.seconds:,.0f}"
+        table.add_row(escape(str(report)), str(found.seed), *counts, sure, cost)
         different += [f"{report}: {what}" for what in found.different]
     answers.print(table)
     for what in different:

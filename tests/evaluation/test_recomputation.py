@@ -16,10 +16,10 @@ from robustness.errors import UsageError
 from robustness.evaluation.jobs import Result
 from robustness.evaluation.packing import PACKED_FILE
 from robustness.evaluation.plan import Job, Unit
-from robustness.evaluation.recomputation import draw, stored_units
+from robustness.evaluation.recomputation import Recomputation, draw, stored_units
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
-from robustness.results.leaderboard import LEADERBOARD_FILE, STORE_FILE, Leaderboard
+from robustness.results.leaderboard import LEADERBOARD_FILE, STORE_FILE, Leaderboard, Proportion
 from tests.evaluation.shortening import shorten
 from tests.evaluation.test_store import sql
 
@@ -81,8 +81,10 @@ def test_all_of_a_report_gives_the_same_again_and_nothing_of_it_changes(run: Pat
 
 
 def test_a_few_units_by_the_command_and_how_sure_they_make(run: Path) -> None:
-    done = CliRunner().invoke(app, ["recompute", str(run), "--units", "3", "--workers", "1"])
+    command = ["recompute", str(run), "--units", "3", "--workers", "1", "--seed", "77"]
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
+    assert "77" in done.stdout
     # Three of three: the exact interval begins at 0.025 ** (1 / 3).
     assert "29.2-100" in done.stdout
 
@@ -137,6 +139,19 @@ def test_results_of_other_code_are_refused_in_one_line(report: Path) -> None:
     assert isinstance(done.exception, UsageError)
     assert "no such file" in str(done.exception)
     assert not (report / PACKED_FILE).exists()
+
+
+def test_nobody_can_know_which_units_are_drawn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = Proportion.of(1, 1)
+
+    def nothing(crew, store, number, seed, commit, quiet) -> Recomputation:
+        return Recomputation(
+            same=same, units=1, different=[], seed=seed, seconds=0.0, commit=commit
+        )
+
+    monkeypatch.setattr(api, "recomputation", nothing)
+    assert len({api.recompute(run, workers=1).seed for _ in range(4)}) == 4
+    assert api.recompute(run, seed=5, workers=1).seed == 5
 
 
 def test_units_are_drawn_alike() -> None:
