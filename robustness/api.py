@@ -212,7 +212,7 @@ def evaluate(
             store.end_run(run, wall)
             if shard is not None:
                 return None
-            leaderboard = _with_wall_time(
+            leaderboard = _with_history(
                 summarise(crew.plan, store, versions), wall, store, crew.plan
             )
     leaderboard = with_origins(whole_test_set(leaderboard))
@@ -436,7 +436,7 @@ def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:
             for kind in dict.fromkeys(job.kind for job in plan.jobs):
                 tables[kind] = csv_of(*reader.table(kind))
         summary = summarise(plan, store, run.environment)
-        return _with_wall_time(summary, run.wall_seconds, store, plan)
+        return _with_history(summary, run.wall_seconds, store, plan)
 
 
 @takes_objects
@@ -1154,13 +1154,16 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _with_wall_time(leaderboard: Leaderboard, wall: float, store: Store, plan: Plan) -> Leaderboard:
+def _with_history(leaderboard: Leaderboard, wall: float, store: Store, plan: Plan) -> Leaderboard:
+    """With what its store tells of the starts that computed its units."""
+    keys = keys_of(plan, store)
     timings = leaderboard.timings | {"wall seconds of this run": round(wall, 2)}
-    starts = store.wall_seconds(leaderboard.suite.name, keys_of(plan, store))
+    starts = store.wall_seconds(leaderboard.suite.name, keys)
     if len(starts) > 1:
         what = f"wall seconds of all {len(starts)} starts on these results"
         timings |= {what: round(sum(starts), 2)}
-    return leaderboard.model_copy(update={"timings": timings})
+    by = store.commits(keys)
+    return leaderboard.model_copy(update={"timings": timings, "computed_by": by})
 
 
 def card(

@@ -224,6 +224,20 @@ class Store:
         ]
         return earlier + [wall for _, wall in starts[-1:]]
 
+    def commits(self, keys: Collection[str]) -> list[str]:
+        """Commits of the code that computed units, in the order in which they came.
+
+        As far as the starts tell: those during which one of the units was finished.
+        """
+        query = "SELECT key, finished FROM shards"
+        finished = [when for key, when in self._db.query(query) if key in keys]
+        found = [
+            json.loads(environment).get("commit")
+            for _, environment, at, wall in self.starts()
+            if any(at <= when <= at + wall for when in finished)
+        ]
+        return list(dict.fromkeys(commit for commit in found if commit))
+
     def starts(self) -> list[tuple[str, str, float, float]]:
         """Plan, environment, time and wall time of every start, in order; see `wall_seconds`."""
         starts = sorted(self._starts(), key=lambda start: start.started)

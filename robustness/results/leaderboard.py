@@ -566,6 +566,17 @@ class Leaderboard(Shown, Summary):
 
     It shows itself: `leaderboard` alone in a notebook is a table, `to_dataframe()` has a row per
     model and threat, and `plot()` draws the brackets.
+
+    Attributes:
+        suite: what was asked for.
+        models: of it, with all that was found.
+        soundness: of the certified radii.
+        environment: versions of all that summed it up, the commit among them.
+        timings: seconds, by what they are of.
+        costs: of certificates.
+        created: when it was summed up, ISO 8601.
+        computed_by: commits of the code that computed its units, which are of the same versions of
+            attacks and certificates as this one's; empty where nobody noted them.
     """
 
     schema_version: Literal[2] = 2
@@ -576,6 +587,7 @@ class Leaderboard(Shown, Summary):
     timings: dict[str, float] = {}
     costs: list[Cost] = []
     created: str = ""
+    computed_by: list[str] = []
 
     def to_json(self) -> str:
         """The file's content; a list of plain values stands on one line."""
@@ -631,8 +643,9 @@ class Leaderboard(Shown, Summary):
         return drawn
 
     def comparable(self) -> dict[str, Any]:
-        """All that an identical run must reproduce: everything but timings and timestamps."""
-        return self.model_dump(mode="json", exclude={"timings", "costs", "created"})
+        """All that an identical run must reproduce: everything but timings, times and commits."""
+        without = {"timings", "costs", "created", "computed_by"}
+        return self.model_dump(mode="json", exclude=without)
 
 
 def _indented(value: Any, indent: str = "") -> str:

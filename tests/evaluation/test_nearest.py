@@ -167,6 +167,26 @@ def test_the_wall_time_of_all_starts_counts_those_that_were_killed(tmp_path: Pat
         assert store.wall_seconds("nearest", {"another key"}) == [7.0]
 
 
+def test_the_commits_that_computed_units_are_those_of_their_starts(tmp_path: Path) -> None:
+    changes = {"models": ["digits/resnet"], "certificates": [], "samples": 8}
+    suite = Suite.model_validate(SUITE | changes)
+    plan = make_plan(suite, load_images("digits", "test", None), [load_model("digits/resnet")])
+    rows = [clean.Row(1, 2, 2, False, "", None)]
+    with Store(tmp_path / "results.sqlite") as store:
+        for key, environment in (
+            ("first", {"commit": "a"}),
+            ("second", {}),
+            ("third", {"commit": "b, with changes"}),
+        ):
+            store.begin_run(plan, environment)
+            store.add(Result(key, "clean", rows, 0.01), plan.jobs[0], "m")
+            time.sleep(0.05)
+        store.begin_run(plan, {"commit": "c"})
+        assert store.commits(["first", "second", "third"]) == ["a", "b, with changes"]
+        assert store.commits(["third"]) == ["b, with changes"]
+        assert store.commits(["fourth"]) == []
+
+
 def test_of_no_images_nothing_is_found() -> None:
     model, nothing = load_model("digits/resnet").module, torch.zeros(0, 1, 8, 8)
     assert nearest_adversarial(model, nothing, torch.zeros(0, dtype=torch.int64), Norm.L2) == []

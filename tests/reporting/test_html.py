@@ -402,3 +402,18 @@ def test_only_screens_get_cards_for_tables(suite):
     style = suite.split("<style>")[1].split("</style>")[0]
     assert "@media screen and (max-width:" in style
     assert "@media (max-width:" not in style
+
+
+def test_a_page_says_by_which_commits_its_units_were_computed(searched):
+    here, before = "c" * 40, "b" * 40
+    environment = searched.environment | {"commit": here}
+    for by, said in (
+        ([], ()),
+        ([here], ()),
+        ([before, f"{here}, with changes"], (before[:12], f"{here[:12]} with changes")),
+    ):
+        board = searched.model_copy(update={"environment": environment, "computed_by": by})
+        text = Page(suite_page(board)).text
+        assert f"Commit {here}" in text
+        assert ("computed by the same attacks and proofs of commit" in text) == bool(said)
+        assert all(words in text for words in said)
