@@ -36,10 +36,12 @@ CAPTIONS = {
 }
 RULE = (
     "A comparison is decided by the 95% Student interval of the paired difference over seeds: "
-    "better if it lies wholly on the better side of zero, worse if wholly on the other, else "
-    "open. A claim holds if all its comparisons are better, does not hold if none is, and else "
-    "holds only under the condition that its verdict names. In brackets behind an open one is how "
-    "many seeds would decide it, were mean and spread what they are by now."
+    "better if it lies wholly on the better side of zero, worse if wholly on the other, equal if "
+    "both are the same in every seed, else open. A claim holds if all its comparisons are better, "
+    "does not hold if none is, and else holds only under the condition that its verdict names. In "
+    "brackets behind an open one is how many seeds would decide it, were mean and spread what they "
+    "are by now. Where the worst case over views was measured, it alone decides on robustness: "
+    "what an attack leaves that may be fooled is shown, as beside it."
 )
 
 
@@ -284,10 +286,11 @@ def _comparison(c: Comparison) -> tuple[str, ...]:
 
 
 def _outcome(c: Comparison) -> str:
+    beside = "" if c.decides else ", beside"
     if c.outcome is not Outcome.OPEN:
-        return c.outcome.value
+        return c.outcome.value + beside
     seeds = c.seeds_to_decide
-    return f"open ({'more than 1000' if seeds is None else seeds})"
+    return f"open ({'more than 1000' if seeds is None else seeds}){beside}"
 
 
 def _row(name: str, values: list[float], digits: int = 1) -> tuple[str, ...]:

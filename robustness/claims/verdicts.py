@@ -2,9 +2,10 @@
 
 A comparison is one quantity of LyaNet and of its rival over the same seeds. It is *better* if the
 95% Student interval of the paired difference lies wholly on the better side of zero, *worse* if
-wholly on the other side, else *open*: these seeds do not tell. A claim holds if every one of its
-comparisons is better, does not hold if none is, and else holds only under the condition that
-names those which are.
+wholly on the other side, *equal* if both are the same in every seed, else *open*: these seeds do
+not tell. A claim holds if every one of its comparisons is better, does not hold if none is, and
+else holds only under the condition that names those which are. Robustness is decided by the worst
+case over views where that was measured: what an attack leaves that may be fooled decides nothing.
 """
 
 import math
@@ -21,6 +22,7 @@ class Outcome(Enum):
 
     BETTER = "better"
     WORSE = "worse"
+    EQUAL = "equal"
     OPEN = "open"
 
 
@@ -54,6 +56,7 @@ class Comparison(Summary):
         lower_is_better: the direction.
         our_values: per seed.
         rival_values: per seed.
+        decides: whether a claim is decided by it, too; else it is shown beside.
     """
 
     quantity: str
@@ -63,6 +66,7 @@ class Comparison(Summary):
     lower_is_better: bool
     our_values: list[float]
     rival_values: list[float]
+    decides: bool = True
 
     @property
     def difference(self) -> Interval:
@@ -92,6 +96,8 @@ class Comparison(Summary):
     @property
     def outcome(self) -> Outcome:
         """By the rule above."""
+        if self.our_values == self.rival_values:
+            return Outcome.EQUAL
         difference = self.difference
         if difference.low <= 0 <= difference.high:
             return Outcome.OPEN
@@ -99,39 +105,56 @@ class Comparison(Summary):
 
 
 class Claim(Summary):
-    """A claim of the paper with the comparisons that decide it."""
+    """A claim of the paper with the comparisons that decide it, and others beside.
+
+    Attributes:
+        statement: the claim.
+        comparisons: all, those that do not decide included.
+        caution: what one who quotes it has to know besides; empty for nothing.
+    """
 
     statement: str
     comparisons: list[Comparison]
+    caution: str = ""
+
+    @property
+    def deciding(self) -> list[Comparison]:
+        """The comparisons that decide it."""
+        return [c for c in self.comparisons if c.decides]
 
     @property
     def verdict(self) -> str:
         """`holds`, `does not hold`, or the condition under which it holds."""
-        better = [c for c in self.comparisons if c.outcome is Outcome.BETTER]
-        if len(better) == len(self.comparisons):
+        better = [c for c in self.deciding if c.outcome is Outcome.BETTER]
+        if len(better) == len(self.deciding):
             return "holds"
-        counts = ", ".join(
-            f"{outcome.value} in {sum(c.outcome is outcome for c in self.comparisons)}"
-            for outcome in (Outcome.WORSE, Outcome.OPEN)
-        )
-        total = len(self.comparisons)
+        counts = ", ".join(f"{outcome.value} in {count}" for outcome, count in self._others())
+        total = len(self.deciding)
         if not better:
             return f"does not hold: of {total} comparisons better in none, {counts}"
         condition = "; ".join(_named(c) for c in better)
         return f"holds only for {condition}: of {total} comparisons {counts}"
 
+    def _others(self) -> list[tuple[Outcome, int]]:
+        """How often it was not better; of what is rare, only where there is any."""
+        outcomes = (Outcome.WORSE, Outcome.EQUAL, Outcome.OPEN)
+        counts = [(o, sum(c.outcome is o for c in self.deciding)) for o in outcomes]
+        return [(o, count) for o, count in counts if count or o is not Outcome.EQUAL]
+
     @property
     def sentence(self) -> str:
         """What a reviewer may quote: how often it was better, and where that is clearest."""
-        total = len(self.comparisons)
-        counts = [sum(c.outcome is outcome for c in self.comparisons) for outcome in Outcome]
-        clearest = max(self.comparisons, key=_clearness)
+        words = {Outcome.OPEN: "undecided"}
+        better = sum(c.outcome is Outcome.BETTER for c in self.deciding)
+        others = [f"{count} {words.get(o, o.value)}" for o, count in self._others()]
+        clearest = max(self.deciding, key=_clearness)
         ours, rival = (Interval.of(v) for v in (clearest.our_values, clearest.rival_values))
         gap = clearest.difference
         return (
-            f"of {total} comparisons {counts[0]} came out better, {counts[1]} worse and "
-            f"{counts[2]} undecided, the clearest being {_named(clearest)}: {ours.mean:.4g} to "
-            f"{rival.mean:.4g}, a difference of {gap.mean:+.3g} [{gap.low:+.3g}, {gap.high:+.3g}]"
+            f"of {len(self.deciding)} comparisons {better} came out better, "
+            f"{', '.join(others[:-1])} and {others[-1]}, the clearest being {_named(clearest)}: "
+            f"{ours.mean:.4g} to {rival.mean:.4g}, a difference of {gap.mean:+.3g} "
+            f"[{gap.low:+.3g}, {gap.high:+.3g}]" + (f"; {self.caution}" if self.caution else "")
         )
 
 
@@ -161,7 +184,11 @@ def claims(seeds: Sequence[SeedResults]) -> list[Claim]:
             ],
         ),
         Claim(statement="Faster convergence of inference", comparisons=_convergence(seeds)),
-        Claim(statement="Better adversarial robustness", comparisons=_robustness(seeds)),
+        Claim(
+            statement="Better adversarial robustness",
+            comparisons=_robustness(seeds),
+            caution=_fooled(seeds),
+        ),
         Claim(
             statement="Training without back-propagation through a solver is cheaper",
             comparisons=_costs(seeds),
@@ -211,6 +238,7 @@ def _convergence(seeds: Sequence[SeedResults]) -> list[Comparison]:
 
 def _robustness(seeds: Sequence[SeedResults]) -> list[Comparison]:
     found = []
+    strongest = any(protocol.startswith("worst ") for protocol in seeds[0].robust)
     for protocol, table in seeds[0].robust.items():
         for pair in PAIRS.items():
             if not set(pair) <= set(table):
@@ -220,9 +248,38 @@ def _robustness(seeds: Sequence[SeedResults]) -> list[Comparison]:
                 return 100 * seed.robust[protocol][model].value
 
             quantity = f"robust accuracy, {PROTOCOLS[protocol.split()[0]]} {_threat(protocol)}"
-            found.append(_compared(seeds, quantity, pair, robust, "percent", False))
+            compared = _compared(seeds, quantity, pair, robust, "percent", False)
+            decides = protocol.startswith("worst ") or not strongest
+            found.append(compared.model_copy(update={"decides": decides}))
     return found
 
+
+def _fooled(seeds: Sequence[SeedResults]) -> str:
+    """Of which pairs PGD on the deployed model says what the worst case refutes, in words."""
+    said = []
+    for protocol in seeds[0].robust:
+        if not protocol.startswith("wide "):
+            continue
+        worst = protocol.replace("wide", "worst", 1)
+        for pair in PAIRS.items():
+            if not set(pair) <= set(seeds[0].robust.get(worst, {})):
+                continue
+            alone, left = ([_mean(seeds, by, m) for m in pair] for by in (protocol, worst))
+            if any(a - b > FOOLED for a, b in zip(alone, left, strict=True)):
+                said.append(
+                    f"PGD on the deployed model at {_threat(protocol)} says {alone[0]:.1f} to "
+                    f"{alone[1]:.1f} % of {pair[0]} against {pair[1]} and is fooled, since the "
+                    f"worst case leaves {left[0]:.1f} to {left[1]:.1f} %"
+                )
+    return "; ".join(said)
+
+
+def _mean(seeds: Sequence[SeedResults], protocol: str, model: str) -> float:
+    return 100 * sum(seed.robust[protocol][model].value for seed in seeds) / len(seeds)
+
+
+# Points by which PGD is above the worst case where a claim says that it is fooled.
+FOOLED = 5.0
 
 PROTOCOLS = {
     "paper": "the paper's protocol",

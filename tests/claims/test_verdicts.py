@@ -10,6 +10,7 @@ from robustness.claims.report import write_claims
 from robustness.claims.results import SeedResults, read_seed
 from robustness.claims.run import SEEDS
 from robustness.claims.verdicts import Claim, Comparison, Interval, Outcome, claims
+from robustness.results.leaderboard import Proportion
 from robustness.zoo import zoo_folder
 
 
@@ -41,7 +42,8 @@ def test_the_interval_is_students() -> None:
         ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], True, Outcome.WORSE),
         ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], False, Outcome.BETTER),
         ([1.0, 3.0, 2.0], [2.0, 2.0, 2.1], True, Outcome.OPEN),
-        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], True, Outcome.OPEN),
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], True, Outcome.EQUAL),
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.1], True, Outcome.OPEN),
         # Pairing by seed: seeds differ much, the difference does not.
         ([10.0, 20.0, 30.0], [11.0, 21.1, 30.9], True, Outcome.BETTER),
     ],
@@ -55,6 +57,7 @@ def test_a_comparison_is_decided_by_the_paired_interval(
 BETTER = comparison([1.0, 1.1, 0.9], [2.0, 2.1, 1.9])
 WORSE = comparison([2.0, 2.1, 1.9], [1.0, 1.1, 0.9])
 OPEN = comparison([1.0, 3.0, 2.0], [2.0, 2.0, 2.1])
+EQUAL = comparison([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,10 @@ OPEN = comparison([1.0, 3.0, 2.0], [2.0, 2.0, 2.1])
         ([BETTER, BETTER], "holds"),
         ([WORSE], "does not hold: of 1 comparisons better in none, worse in 1, open in 0"),
         ([OPEN], "does not hold: of 1 comparisons better in none, worse in 0, open in 1"),
+        (
+            [EQUAL, OPEN],
+            "does not hold: of 2 comparisons better in none, worse in 0, equal in 1, open in 1",
+        ),
         ([BETTER, OPEN], "holds only for q, a against b: of 2 comparisons worse in 0, open in 1"),
     ],
 )
@@ -101,6 +108,29 @@ def test_a_sentence_counts_outcomes_and_names_the_clearest() -> None:
         "q, a against b: 1 to 2, a difference of -1 [-1, -1]"
     )
     assert "undecided" in Claim(statement="s", comparisons=[OPEN]).sentence
+    equal = Claim(statement="s", comparisons=[BETTER, EQUAL]).sentence
+    assert "1 came out better, 0 worse, 1 equal and 0 undecided" in equal
+
+
+def test_what_pgd_leaves_decides_nothing_where_the_worst_case_was_measured(tmp_path) -> None:
+    seeds = []
+    for seed in results(gain=0.5):
+        table = {name: Proportion.of(10, 500) for name in MODELS}
+        worst = {"worst linf 0.1": table}
+        fooled = {"wide linf 0.1": table | {"lyanet": Proportion.of(485, 500)}}
+        seeds.append(seed.model_copy(update={"edition": 2, "robust": fooled | worst}))
+    claim = claims(seeds)[2]
+    assert [c.outcome for c in claim.comparisons] == [Outcome.BETTER] + 3 * [Outcome.EQUAL]
+    assert [c.decides for c in claim.comparisons] == [False, False, True, True]
+    assert claim.verdict == (
+        "does not hold: of 2 comparisons better in none, worse in 0, equal in 2, open in 0"
+    )
+    assert claim.sentence.endswith(
+        "PGD on the deployed model at ℓ∞ 0.1 says 97.0 to 2.0 % of lyanet against node and is "
+        "fooled, since the worst case leaves 2.0 to 2.0 %"
+    )
+    write_claims(seeds, tmp_path)
+    assert "| better, beside |" in (tmp_path / "report.md").read_text()
 
 
 def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_rising(
