@@ -20,10 +20,12 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import BaseModel
+
 from robustness.cards.measure import MEASURED_FILE, Measurement, read_measurement
 from robustness.cards.proofs import PROVED_FILE, Proofs, read_proofs
 from robustness.errors import UsageError
-from robustness.files import replace_file
+from robustness.files import read_json, replace_file
 from robustness.reporting import prose, ranking, selection, words
 from robustness.reporting.index import suites_table
 from robustness.reporting.marks import markdown_table
@@ -57,11 +59,13 @@ class Sources:
         boards: leaderboards by the folder inside `reports/` that each lies in.
         measured: what was measured of an entry on its whole test set, by its name.
         proofs: what was proved of an entry there, by its name.
+        reports: folder of reports, of which the claims' and what was computed again are quoted.
     """
 
     boards: Mapping[str, Leaderboard]
     measured: Callable[[str], Measurement]
     proofs: Callable[[str], Proofs]
+    reports: Path = zoo_folder().parent / "reports"
 
     def board(self, suite: str) -> Leaderboard:
         """The leaderboard of a suite.
@@ -85,7 +89,7 @@ def committed() -> Sources:
     """What lies in this checkout."""
     reports = zoo_folder().parent / "reports"
     boards = {name: read_leaderboard(file) for name, file in reports_in(reports).items()}
-    return Sources(boards, cache(_measured), cache(_proved))
+    return Sources(boards, cache(_measured), cache(_proved), reports)
 
 
 def _measured(model: str) -> Measurement:
@@ -223,6 +227,46 @@ def _proved_at(sources: Sources, model: str, threat: str) -> str:
     return words.precisely(_proof(sources, model, threat))
 
 
+class _Claims(BaseModel):
+    """What is quoted of `claims.json`."""
+
+    sentences: dict[str, str]
+
+
+class _Again(BaseModel):
+    """What is quoted of units that were computed again."""
+
+    same: Proportion
+    units: int
+    commit: str | None
+
+
+class _Record(BaseModel):
+    """What is quoted of `reproduced.json`."""
+
+    recomputed: dict[str, _Again]
+
+
+_REMEDY = "run `robustness reproduce` again"
+
+
+def _sentence(sources: Sources, folder: str, number: str) -> str:
+    file = sources.reports / folder / "claims.json"
+    sentences = read_json(file, _Claims, "the claims of the paper", _REMEDY).sentences
+    by_number = {str(place): claim for place, claim in enumerate(sentences.items(), 1)}
+    claim, sentence = _of(by_number, number, f"claim of reports/{folder}")
+    return f"{claim}: {sentence}"
+
+
+def _again(sources: Sources, part: str) -> str:
+    file = sources.reports / "reproduced.json"
+    record = read_json(file, _Record, "a record of what was made", _REMEDY)
+    if part not in record.recomputed:  # made anew since
+        return "none were drawn"
+    found = record.recomputed[part]
+    return f"{found.same.count} of {found.same.total} drawn from {found.units:,}"
+
+
 _FIGURES: dict[str, Callable[..., str]] = {
     "attacked": _attacked,
     "standing": _standing,
@@ -242,6 +286,8 @@ _FIGURES: dict[str, Callable[..., str]] = {
     "without-flow": _without,
     "flow": _flow_of,
     "proved": _proved_at,
+    "sentence": _sentence,
+    "again": _again,
 }
 
 

@@ -85,6 +85,7 @@ class ClaimsSummary(Summary):
 
     claims: list[Claim]
     verdicts: dict[str, str]
+    sentences: dict[str, str]
     seeds: list[SeedResults]
 
 
@@ -122,7 +123,10 @@ def write_claims(seeds: Sequence[SeedResults], folder: Path) -> list[Path]:
     drawn = drawings(seeds)
     sections = list(_sections(seeds, found))
     summary = ClaimsSummary(
-        claims=found, verdicts={c.statement: c.verdict for c in found}, seeds=list(seeds)
+        claims=found,
+        verdicts={c.statement: c.verdict for c in found},
+        sentences={c.statement: c.sentence for c in found},
+        seeds=list(seeds),
     )
     files = {
         "claims.json": (summary.model_dump_json(indent=1) + "\n").encode(),
