@@ -12,7 +12,7 @@ from pydantic import Field
 from robustness import api
 from robustness.claims.models import study_of
 from robustness.claims.report import write_claims
-from robustness.claims.results import stored
+from robustness.claims.results import read_seed, stored
 from robustness.claims.run import SEEDS, measure_claims
 from robustness.errors import OperationalError, UsageError, one_line
 from robustness.evaluation.environment import environment
@@ -38,7 +38,8 @@ class Made(Summary):
 
     Attributes:
         commit: of the checkout; None outside of one.
-        seconds: of wall time that it took: of a report, all starts on its results.
+        seconds: of wall time that it took: of a report, all starts on its results; of the claims,
+            their trainings.
         finished: when, ISO 8601.
     """
 
@@ -224,6 +225,10 @@ def _note_made(file: Path, part: Part, seconds: float) -> None:
     """Note that a part was made just now; what was computed again before is of another."""
     if isinstance(part, SuitePart):
         seconds = _all_starts(Path(part.out)) or seconds
+    elif isinstance(part, ClaimsPart):
+        seeds = [read_seed(seed, Path(part.out)) for seed in SEEDS]
+        trained = sum(b.seconds for results in seeds for b in results.budgets.values())
+        seconds = max(seconds, round(trained, 1))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = Made(commit=environment().get("commit"), seconds=seconds, finished=now)
     record = _record(file)
