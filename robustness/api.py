@@ -23,7 +23,7 @@ from robustness.cards.measure import (
 )
 from robustness.cards.origin import with_origins
 from robustness.cards.page import CARD_FILE, card_text
-from robustness.cards.proofs import PROVED_FILE, prove, read_proofs
+from robustness.cards.proofs import PROVED_FILE, forget_units, prove, read_proofs
 from robustness.certificates import (
     CERTIFICATES,
     CertifiedRadius,
@@ -52,7 +52,11 @@ from robustness.evaluation.packing import (
 from robustness.evaluation.plan import Plan
 from robustness.evaluation.progress import event_file
 from robustness.evaluation.reader import Reader
-from robustness.evaluation.recomputation import Recomputation, recomputation
+from robustness.evaluation.recomputation import (
+    Recomputation,
+    recomputation,
+    require_same_plan,
+)
 from robustness.evaluation.records import NOT_FINITE, SampleRecord, failures
 from robustness.evaluation.runner import Crew, run_plan
 from robustness.evaluation.schedule import Schedule
@@ -367,24 +371,29 @@ def recompute(
     number = inputs.count("a number of units", units)
     seed = secrets.randbelow(2**32) if seed is None else seed
     with store_of(results) as file, Store(file, must_exist=True) as store:
-        run = store.last_run()
+        run, different, report = store.last_run(), list[str](), ""
+        summary = (results if results.is_dir() else results.parent) / LEADERBOARD_FILE
+        if summary.is_file():  # first, since it is told at once
+            board = read_leaderboard(summary)
+            report = board.digest()
+            if not _alike(board, _summarised(file, None)):
+                different.append(f"{summary.name} is not what the store gives")
         placement = run.plan.placement
         workers = _processes(workers, False, None, placement, None)
         suite = _ready(run.plan.suite, data_dir, True)
         limits = Limits.of(None, None, False)
         with Crew(suite, workers, data_dir, limits, None, placement) as crew:
+            require_same_plan(run.plan, crew.plan, file)
             commit = environment().get("commit")
             found = recomputation(crew, store, number, seed, commit, quiet)
-        summary = results / LEADERBOARD_FILE
-        if summary.is_file() and not _alike(read_leaderboard(summary), _summarised(file, None)):
-            other = f"{LEADERBOARD_FILE} is not what the store gives"
-            found = found.model_copy(update={"different": [*found.different, other]})
-    return found
+    different += found.different
+    return found.model_copy(update={"different": different, "report": report})
 
 
 def _alike(board: Leaderboard, summary: Leaderboard) -> bool:
-    """Whether a leaderboard is a store's, whenever it was written."""
-    return board.comparable() == with_origins(whole_test_set(summary)).comparable()
+    """Whether a leaderboard is a store's, whenever it was summed up."""
+    now = with_origins(whole_test_set(summary))
+    return board.model_copy(update={"created": now.created}) == now
 
 
 def render_index(folder: Path, out: Path) -> Path:
@@ -1238,6 +1247,7 @@ def card(
         )
         if found is not None:
             _write(folder / PROVED_FILE, found.model_dump_json(indent=1) + "\n")
+            forget_units(folder)
     proofs = read_proofs(folder / PROVED_FILE)
     _write(
         folder / CARD_FILE,

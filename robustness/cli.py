@@ -798,25 +798,20 @@ def recompute(
     quiet: Quiet = False,
 ) -> None:
     """Compute random units of a report again: exit code 1 if any gives other results."""
-    table = Table(title="units of work computed again")
-    table.add_column("report", overflow="fold")
-    for column in ("seed", "drawn", "of", "same", "95% of all", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True)
-    different = []
-    for report in results:
+    agree = True
+    for report in results:  # each is told at once: the next may take long, or fail
         found = api.recompute(
             report, units=units, seed=seed, data_dir=data_dir, workers=workers, quiet=quiet
         )
-        same = found.same
-        sure = f"{percent(same.low)}-{percent(same.high)}"
-        counts = (f"{count:,}" for count in (same.total, found.units, same.count))
-        cost = f"{found.seconds:,.0f}"
-        table.add_row(escape(str(report)), str(found.seed), *counts, sure, cost)
-        different += [f"{report}: {what}" for what in found.different]
-    answers.print(table)
-    for what in different:
-        _print_whole(f"differs: {what}")
-    if different:
+        same, agree = found.same, agree and found.agrees
+        _print_whole(
+            f"{report}: {same.count:,} of {same.total:,} units drawn from {found.units:,} gave the "
+            f"same (95% of all: {percent(same.low)}-{percent(same.high)}), "
+            f"{found.to_the_bit:,} to the bit; seed {found.seed}, {found.seconds:,.0f} s"
+        )
+        for what in found.different:
+            _print_whole(f"{report}: differs: {what}")
+    if not agree:
         raise typer.Exit(ExitCode.NO)
 
 
@@ -845,7 +840,8 @@ def reproduce_command(
             "--recompute",
             metavar="UNITS",
             help="Compute so many random units of every report again that is not stale, and note "
-            "what came of it; a report of which any differs is stale.",
+            "what came of it; a report of which any differs is stale until its store is taken "
+            "away. Not with --dry-run.",
         ),
     ] = None,
     data_dir: DataDir = None,

@@ -173,8 +173,13 @@ def has_weights(recipe: Recipe) -> bool:
     return recipe.weights.file is None or (given is not None and given.is_file())
 
 
-def expanded(name: str) -> list[str]:
+def expanded(name: str, others: bool = False) -> list[str]:
     """The zoo entries with weights that `data/*` stands for; any other name is itself.
+
+    Args:
+        name: of entries.
+        others: entries whose weights are not included are among them, where those are here; by
+            default they are not, so that a suite asks for the same models on every machine.
 
     Raises:
         UsageError: there is none.
@@ -182,7 +187,12 @@ def expanded(name: str) -> list[str]:
     if not name.endswith("/*"):
         return [name]
     entries = zoo_names(name.removesuffix("/*"))
-    found = [entry for entry in entries if has_weights(zoo_recipe(entry))]
+    recipes = {entry: zoo_recipe(entry) for entry in entries}
+    found = [
+        entry
+        for entry, recipe in recipes.items()
+        if has_weights(recipe) and (others or recipe.weights is None or recipe.weights.file is None)
+    ]
     if not found:
         raise UsageError(
             f"expected zoo entries with weights for {name}, got none; see `robustness models`"

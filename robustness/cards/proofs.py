@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from robustness.attacks import Status
 from robustness.certificates import CERTIFICATES, ProgramCertificate
 from robustness.certificates.base import Certificate, CertifiedRadius
 from robustness.certificates.sharing import shared_work
 from robustness.data import ImageSet
-from robustness.errors import SoundnessError, os_failure
+from robustness.errors import SoundnessError, UsageError, os_failure
 from robustness.evaluation.environment import environment
 from robustness.evaluation.executors.processes import Limits
 from robustness.evaluation.jobs.audit import NAME as AUDIT
@@ -29,6 +30,7 @@ from robustness.evaluation.store import Store
 from robustness.evaluation.suite import AuditConfig, Suite, ThreatsConfig
 from robustness.files import read_json
 from robustness.numerics.devices import ON_CPU, Placement, release_on
+from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.recipe import ProvedConfig, Recipe
 from robustness.results.leaderboard import STORE_FILE, Proportion, Summary
 from robustness.threat import Norm
@@ -117,8 +119,9 @@ def prove(
         loaded: a zoo entry.
         threats: norms, and the radii at which certified accuracy is reported.
         audited: images to attack in each norm: four fifths drawn at random, and those with the
-            largest radii.
-        model: folder of the entry; results are kept in `.proving` in it until all of it is done.
+            largest radii; one of each at least.
+        model: folder of the entry; units are kept in `.proving` in it until `forget_units`, and
+            computed again where other code computed them.
         data: name of its data set, or an `.npz` file.
         data_dir: folder with the official image files.
         workers: processes; changes no result.
@@ -131,7 +134,7 @@ def prove(
 
     Raises:
         UsageError: `model` cannot be written to.
-        SoundnessError: an attack broke a certificate.
+        SoundnessError: an attack broke a certificate, or failed.
         Interruption: Ctrl-C; what is done is kept.
     """
     assert loaded.recipe is not None
@@ -145,26 +148,59 @@ def prove(
     except OSError as error:
         raise os_failure(error, f"a folder to work in at {place}", "free it") from None
     proved: dict[Norm, ProvedNorm] = {}
+    versions = environment(placement)
+    _forget_others(place, versions)
     with Store(place / STORE_FILE) as store:
         for certificates, norms in _together(certificates_of):
             groups = [group for group in threats if group.norm in norms]
             suite = _suite(groups, certificates, model, data, audited, seed)
             limits = Limits.of(None, None, False)
             with Crew(suite, workers, data_dir, limits, None, placement) as crew:
-                run = store.begin_run(crew.plan, environment(placement))
+                run = store.begin_run(crew.plan, versions)
                 run_plan(crew, store, _BATCH, quiet)
                 store.end_run(run, 0.0)
                 digest, count = crew.plan.data_digest, min(_TIMED, len(crew.images))
                 few = crew.images.take(torch.arange(count))
                 costs = _milliseconds(loaded.module, few, norms, certificates)
-                proved |= _proved(crew, store, groups, _asked(certificates), costs, loaded.name)
-    shutil.rmtree(place, ignore_errors=True)
+                try:
+                    proved |= _proved(crew, store, groups, _asked(certificates), costs, loaded.name)
+                except SoundnessError:  # whatever is mended then, is computed again
+                    forget_units(Path(model))
+                    raise
     return Proofs(
         weights_sha256=loaded.recipe.weights.sha256,
         data_digest=digest,
         norms=[proved[group.norm] for group in threats if group.norm in proved],
         torch=release_on(loaded.module),
     )
+
+
+def forget_units(model: Path) -> None:
+    """Take away what is kept of the proofs of an entry, when they are written or broken.
+
+    Args:
+        model: folder of the entry.
+    """
+    shutil.rmtree(model / PROVING_FOLDER, ignore_errors=True)
+
+
+def _forget_others(place: Path, versions: dict[str, str]) -> None:
+    """Take away units that other code computed, or code that was not committed.
+
+    Certificates have versions for what is stored of suites; of what a whole test set is proved to
+    be, nothing shall be left to their being kept in mind.
+    """
+    file = place / STORE_FILE
+    if not file.exists():
+        return
+    try:
+        with Store(file) as store:
+            ours = store.last_start().environment == versions
+    except UsageError:
+        ours = False
+    if not ours or "," in versions.get("commit", ""):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(exist_ok=True)
 
 
 def _together(
@@ -187,7 +223,7 @@ def _milliseconds(
 ) -> dict[Norm, float]:
     """Processor time per image in each norm, after the norms before."""
     found = {}
-    with shared_work():
+    with reproducible_arithmetic(), shared_work():
         for norm in norms:
             started = time.process_time()
             for certificate in certificates:
@@ -244,9 +280,15 @@ def _proved(
     found = {}
     for group in groups:
         norm = group.norm
-        audited = sum(len(reader.rows(job)) for job in audits if job.norm is norm)
+        rows = [row for job in audits if job.norm is norm for row in reader.rows(job)]
+        if failed := [row for row in rows if row.status is not Status.ROBUST]:
+            raise SoundnessError(
+                f"{name}: expected the audit to attack every image that it is given without "
+                f"success, got {failed[0].status} on image {failed[0].sample} in {norm}: "
+                f"{failed[0].detail or failed[0].found_by}"
+            )
         claimed = [_certified(record, norm) for record in records]
-        found[norm] = _summary(group, claimed, milliseconds[norm], audited, asked)
+        found[norm] = _summary(group, claimed, milliseconds[norm], len(rows), asked)
     return found
 
 

@@ -237,8 +237,10 @@ class _Again(BaseModel):
     """What is quoted of units that were computed again."""
 
     same: Proportion
+    to_the_bit: int
     units: int
-    commit: str | None
+    different: list[str]
+    report: str
 
 
 class _Record(BaseModel):
@@ -258,13 +260,15 @@ def _sentence(sources: Sources, folder: str, number: str) -> str:
     return f"{claim}: {sentence}"
 
 
-def _again(sources: Sources, part: str) -> str:
+def _again(sources: Sources, part: str, folder: str) -> str:
     file = sources.reports / "reproduced.json"
     record = read_json(file, _Record, "a record of what was made", _REMEDY)
-    if part not in record.recomputed:  # made anew since
+    found = record.recomputed.get(part)
+    if found is None or found.report != sources.board(folder).digest():  # of another report
         return "none were drawn"
-    found = record.recomputed[part]
-    return f"{found.same.count} of {found.same.total} drawn from {found.units:,}"
+    differ = f", and {words.plural(len(found.different), 'thing')} differed" * bool(found.different)
+    bits = "" if found.to_the_bit == found.same.count else f" ({found.to_the_bit} to the bit)"
+    return f"{found.same.count} of {found.same.total} drawn from {found.units:,}{bits}{differ}"
 
 
 _FIGURES: dict[str, Callable[..., str]] = {

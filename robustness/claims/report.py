@@ -209,7 +209,7 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
     attacked = next(iter(first.robust.values()))["node"].total
     where = f" Trained and measured on {first.device}." if first.device != CPU else ""
     if commits := sorted({s.commit[:12] for s in seeds if s.commit}):
-        where += f" By the code of commit {' and '.join(commits)}."
+        where += f" Begun with the code of commit {' and '.join(commits)}."
     named = ", ".join(str(s.seed) for s in seeds)
     if not first.budgets:
         return (

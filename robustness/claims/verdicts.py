@@ -238,7 +238,11 @@ def _convergence(seeds: Sequence[SeedResults]) -> list[Comparison]:
 
 def _robustness(seeds: Sequence[SeedResults]) -> list[Comparison]:
     found = []
-    strongest = any(protocol.startswith("worst ") for protocol in seeds[0].robust)
+    strongest = any(
+        protocol.startswith("worst ") and set(pair) <= set(table)
+        for protocol, table in seeds[0].robust.items()
+        for pair in PAIRS.items()
+    )
     for protocol, table in seeds[0].robust.items():
         for pair in PAIRS.items():
             if not set(pair) <= set(table):

@@ -6,7 +6,9 @@ it can be otherwise.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from pydantic import Field
 
@@ -16,7 +18,7 @@ from robustness.evaluation.plan import Job, Plan, Unit
 from robustness.evaluation.progress import CostModel, Forecast, Watch
 from robustness.evaluation.runner import Crew
 from robustness.evaluation.schedule import Schedule
-from robustness.evaluation.store import Store
+from robustness.evaluation.store import Agreement, Store
 from robustness.results.leaderboard import Proportion, Summary
 
 # Images per task, so that workers take turns at few units.
@@ -27,21 +29,26 @@ class Recomputation(Summary):
     """What came of computing units of a report again.
 
     Attributes:
-        same: of the units drawn, those that gave the same rows, bit for bit; the interval is that
-            of the whole report's share.
+        same: of the units drawn, those that gave the same rows, but for the last bits of numbers;
+            the interval is that of the whole report's share.
+        to_the_bit: how many of them gave the same bits, too.
         units: of the whole report.
         different: the others, in words.
         seed: that they were drawn with.
         seconds: of compute time.
         commit: of the checkout whose code computed them; None outside of one.
+        report: SHA-256 of what the report says, times left out; empty where there was a store
+            alone.
     """
 
     same: Proportion
+    to_the_bit: int
     units: int = Field(ge=1)
     different: list[str]
     seed: int
     seconds: float
     commit: str | None
+    report: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -78,6 +85,41 @@ def stored_units(plan: Plan, store: Store) -> list[tuple[Job, Unit]]:
     return found
 
 
+def require_same_plan(stored: Plan, plan: Plan, path: Path) -> None:
+    """Insist that a stored run is what the code at hand would plan.
+
+    What a report shows is read by its stored plan, and units are drawn from that of now: a run that
+    says of its models, images or jobs what is not so would be believed.
+
+    Args:
+        stored: of the run.
+        plan: of the same suite, by the code, weights and images at hand.
+        path: of the store, for the message.
+
+    Raises:
+        UsageError: they differ.
+    """
+    for what, then, now in (
+        ("images", (stored.data_digest, stored.order, stored.samples), _images(plan)),
+        ("models", _models(stored), _models(plan)),
+        ("jobs", stored.jobs, plan.jobs),
+    ):
+        if then != now:
+            raise UsageError(
+                f"{path}: expected a run of the code, weights and images at hand, got one of other "
+                f"{what}; run `robustness evaluate` again, or the code of the commit that the "
+                "report names"
+            )
+
+
+def _images(plan: Plan) -> tuple[str, list[int], int]:
+    return plan.data_digest, plan.order, plan.samples
+
+
+def _models(plan: Plan) -> list[tuple[str, str, str]]:
+    return [(model.name, model.identity, model.digest) for model in plan.models]
+
+
 def draw(units: list[tuple[Job, Unit]], number: int, seed: int) -> list[tuple[Job, Unit]]:
     """So many units, each as likely as any other, in the order of the plan; all if there are fewer.
 
@@ -92,7 +134,7 @@ def draw(units: list[tuple[Job, Unit]], number: int, seed: int) -> list[tuple[Jo
 
 def computed_again(
     crew: Crew, store: Store, drawn: list[tuple[Job, Unit]], quiet: bool
-) -> Iterator[tuple[Job, Unit, bool, float]]:
+) -> Iterator[tuple[Job, Unit, Agreement, float]]:
     """Compute units that are stored.
 
     Args:
@@ -102,7 +144,7 @@ def computed_again(
         quiet: tell nothing of progress.
 
     Yields:
-        Each unit, as it is done, whether it gave what is stored of it, and its seconds.
+        Each unit, as it is done, how it agrees with what is stored of it, and its seconds.
 
     Raises:
         Interruption: Ctrl-C.
@@ -119,7 +161,7 @@ def computed_again(
             for task, results in crew.run(backlog):
                 for (job, unit), result in zip(task.work, results, strict=True):
                     watch.unit(job, unit, result.seconds)
-                    yield job, unit, store.holds(result, job), result.seconds
+                    yield job, unit, store.agreement(result, job), result.seconds
         except KeyboardInterrupt as stop:
             raise Interruption(watch.interruption(None)) from stop
 
@@ -150,13 +192,16 @@ def recomputation(
         Interruption: Ctrl-C.
     """
     units = stored_units(crew.plan, store)
-    drawn, different, total = draw(units, number, seed), [], 0.0
-    for _, unit, same, seconds in computed_again(crew, store, drawn, quiet):
+    drawn, different, total = draw(units, number, seed), list[str](), 0.0
+    found = Counter[Agreement]()
+    for _, unit, agreement, seconds in computed_again(crew, store, drawn, quiet):
         total += seconds
-        if not same:
+        found[agreement] += 1
+        if agreement is Agreement.OTHER:
             different.append(f"{store.named(unit.key)}, images from {unit.indices[0]} on")
     return Recomputation(
         same=Proportion.of(len(drawn) - len(different), len(drawn)),
+        to_the_bit=found[Agreement.SAME],
         units=len(units),
         different=sorted(different),
         seed=seed,

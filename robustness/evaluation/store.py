@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,6 +51,9 @@ CREATE TABLE runs (
     wall_seconds REAL, digest TEXT NOT NULL);
 """
 
+# Share of a number that last bits are less than, float32's through some hundred sums included.
+_CLOSE = 1e-6
+
 # Names of the tables of rows.
 _TABLE = re.compile(r"[a-z]+(_[a-z]+)*_[1-9][0-9]*")
 
@@ -80,6 +84,18 @@ class _Start:
     environment: str
     started: float
     wall: float | None
+
+
+class Agreement(Enum):
+    """How the rows of a unit that was computed again compare with those before.
+
+    On another kind of processor sums are in another order: numbers then differ in their last bits,
+    by less than a millionth, and nothing else does.
+    """
+
+    SAME = "same"
+    CLOSE = "close"
+    OTHER = "other"
 
 
 class Store:
@@ -227,16 +243,19 @@ class Store:
     def commits(self, keys: Collection[str]) -> list[str]:
         """Commits of the code that computed units, in the order in which they came.
 
-        As far as the starts tell: those during which one of the units was finished.
+        By the starts during which units were finished: of stores that were united all that ran
+        then. The last is `unknown` if some unit was finished in none that names a commit.
         """
         query = "SELECT key, finished FROM shards"
         finished = [when for key, when in self._db.query(query) if key in keys]
-        found = [
-            json.loads(environment).get("commit")
-            for _, environment, at, wall in self.starts()
-            if any(at <= when <= at + wall for when in finished)
-        ]
-        return list(dict.fromkeys(commit for commit in found if commit))
+        found, told = [], set[float]()
+        for _, environment, at, wall in self.starts():
+            commit = json.loads(environment).get("commit")
+            within = {when for when in finished if at <= when <= at + wall}
+            if commit and within:
+                found.append(commit)
+                told |= within
+        return [*dict.fromkeys(found), *(["unknown"] if set(finished) - told else [])]
 
     def starts(self) -> list[tuple[str, str, float, float]]:
         """Plan, environment, time and wall time of every start, in order; see `wall_seconds`."""
@@ -300,10 +319,15 @@ class Store:
         kind, code = self._db.query("SELECT kind, code FROM shards WHERE key = ?", (key,))[0]
         return _digest(_sorted(_rows(self._db, _table(kind, code), key)))
 
-    def holds(self, result: Result, job: Job) -> bool:
-        """Whether a unit is stored with exactly these rows."""
-        stored = _rows(self._db, _table(job.kind, job.code), result.key)
-        return _sorted(stored) == _sorted([values_of(row) for row in result.rows])
+    def agreement(self, result: Result, job: Job) -> Agreement:
+        """How rows of a unit compare with those that are stored of it."""
+        stored = _sorted(_rows(self._db, _table(job.kind, job.code), result.key))
+        given = _sorted([values_of(row) for row in result.rows])
+        if stored == given:
+            return Agreement.SAME
+        pairs = zip(stored, given, strict=False)
+        close = len(stored) == len(given) and all(_close(*rows) for rows in pairs)
+        return Agreement.CLOSE if close else Agreement.OTHER
 
     def copy(self, key: str, database: Database) -> None:
         """Copy one unit that is stored to another store's database."""
@@ -410,6 +434,15 @@ def _table(kind: str, code: int) -> str:
 
 def _sorted(rows: list[Values]) -> list[Values]:
     return sorted(rows, key=repr)
+
+
+def _close(first: Values, second: Values) -> bool:
+    """Whether two rows are the same but for the last bits of numbers that are no whole ones."""
+    return len(first) == len(second) and all(
+        a == b
+        or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=_CLOSE))
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def _digest(*parts: object) -> str:

@@ -192,7 +192,7 @@ class Suite(Config):
         samples: how many images, the first of a fixed order drawn with `seed`.
         seed: decides that order and every random draw of the attacks.
         models: zoo names, folders or factories; `mnist/*` stands for every MNIST entry of the zoo
-            that has weights.
+            whose weights are included.
         threats: norms and radii.
         attacks: run on every model.
         certificates: run on every model they apply to; by name, or as a table of a name and

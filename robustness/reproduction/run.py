@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from pydantic import Field
 
-from robustness import api
+from robustness import api, inputs
 from robustness.claims.models import study_of
 from robustness.claims.report import write_claims
 from robustness.claims.results import read_seed, stored
@@ -27,7 +27,7 @@ from robustness.reproduction.plan import (
     read_plan,
 )
 from robustness.reproduction.state import State, run_python, state_of
-from robustness.results.leaderboard import Summary, read_leaderboard
+from robustness.results.leaderboard import LEADERBOARD_FILE, Summary, read_leaderboard
 
 # Beside the plan: which part was last made at which commit, and how long it took.
 RECORD_FILE = "reproduced.json"
@@ -101,7 +101,8 @@ def reproduce(
         dry_run: make nothing, tell what is stale.
         anew: make all parts, so that all name this commit; units that are stored are kept.
         recompute: so many random units of every report that is not stale, or was made, are computed
-            again, and what came of it is noted; a report of which any differs is stale.
+            again, and what came of it is noted; a report of which any differs is stale until its
+            store is taken away, and all of it computed anew.
         data_dir: folder with the official image files.
         workers: processes of suites.
         quiet: tell nothing of progress inside a part.
@@ -114,6 +115,12 @@ def reproduce(
         UsageError: the plan or what it names is not usable.
         OperationalError: a script failed.
     """
+    if recompute is not None:
+        inputs.count("a number of units", recompute)
+        if dry_run:
+            raise UsageError(
+                "expected --dry-run or --recompute, which computes, got both; leave one out"
+            )
     parts = read_plan(plan).part
     if unknown := sorted(set(only) - {part.name for part in parts}):
         names = ", ".join(part.name for part in parts)
@@ -135,20 +142,37 @@ def reproduce(
             _make(part, state, anew, data_dir, workers, quiet)
             _note_made(file, part, round(time.perf_counter() - began, 1))
             state, made = state_of(part, data_dir), True
-        if recompute is not None and not dry_run and _has_store(part, state):
+        if recompute is not None and _has_store(part, state):
             say(f"{part.name}: computing {recompute} of its units again")
-            again = api.recompute(
-                Path(part.out), units=recompute, data_dir=data_dir, workers=workers, quiet=quiet
+            _note_recomputed(
+                file,
+                part.name,
+                api.recompute(
+                    Path(part.out), units=recompute, data_dir=data_dir, workers=workers, quiet=quiet
+                ),
             )
-            _note_recomputed(file, part.name, again)
-            if not again.agrees:
-                state = replace(state, reasons=(*state.reasons, *again.different))
         record = _record(file)
-        last, checked = record.made.get(part.name), record.recomputed.get(part.name)
+        last, checked = record.made.get(part.name), _of_this_report(part, record)
+        if checked is not None and not checked.agrees:
+            state = replace(state, reasons=(*state.reasons, *map(_otherwise, checked.different)))
         seconds = state.seconds if state.seconds or last is None else last.seconds
         commit = state.commit or (last.commit if last else None)
         outcomes.append(Outcome(part.name, state, made, seconds, commit, checked))
     return outcomes
+
+
+def _of_this_report(part: Part, record: Record) -> Recomputation | None:
+    """What came of computing units of a report again, if it still says what it said then."""
+    found = record.recomputed.get(part.name)
+    if found is None or not isinstance(part, SuitePart):
+        return None
+    file = Path(part.out) / LEADERBOARD_FILE
+    there = file.is_file() and read_leaderboard(file).digest() == found.report
+    return found if there else None
+
+
+def _otherwise(what: str) -> str:
+    return f"computed otherwise: {what}; take its store away to compute all of it anew"
 
 
 def _has_store(part: Part, state: State) -> TypeGuard[SuitePart]:
@@ -222,7 +246,7 @@ def _record(file: Path) -> Record:
 
 
 def _note_made(file: Path, part: Part, seconds: float) -> None:
-    """Note that a part was made just now; what was computed again before is of another."""
+    """Note that a part was made just now."""
     if isinstance(part, SuitePart):
         seconds = _all_starts(Path(part.out)) or seconds
     elif isinstance(part, ClaimsPart):
@@ -232,8 +256,7 @@ def _note_made(file: Path, part: Part, seconds: float) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     made = Made(commit=environment().get("commit"), seconds=seconds, finished=now)
     record = _record(file)
-    others = {name: found for name, found in record.recomputed.items() if name != part.name}
-    _write(file, Record(made=record.made | {part.name: made}, recomputed=others))
+    _write(file, Record(made=record.made | {part.name: made}, recomputed=record.recomputed))
 
 
 def _all_starts(folder: Path) -> float | None:

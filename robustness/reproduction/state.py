@@ -248,7 +248,8 @@ def _counted(missing: Counter[str]) -> str:
 
 def _cards(part: CardsPart) -> State:
     boards = committed_leaderboards()
-    names = list(dict.fromkeys(entry for name in part.models for entry in expanded(name)))
+    every = (entry for name in part.models for entry in expanded(name, others=True))
+    names = list(dict.fromkeys(every))
     entries = {find_entry(name): _entry(find_entry(name), part.proofs, boards) for name in names}
     stale = {folder: entry for folder, entry in entries.items() if entry.reasons}
     reasons = [f"{entry_name(f)}: {', '.join(entry.reasons)}" for f, entry in stale.items()]

@@ -4,6 +4,7 @@
 was made except the fields under `timings`, `costs` and `created`.
 """
 
+import hashlib
 import json
 import operator
 from functools import lru_cache
@@ -643,9 +644,13 @@ class Leaderboard(Shown, Summary):
         return drawn
 
     def comparable(self) -> dict[str, Any]:
-        """All that an identical run must reproduce: everything but timings, times and commits."""
+        """All that an identical run must reproduce: everything but times and who computed it."""
         without = {"timings", "costs", "created", "computed_by"}
         return self.model_dump(mode="json", exclude=without)
+
+    def digest(self) -> str:
+        """SHA-256 of what it says, in hexadecimal digits; times are left out."""
+        return hashlib.sha256(json.dumps(self.comparable(), sort_keys=True).encode()).hexdigest()
 
 
 def _indented(value: Any, indent: str = "") -> str:

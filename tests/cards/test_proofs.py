@@ -11,11 +11,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from robustness.api import committed_leaderboards
+from robustness.attacks import Outcome, Status
+from robustness.cards import proofs
 from robustness.cards.proofs import (
     PROVED_FILE,
     PROVING_FOLDER,
     Proofs,
     applying,
+    forget_units,
     prove,
     read_proofs,
 )
@@ -104,7 +107,8 @@ def test_accuracies_and_wins_are_those_of_the_certificates_radii(
             assert at.certified.count == int((radii > at.eps).sum())
         assert part.largest == pytest.approx(float(radii.max()), rel=1e-3)
         assert part.median == pytest.approx(float(radii.median()), rel=1e-3)
-    assert not (tmp_path / "entry" / PROVING_FOLDER).exists()
+    # They are kept until the result is written.
+    assert (tmp_path / "entry" / PROVING_FOLDER).is_dir()
 
 
 def test_a_certificate_that_lies_ends_in_a_soundness_error(proved, tmp_path: Path) -> None:
@@ -122,6 +126,7 @@ def test_a_run_that_stops_goes_on_with_what_was_done(
     proved, no_attack: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     images, labels = few(130)
+    monkeypatch.setattr(proofs, "environment", lambda _: {"commit": "0" * 40})
     done = 0
     result = Here.result
 
@@ -141,9 +146,53 @@ def test_a_run_that_stops_goes_on_with_what_was_done(
     monkeypatch.setattr(Here, "result", lambda e, f: tasks.append(f) or result(e, f))
     found = proved(NAME, images, labels, THREATS[1:], 4)
     half = len(tasks)
-    again = proved(NAME, images, labels, THREATS[1:], 4)  # all of it, since nothing is left
+    forget_units(tmp_path / "entry")
+    again = proved(NAME, images, labels, THREATS[1:], 4)
     assert half < len(tasks) - half
     assert [part.at for part in found.norms] == [part.at for part in again.norms]
+
+
+@pytest.mark.parametrize("commit", ["1" * 40, "0" * 40 + ", with changes"])
+def test_nothing_is_taken_from_units_that_other_code_computed(
+    commit: str, proved, no_attack: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proofs, "environment", lambda _: {"commit": "0" * 40})
+    with CERTIFICATES.having(Boastful()):
+        wrong = proved(NAME, *few(40), THREATS[1:], 1)
+    monkeypatch.setattr(proofs, "environment", lambda _: {"commit": commit})
+    right = proved(NAME, *few(40), THREATS[1:], 1)
+    assert wrong.norms[0].largest == pytest.approx(3 * right.norms[0].largest, rel=1e-3)
+
+
+def test_an_audit_that_could_not_attack_is_no_audit(
+    proved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def failed(model, images, *_) -> list[Outcome]:
+        return [Outcome(Status.ERROR, errors=("no logits",))] * len(images)
+
+    monkeypatch.setattr(audit, "audit", failed)
+    with pytest.raises(SoundnessError, match=r"without success, got .*no logits"):
+        proved(NAME, *few(40), THREATS[1:], 1)
+    # When that is mended, it is attacked again.
+    assert not (tmp_path / "entry" / PROVING_FOLDER).exists()
+
+
+def test_cost_is_of_one_thread(monkeypatch: pytest.MonkeyPatch, proved, no_attack) -> None:
+    threads: list[int] = []
+
+    class Counting(TargetSeekingCertificate):
+        def certify(self, *given) -> list[CertifiedRadius]:
+            threads.append(torch.get_num_threads())
+            return super().certify(*given)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with CERTIFICATES.having(Counting()):
+            proved(NAME, *few(40), THREATS[1:], 1)
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1}
 
 
 def test_a_model_trained_by_bounds_of_its_program_is_proved_at_the_radius_it_was_trained_for(

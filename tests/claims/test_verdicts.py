@@ -156,7 +156,7 @@ def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_risi
 def test_a_report_names_the_commits_that_measured_it(tmp_path) -> None:
     untold = results(gain=0.5)
     told = [seed.model_copy(update={"commit": "0123456789abcdef"}) for seed in untold]
-    for found, words in ((told, "By the code of commit 0123456789ab."), (untold, "")):
+    for found, words in ((told, "Begun with the code of commit 0123456789ab."), (untold, "")):
         write_claims(found, tmp_path)
         text = (tmp_path / "report.md").read_text()
         assert words in text

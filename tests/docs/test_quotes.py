@@ -65,23 +65,42 @@ def test_other_results_are_quoted_otherwise(sources) -> None:
     assert quotes.quoted(said[1], quotes.Sources({"digits": changed}, len, len)) == said[1]
 
 
-def test_sentences_of_claims_and_what_was_computed_again_are_quoted(tmp_path) -> None:
+def test_sentences_of_claims_are_quoted(tmp_path) -> None:
     (tmp_path / "claims").mkdir()
     claims = {"claims": [], "sentences": {"It is better": "of 2 comparisons", "Faster": "of 3"}}
     (tmp_path / "claims" / "claims.json").write_text(json.dumps(claims))
-    same = {"count": 19, "total": 20, "low": 0.75, "high": 0.99}
-    again = {"same": same, "units": 1275, "commit": None, "different": [], "seed": 1}
-    record = {"made": {}, "recomputed": {"digits": again}}
-    (tmp_path / "reproduced.json").write_text(json.dumps(record))
     sources = quotes.Sources({}, len, len, tmp_path)
-    text = "a <!-- = sentence claims 2 --><!-- /= -->, <!-- = again digits --><!-- /= -->"
-    said = quotes.quoted(text, sources)
+    said = quotes.quoted("a <!-- = sentence claims 2 --><!-- /= -->", sources)
     assert "-->Faster: of 3<!--" in said
-    assert "-->19 of 20 drawn from 1,275<!--" in said
     with pytest.raises(UsageError, match="claim of reports/claims"):
         quotes.quoted("a <!-- = sentence claims 3 --><!-- /= -->", sources)
-    # A report that was made anew since has nothing of it.
-    assert "none were drawn" in quotes.quoted("a <!-- = again mnist --><!-- /= -->", sources)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "-->19 of 20 drawn from 1,275<!--"),
+        ({"to_the_bit": 11}, "19 of 20 drawn from 1,275 (11 to the bit)"),
+        ({"different": ["a unit", "the summary"]}, "1,275, and 2 things differed"),
+        ({"report": "of another report"}, "none were drawn"),
+        (None, "none were drawn"),
+    ],
+)
+def test_what_was_computed_again_of_this_very_report_is_quoted(
+    changes, said, tmp_path, sources
+) -> None:
+    board = sources.boards["digits"]
+    again = {
+        "same": {"count": 19, "total": 20, "low": 0.75, "high": 0.99},
+        "to_the_bit": 19,
+        "units": 1275,
+        "different": [],
+        "report": board.digest(),
+    }
+    record = {"made": {}, "recomputed": {} if changes is None else {"part": again | changes}}
+    (tmp_path / "reproduced.json").write_text(json.dumps(record))
+    of = quotes.Sources({"digits": board}, len, len, tmp_path)
+    assert said in quotes.quoted("a <!-- = again part digits --><!-- /= -->", of)
 
 
 def test_figures_of_others_are_quoted_as_theirs_and_only_where_there_are_any(sources) -> None:

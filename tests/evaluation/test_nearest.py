@@ -182,8 +182,9 @@ def test_the_commits_that_computed_units_are_those_of_their_starts(tmp_path: Pat
             store.add(Result(key, "clean", rows, 0.01), plan.jobs[0], "m")
             time.sleep(0.05)
         store.begin_run(plan, {"commit": "c"})
-        assert store.commits(["first", "second", "third"]) == ["a", "b, with changes"]
-        assert store.commits(["third"]) == ["b, with changes"]
+        assert store.commits(["first", "second", "third"]) == ["a", "b, with changes", "unknown"]
+        assert store.commits(["first", "third"]) == ["a", "b, with changes"]
+        assert store.commits(["second"]) == ["unknown"]
         assert store.commits(["fourth"]) == []
 
 

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 import robustness.api as api
 from robustness.cli import app
 from robustness.errors import UsageError
+from robustness.evaluation.database import DamagedError
 from robustness.evaluation.jobs import Result
 from robustness.evaluation.packing import PACKED_FILE
 from robustness.evaluation.plan import Job, Unit
 from robustness.evaluation.recomputation import Recomputation, draw, stored_units
-from robustness.evaluation.store import Store
+from robustness.evaluation.store import Agreement, Store
 from robustness.evaluation.suite import Suite
 from robustness.results.leaderboard import LEADERBOARD_FILE, STORE_FILE, Leaderboard, Proportion
 from tests.evaluation.shortening import shorten
@@ -86,6 +87,7 @@ def test_a_few_units_by_the_command_and_how_sure_they_make(run: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "77" in done.stdout
     # Three of three: the exact interval begins at 0.025 ** (1 / 3).
+    assert "3 of 3 units" in done.stdout
     assert "29.2-100" in done.stdout
 
 
@@ -108,30 +110,91 @@ def test_rows_that_were_touched_up_are_named(report: Path) -> None:
     command = ["recompute", str(report), "--units", "10000", "--workers", "1", "--quiet"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1
-    (named,) = [line for line in done.stdout.splitlines() if line.startswith("differs: ")]
-    assert named.startswith(f"differs: {report}: worst-case L2 0.5 of digits/lyanet-certified")
+    (named,) = [line for line in done.stdout.splitlines() if ": differs: " in line]
+    assert named.startswith(f"{report}: differs: worst-case L2 0.5 of digits/lyanet-certified")
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [(1.0, Agreement.SAME), (1 + 1e-9, Agreement.CLOSE), (1 + 1e-5, Agreement.OTHER)],
+)
+def test_last_bits_that_differ_are_told_from_other_numbers(
+    factor: float, expected: Agreement, report: Path
+) -> None:
+    with Store(report / STORE_FILE) as store:
+        job, unit = next(
+            u for u in stored_units(store.last_run().plan, store) if u[0].kind == "audit"
+        )
+        rows = store.rows(job, [unit.key])
+        changed = [replace(row, radius=factor * row.radius) for row in rows]
+        assert store.agreement(Result(unit.key, "audit", changed, 1.0), job) is expected
+        fewer = Result(unit.key, "audit", rows[1:], 1.0)
+        assert store.agreement(fewer, job) is Agreement.OTHER
 
 
 def test_a_radius_that_was_touched_up_leaves_what_starts_from_it_unknown(report: Path) -> None:
     doubled = touched_up("certificate", lambda row: replace(row, radius=2 * row.radius))
     doubled(report / STORE_FILE)
+    with pytest.raises(DamagedError, match="units of the last complete run are missing"):
+        api.recompute(report, units=1, workers=1)
+    (report / LEADERBOARD_FILE).unlink()
     with pytest.raises(UsageError, match="of the code, weights and images at hand, got none of"):
         api.recompute(report, units=1, workers=1)
 
 
-def test_a_summary_that_its_store_does_not_give_is_named(report: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda board: board["models"][0]["clean"].update(count=1),
+        lambda board: board.update(computed_by=["a" * 40]),
+        lambda board: board["timings"].update({"wall seconds of this run": 1.0}),
+    ],
+)
+def test_a_summary_that_its_store_does_not_give_is_named(
+    change: Callable[[dict], object], report: Path
+) -> None:
     file = report / LEADERBOARD_FILE
+    assert api.recompute(report, units=1, workers=1).agrees
     content = json.loads(file.read_text())
-    clean = content["models"][0]["clean"]
-    clean["count"] -= 1
+    change(content)
     file.write_text(json.dumps(content))
-    found = api.recompute(report, units=1, workers=1)
-    assert found.different == [f"{LEADERBOARD_FILE} is not what the store gives"]
-    assert not found.agrees
+    for named in (report, report / STORE_FILE):
+        found = api.recompute(named, units=1, workers=1)
+        assert found.different == [f"{LEADERBOARD_FILE} is not what the store gives"]
+        assert not found.agrees
+
+
+@pytest.mark.parametrize("what", ["jobs", "models", "images"])
+def test_a_run_that_says_of_itself_what_is_not_so_is_refused(what: str, report: Path) -> None:
+    with Store(report / STORE_FILE) as store:
+        run = store.last_run()
+        named = [replace(model, name="digits/resnet") for model in run.plan.models]
+        forged = {
+            "jobs": {"jobs": [job for job in run.plan.jobs if job.kind != "attack"]},
+            "models": {"models": named},
+            "images": {"order": run.plan.order[::-1]},
+        }[what]
+        number = store.begin_run(replace(run.plan, **forged), run.environment)
+        store.end_run(number, 1.0)
+    (report / LEADERBOARD_FILE).unlink()
+    with pytest.raises(UsageError, match=f"got one of other {what}"):
+        api.recompute(report, units=1, workers=1)
+
+
+def test_what_was_found_of_one_report_is_told_though_the_next_fails(report: Path) -> None:
+    content = json.loads((report / LEADERBOARD_FILE).read_text())
+    (report / LEADERBOARD_FILE).write_text(json.dumps(content | {"computed_by": ["nobody"]}))
+    command = ["recompute", str(report), str(report / "none"), "--units", "1", "--workers", "1"]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, UsageError)
+    assert "differs: leaderboard.json" in done.stdout
 
 
 def test_results_of_other_code_are_refused_in_one_line(report: Path) -> None:
     sql("DELETE FROM shards WHERE kind = 'attack'")(report / STORE_FILE)
+    with pytest.raises(DamagedError, match="units of the last complete run are missing"):
+        api.recompute(report, units=1, workers=1)
+    (report / LEADERBOARD_FILE).unlink()
     with pytest.raises(UsageError, match=r"got none of \d+ units of \d+, the first of attack pgd"):
         api.recompute(report, units=1, workers=1)
     (report / STORE_FILE).unlink()
@@ -146,7 +209,7 @@ def test_nobody_can_know_which_units_are_drawn(run: Path, monkeypatch: pytest.Mo
 
     def nothing(crew, store, number, seed, commit, quiet) -> Recomputation:
         return Recomputation(
-            same=same, units=1, different=[], seed=seed, seconds=0.0, commit=commit
+            same=same, to_the_bit=1, units=1, different=[], seed=seed, seconds=0.0, commit=commit
         )
 
     monkeypatch.setattr(api, "recomputation", nothing)

@@ -187,10 +187,8 @@ def test_pages_alone_are_rendered_and_anew_names_this_commit(
     assert now != "0" * 40
 
 
-def test_units_are_computed_again_and_noted_until_the_report_is_made_anew(folder: Path) -> None:
+def test_units_are_computed_again_and_noted_as_of_this_report(folder: Path) -> None:
     command = ["reproduce", "plan.toml", "--only", "toy", "--workers", "1"]
-    dry = CliRunner().invoke(app, [*command, "--dry-run", "--recompute", "5"])
-    assert "same" not in dry.stdout
     done = CliRunner().invoke(app, [*command, "--recompute", "5"])
     assert done.exit_code == 0, done.output
     (outcome,) = reproduce(folder / "plan.toml", only=["toy"], dry_run=True)
@@ -199,22 +197,42 @@ def test_units_are_computed_again_and_noted_until_the_report_is_made_anew(folder
     assert again is not None
     assert (again.same.count, again.same.total, again.units) == (2, 2, 2)
     assert "2 of 2 same" in done.stdout
-    (anew,) = reproduce(folder / "plan.toml", only=["toy"], anew=True, workers=1)
-    assert anew.recomputed is None
+    # Whatever else lies there later is another report.
+    leaderboard(lambda b: b["environment"].update(commit="0" * 40))(folder / "reports" / "toy")
+    (outcome,) = reproduce(folder / "plan.toml", only=["toy"], dry_run=True)
+    assert outcome.recomputed is None
 
 
-def test_a_report_of_which_a_unit_gives_other_rows_is_stale(folder: Path) -> None:
-    with Store(folder / "reports" / "toy" / STORE_FILE) as store:
+@pytest.mark.parametrize("asked", [{"dry_run": True, "recompute": 5}, {"recompute": 0}])
+def test_what_cannot_be_computed_again_is_refused_before_anything_is_made(
+    asked: dict, folder: Path
+) -> None:
+    (folder / "page").unlink()
+    with pytest.raises(UsageError, match="expected"):
+        reproduce(folder / "plan.toml", **asked)
+    assert not (folder / "page").exists()
+
+
+def test_a_report_of_which_a_unit_gives_other_rows_stays_stale(folder: Path) -> None:
+    report = folder / "reports" / "toy"
+    with Store(report / STORE_FILE) as store:
         job, unit = next(
             u for u in stored_units(store.last_run().plan, store) if u[0].kind != "clean"
         )
         rows = [replace(row, detail="touched up") for row in store.rows(job, [unit.key])]
         store.add(Result(unit.key, job.kind, rows, 1.0), job, "digits/resnet")
-    command = ["reproduce", "plan.toml", "--only", "toy", "--workers", "1", "--recompute", "5"]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 1
-    assert "toy: attack fgsm Linf 0.05 of digits/resnet, images from" in done.stdout
-    assert "1 of 2 same" in done.stdout
+    api.render(report, report, pack=True)
+    command = ["reproduce", "plan.toml", "--only", "toy", "--workers", "1"]
+    for more in (["--recompute", "5"], ["--dry-run"], ["--anew"]):
+        done = CliRunner().invoke(app, [*command, *more])
+        assert done.exit_code == 1, more
+        assert "toy: computed otherwise: attack fgsm Linf 0.05 of digits/resnet" in done.stdout
+        assert "1 of 2 same" in done.stdout
+    for name in (STORE_FILE, PACKED_FILE):
+        (report / name).unlink()
+    done = CliRunner().invoke(app, [*command, "--recompute", "5"])
+    assert done.exit_code == 0, done.output
+    assert "2 of 2 same" in done.stdout
 
 
 def test_what_a_report_cost_is_that_of_all_its_starts(folder: Path) -> None:
