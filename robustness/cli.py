@@ -869,7 +869,7 @@ def _show_parts(outcomes: list[Outcome]) -> None:
     table = Table(title=f"{plural(sum(o.state.stale for o in outcomes), 'part')} stale")
     again = any(outcome.recomputed is not None for outcome in outcomes)
     for column in ("part", "state", "of commit", "seconds", *(["units again"] if again else [])):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column != "state", overflow="fold")
     for outcome in outcomes:
         state = _standing_of(outcome)
         cost = "" if outcome.seconds is None else f"{outcome.seconds:,.0f}"
