@@ -43,7 +43,7 @@ def watched(words: Sequence[str], often: float = _OFTEN) -> list[Use]:
     try:
         while started.poll() is None:
             for folder in Path("/proc").iterdir():
-                if folder.name.isdigit() and (use := _use(folder, started.pid)) is not None:
+                if folder.name.isdigit() and (use := use_of(folder, started.pid)) is not None:
                     found[int(folder.name)] = use
             time.sleep(often)
     finally:
@@ -54,8 +54,11 @@ def watched(words: Sequence[str], often: float = _OFTEN) -> list[Use]:
     return list(found.values())
 
 
-def _use(process: Path, session: int) -> Use | None:
-    """What a process of a session has taken; None of others, and of those that have ended."""
+def use_of(process: Path, session: int) -> Use | None:
+    """What a process of a session has taken; None of others, and of those that have ended.
+
+    One that is ending has given its memory back, and says nothing of it: what it said before holds.
+    """
     try:
         # Behind the command's name, which may have any characters: state, parent, group, session.
         fields = (process / "stat").read_text().rpartition(")")[2].split()
@@ -64,5 +67,7 @@ def _use(process: Path, session: int) -> Use | None:
         lines = (process / "status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    most = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+    most = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+    if most is None:
+        return None
     return Use(most, (int(fields[11]) + int(fields[12])) / _TICKS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from watched import watched
+from watched import Use, use_of, watched
 
 PROGRAM = """
 import subprocess, sys, time
@@ -34,3 +34,15 @@ def test_memory_that_was_given_back_and_processor_time_are_those_of_each_process
     assert 0.4 <= child.seconds < 2
     with pytest.raises(subprocess.CalledProcessError):
         watched([sys.executable, "-c", "raise SystemExit(3)"], 0.05)
+
+
+def test_a_process_that_is_ending_says_nothing_of_its_memory(tmp_path: Path) -> None:
+    fields = ["R", "1", "1", "7", *["0"] * 7, "3", "2", "5", *["0"] * 20]
+    (tmp_path / "stat").write_text(f"12 (a name) {' '.join(fields)}")
+    (tmp_path / "status").write_text("Name: a\nVmHWM:\t2048 kB\n")
+    found = use_of(tmp_path, 7)
+    assert isinstance(found, Use)
+    assert found.kibibytes == 2048
+    assert use_of(tmp_path, 8) is None
+    (tmp_path / "status").write_text("Name: a\n")
+    assert use_of(tmp_path, 7) is None

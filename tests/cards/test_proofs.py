@@ -223,8 +223,10 @@ def test_a_model_without_certificates_has_no_proofs(proved) -> None:
     assert proved("digits/node", *few(5), THREATS, 1) is None
 
 
-def test_workers_change_nothing(proved) -> None:
-    alone, together = (proved(NAME, *few(40), THREATS[1:], 1, workers=w) for w in (1, 2))
+def test_workers_change_nothing(proved, tmp_path: Path) -> None:
+    alone = proved(NAME, *few(40), THREATS[1:], 1, workers=1)
+    forget_units(tmp_path / "entry")
+    together = proved(NAME, *few(40), THREATS[1:], 1, workers=2)
     without = {"milliseconds": 0.0}
     assert [p.model_copy(update=without) for p in alone.norms] == [
         p.model_copy(update=without) for p in together.norms
