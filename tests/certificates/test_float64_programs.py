@@ -6,11 +6,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import PIXELS, Blueprint, random_images
+from torch.nn import functional
 
 from robustness.certificates import CERTIFICATES
-from robustness.certificates.flows.constants import reach_of, target_margins
+from robustness.certificates.flows.constants import (
+    deployed,
+    deployed_logits,
+    reach_of,
+    target_margins,
+)
+from robustness.certificates.layers import bounds
 from robustness.certificates.layers.bounds import Tube, propagate
-from robustness.nets.encoders import ContractiveFlowEncoder
+from robustness.certificates.sharing import shared_work
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.encoders import (
+    ContractiveFlowEncoder,
+    ConvContractiveFlowEncoder,
+    ConvContractiveStep,
+    FlowStage,
+    Normalise,
+    release,
+)
+from robustness.nets.fields import TargetSeekingField
+from robustness.nets.solvers import FixedStepSolver
 from robustness.numerics import arithmetic
 from robustness.threat import Norm
 
@@ -83,3 +101,60 @@ def test_tubes_are_for_float32_programs_only():
     refusal = CERTIFICATES["contraction"].refusal
     assert refusal(model, Norm.L2) is None
     assert "float32 programs only" in (refusal(model.double(), Norm.L2) or "")
+
+
+def conv_flow() -> NeuralODEClassifier:
+    torch.manual_seed(0)
+    stages = [FlowStage(2, 6, 2, 5, 3), FlowStage(2, 32, 2, 8, 3)]
+    encoder = ConvContractiveFlowEncoder((1, 8, 8), stages)
+    for step in encoder.modules():
+        if isinstance(step, ConvContractiveStep):
+            torch.nn.init.normal_(step.bias, std=0.1)
+    release(encoder)
+    field = TargetSeekingField(3, encoder.outputs, gain=10.0, coupling=1.0)
+    torch.nn.init.normal_(field.head.weight)
+    solver = FixedStepSolver("euler", 5)
+    return NeuralODEClassifier(Normalise([0.3], [0.5]), encoder, field, solver, 3).double().eval()
+
+
+def test_a_certificate_takes_the_centre_that_the_prediction_went_through(monkeypatch) -> None:
+    model, images = conv_flow(), torch.rand(16, 1, 8, 8)
+    labels = model(images).argmax(dim=1)
+    monkeypatch.setattr(bounds, "behind", lambda *_: None)
+    anew = target_margins(model, images, labels)
+    monkeypatch.undo()
+    with shared_work():
+        assert torch.equal(deployed_logits(model, images), model(images))
+        monkeypatch.setattr(functional, "conv2d", None)  # all convolutions are done
+        monkeypatch.setattr(functional, "conv_transpose2d", None)
+        found = target_margins(model, images, labels)
+    monkeypatch.undo()
+    assert bool((found.allowance >= anew.allowance).all())  # for what norms say of hidden states
+    assert torch.allclose(found.margins, anew.margins, rtol=1e-6)
+    assert all(not module._forward_hooks for module in model.modules())  # noqa: SLF001
+
+
+def test_what_was_computed_of_other_images_is_no_centre() -> None:
+    model, (images, others) = conv_flow(), torch.rand(2, 4, 1, 8, 8)
+    computed = deployed(model, others).steps
+    assert len(computed) == 4
+    ball = Tube.around(images, torch.zeros(4))
+    with arithmetic.computed_in(torch.float64):
+        truth = propagate(model.encoder, propagate(model.normalise, ball))
+        with bounds.deployed_as(computed):
+            found = propagate(model.encoder, propagate(model.normalise, ball))
+            theirs = propagate(
+                model.encoder, propagate(model.normalise, Tube.around(others, torch.zeros(4)))
+            )
+    assert torch.equal(found.centre, truth.centre)
+    assert torch.equal(found.error, truth.error)
+    assert torch.equal(theirs.centre, model.features(others))
+
+
+def test_a_float32_program_is_no_centre_of_its_own_certificate() -> None:
+    model, images = conv_flow().float(), torch.rand(4, 1, 8, 8)
+    assert deployed(model, images).steps == {}
+    step = next(m for m in model.modules() if isinstance(m, ConvContractiveStep))
+    state = torch.rand(4, 6, 4, 4)
+    with bounds.deployed_as({step: bounds.Activations(state, step(state))}):
+        assert bounds.behind(step, state) is None

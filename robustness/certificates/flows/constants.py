@@ -20,6 +20,7 @@ from robustness.certificates.base import Kind
 from robustness.certificates.layers import bounds
 from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier, potential
+from robustness.nets.encoders import ConvContractiveStep
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.runge_kutta import CONVEX, METHODS
 from robustness.nets.simplex import SimplexField
@@ -226,7 +227,10 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
     else:
         reach = reach_of(margins_at(_exactly(model)(images.double())), slopes, images)
     ball = bounds.Tube.around(images, reach)
-    tube = bounds.propagate(model.encoder, bounds.propagate(model.normalise, ball))
+    # In float64 the deployed features are as good a centre as others, and known already.
+    known = deployed(model, images).steps if model.dtype is torch.float64 else {}
+    with bounds.deployed_as(known):
+        tube = bounds.propagate(model.encoder, bounds.propagate(model.normalise, ball))
     exact = margins_at(tube.centre)
     row, offset = float(weight.norm(dim=1).max()), float(bias.abs().max())
     length = torch.linalg.vector_norm(tube.centre, dim=1) + tube.spread
@@ -395,12 +399,43 @@ def sampled_constants(
     )
 
 
+@dataclass(frozen=True)
+class Deployed:
+    """What the deployed program computed of a batch of images.
+
+    Attributes:
+        logits: its answer, shape (n, classes).
+        steps: what it computed around each step of a convolutional contractive flow in float64,
+            which costs a certificate as much as the prediction to compute again; else empty.
+    """
+
+    logits: Float[Tensor, "n k"]
+    steps: dict[nn.Module, bounds.Activations]
+
+
 @shared
 @torch.no_grad()
+def deployed(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Deployed:
+    """The model's own answer to a batch of images, and what its flow went through."""
+    steps: dict[nn.Module, bounds.Activations] = {}
+
+    def note(step: nn.Module, before: tuple[Tensor], behind: Tensor) -> None:
+        steps[step] = bounds.Activations(before[0], behind)
+
+    double = isinstance(model, NeuralODEClassifier) and model.dtype is torch.float64
+    flow = [m for m in model.modules() if type(m) is ConvContractiveStep] if double else []
+    hooks = [step.register_forward_hook(note) for step in flow]
+    try:
+        logits: Tensor = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Deployed(logits, steps)
+
+
 def deployed_logits(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
     """The model's own answer to a batch of images, shape (n, classes)."""
-    logits: Tensor = model(images)
-    return logits
+    return deployed(model, images).logits
 
 
 @shared

@@ -4,7 +4,9 @@ A rule is registered for a class, and holds for a module that computes what this
 other module nothing is known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -159,6 +161,38 @@ class Tube:
     def spread(self) -> Float[Tensor, " n"]:
         """Distance that computed activations can have from the exact centre, shape (n,)."""
         return self.reach + self.error
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the deployed program computed in front of a layer and behind it, with images first."""
+
+    before: Tensor
+    behind: Tensor
+
+
+_deployed: ContextVar[Mapping[nn.Module, Activations]] = ContextVar("deployed", default={})  # noqa: B039
+
+
+@contextmanager
+def deployed_as(activations: Mapping[nn.Module, Activations]) -> Iterator[None]:
+    """Within this context rules may take a centre from what the deployed program computed.
+
+    Its rounding is that of the program, which `arithmetic.FLOAT64` charges for the centre as well.
+    """
+    token = _deployed.set(activations)
+    try:
+        yield
+    finally:
+        _deployed.reset(token)
+
+
+def behind(module: nn.Module, centre: Tensor) -> Tensor | None:
+    """What the deployed float64 program computed of this very centre; None where it did not."""
+    known = _deployed.get().get(module)
+    if known is None or known.behind.dtype is not torch.float64:
+        return None
+    return known.behind if torch.equal(known.before, centre) else None
 
 
 def propagate(module: nn.Module, tube: Tube) -> Tube:

@@ -57,28 +57,32 @@ def _(module: ConvContractiveStep, tube: bounds.Tube) -> bounds.Tube:
     pixels = module.size[0] * module.size[1]
     # float64 rounds so little that norms will do for the sizes, which halves the convolutions.
     by_norm = arithmetic.current_arithmetic() is arithmetic.FLOAT64
-    u = functional.conv2d(tube.centre, weight, padding=padding) + offset
-    u = u.clamp_min(0)
+    centre = bounds.behind(module, tube.centre) if by_norm else None
+    u = None
+    if centre is None:
+        u = functional.conv2d(tube.centre, weight, padding=padding) + offset
+        u = u.clamp_min(0)
+        centre = tube.centre - functional.conv_transpose2d(u, weight, padding=padding)
     if by_norm:
         u_terms = absolute * lengths(tube.centre) + pixels**0.5 * float(offset.norm())
     else:
         each = functional.conv2d(tube.centre.abs(), weight.abs(), padding=padding)
         u_terms = lengths(each + offset.abs())
+    # Entry by entry |u| is at most the sum of its terms taken positive.
+    u_length = u_terms if u is None else lengths(u)
     u_size = u_terms + absolute * tube.spread
     u_operands = absolute + lengths(tube.centre) + tube.spread
     u_shape = (hidden * pixels, channels * kernel**2 + 1)
     u_error = arithmetic.rounding(u_size, u_shape, u_operands)
     u_spread = norm * tube.spread + u_error
-    v = functional.conv_transpose2d(u, weight, padding=padding)
-    if by_norm:
-        v_terms = absolute * lengths(u)
+    if u is None or by_norm:
+        v_terms = absolute * u_length
     else:
         v_terms = lengths(functional.conv_transpose2d(u, weight.abs(), padding=padding))
     v_size = v_terms + absolute * u_spread
-    v_operands = absolute + lengths(u) + u_spread
+    v_operands = absolute + u_length + u_spread
     v_rounding = arithmetic.rounding(v_size, (channels * pixels, hidden * kernel**2), v_operands)
     v_error = norm * u_error + v_rounding
-    centre = tube.centre - v
     step = bounds.lipschitz(module)
     assert step is not None
     size = lengths(centre) + step.value * tube.spread + v_error
