@@ -7,7 +7,11 @@ from configparser import ConfigParser
 from multiprocessing import spawn
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
+
+from robustness.certificates.flows.constants import margins_of_scores
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +49,17 @@ def test_no_lines_are_counted_in_a_slow_test(request: pytest.FixtureRequest) -> 
     # Nor in the processes that it starts.
     assert "COVERAGE_PROCESS_CONFIG" not in os.environ
     assert "stowaway" not in spawn.get_preparation_data("any")
+
+
+def test_shapes_are_checked_in_every_module_that_names_any(request: pytest.FixtureRequest) -> None:
+    hooked = request.config.getoption("--jaxtyping-packages").split(",")[:-1]
+    for file in (ROOT / "robustness").rglob("*.py"):
+        if "jaxtyping" in file.read_text(encoding="utf-8"):
+            module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            assert any(f"{module}.".startswith(f"{package}.") for package in hooked), module
+    one_axis = torch.zeros(3)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        margins_of_scores(one_axis, torch.tensor([0, 1, 0]))
 
 
 def test_every_test_that_contributing_names_exists() -> None:
