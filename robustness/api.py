@@ -216,9 +216,8 @@ def evaluate(
             store.end_run(run, wall)
             if shard is not None:
                 return None
-            leaderboard = _with_history(
-                summarise(crew.plan, store, versions), wall, store, crew.plan
-            )
+            schedule = Schedule(crew.plan, store)
+            leaderboard = _with_history(summarise(schedule, versions), wall, store, schedule)
     leaderboard = with_origins(whole_test_set(leaderboard))
     write_report(leaderboard, folder)
     return leaderboard
@@ -439,13 +438,14 @@ def _summarised(file: Path, tables: dict[str, str] | None) -> Leaderboard:
     with Store(file, must_exist=True) as store:
         run = store.last_run()
         plan = run.plan
-        require_units(Schedule(plan, store), file)
+        schedule = Schedule(plan, store)
+        require_units(schedule, file)
         if tables is not None:
-            reader = Reader(Schedule(plan, store))
+            reader = Reader(schedule)
             for kind in dict.fromkeys(job.kind for job in plan.jobs):
                 tables[kind] = csv_of(*reader.table(kind))
-        summary = summarise(plan, store, run.environment)
-        return _with_history(summary, run.wall_seconds, store, plan)
+        summary = summarise(schedule, run.environment)
+        return _with_history(summary, run.wall_seconds, store, schedule)
 
 
 @takes_objects
@@ -542,7 +542,7 @@ def attack(
         if refusals:
             raise UsageError(f"expected an attack for {threat}, got {attack}: {refusals[0]}")
         run_plan(crew, kept, _DEFAULT_BATCH, quiet, log_json)
-        entry = summarise(crew.plan, kept, environment(placement)).models[0]
+        entry = summarise(Schedule(crew.plan, kept), environment(placement)).models[0]
     _require_answers(model, entry.failures, entry.clean.total, kept.ended)
     return entry.attacks[0]
 
@@ -1163,9 +1163,11 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _with_history(leaderboard: Leaderboard, wall: float, store: Store, plan: Plan) -> Leaderboard:
+def _with_history(
+    leaderboard: Leaderboard, wall: float, store: Store, schedule: Schedule
+) -> Leaderboard:
     """With what its store tells of the starts that computed its units."""
-    keys = keys_of(plan, store)
+    keys = keys_of(schedule)
     timings = leaderboard.timings | {"wall seconds of this run": round(wall, 2)}
     starts = store.wall_seconds(leaderboard.suite.name, keys)
     if len(starts) > 1:

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 from robustness.errors import UsageError, one_line, os_failure
 from robustness.evaluation.database import DamagedError
-from robustness.evaluation.plan import Plan
 from robustness.evaluation.schedule import Schedule
 from robustness.evaluation.store import Store
 from robustness.files import read_file, replace_file
@@ -37,10 +36,9 @@ def require_units(schedule: Schedule, path: Path) -> None:
             raise DamagedError(f"{path}, of which {what}")
 
 
-def keys_of(plan: Plan, store: Store) -> set[str]:
+def keys_of(schedule: Schedule) -> set[str]:
     """The keys of all units of a run that is complete."""
-    schedule = Schedule(plan, store)
-    return {unit.key for job in plan.jobs for unit in schedule.units(job)}
+    return {unit.key for job in schedule.plan.jobs for unit in schedule.units(job)}
 
 
 def packed(store: Store) -> bytes:
@@ -57,8 +55,9 @@ def packed(store: Store) -> bytes:
         OperationalError: the disk failed.
     """
     plan = store.last_run().plan
-    require_units(Schedule(plan, store), store.path)
-    keys = keys_of(plan, store)
+    schedule = Schedule(plan, store)
+    require_units(schedule, store.path)
+    keys = keys_of(schedule)
     with TemporaryDirectory() as folder:
         part = Path(folder) / STORE_FILE
         store.extract(part, keys, plan.suite.name)

@@ -194,8 +194,8 @@ class Plan:
 
     def shards(self, job: Job) -> list[list[int]]:
         """The images of each shard that a job runs on."""
-        starts = range(0, len(self.order), SHARD_SIZE)
-        return [self.order[start : start + SHARD_SIZE] for start in starts][: job.shards]
+        starts = range(0, len(self.order), SHARD_SIZE)[: job.shards]
+        return [self.order[start : start + SHARD_SIZE] for start in starts]
 
     def key(self, job: Job, images: Sequence[int], given: object = None) -> str:
         """The identity of a result: everything it depends on, hashed.

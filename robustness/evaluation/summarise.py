@@ -10,7 +10,6 @@ from robustness.evaluation.jobs import KINDS
 from robustness.evaluation.jobs.attack import places
 from robustness.evaluation.jobs.base import proportion
 from robustness.evaluation.jobs.certificate import NAME as CERTIFICATE
-from robustness.evaluation.kept import Kept
 from robustness.evaluation.plan import Plan, resolve_samples
 from robustness.evaluation.reader import Reader
 from robustness.evaluation.records import SampleRecord, failures, sample_table
@@ -30,15 +29,14 @@ _CURVE_POINTS = 81
 _SETTINGS = {"threats", "attacks", "certificates", "models", "audit", "flags", "nearest"}
 
 
-def summarise(plan: Plan, kept: Kept, versions: dict[str, str]) -> Leaderboard:
+def summarise(schedule: Schedule, versions: dict[str, str]) -> Leaderboard:
     """The leaderboard of a plan whose units are all stored.
 
     Args:
-        plan: what was run.
-        kept: where its rows are.
+        schedule: of what was run, and where its rows are.
         versions: the environment that computed them.
     """
-    reader = Reader(Schedule(plan, kept))
+    reader, plan = Reader(schedule), schedule.plan
     records = [reader.records(model) for model in range(len(plan.models))]
     return Leaderboard(
         suite=suite_summary(plan),

@@ -252,7 +252,7 @@ def test_the_largest_radius_wins_and_the_first_of_equals() -> None:
     kept = InMemory()
     with runner.Crew(suite, 1, None, Limits()) as crew:
         runner.run_plan(crew, kept, 64, True)
-        board = summarise(crew.plan, kept, {})
+        board = summarise(Schedule(crew.plan, kept), {})
     rows = {row.certificate: row for row in board.models[0].certificates}
     positive = sum(radius > 0 for radius in board.models[0].samples.norms[0].radius)
     assert sum(row.won for row in rows.values()) == positive

@@ -59,7 +59,7 @@ def run(kept: Any = None, workers: int = 1, **changes: object) -> tuple[ModelEnt
     suite, kept = Suite.model_validate(SUITE | changes), kept or InMemory()
     with runner.Crew(suite, workers, None, Limits()) as crew:
         runner.run_plan(crew, kept, 64, True)
-        board = summarise(crew.plan, kept, {})
+        board = summarise(Schedule(crew.plan, kept), {})
         return board.models[0], kept, Schedule(crew.plan, kept)
 
 

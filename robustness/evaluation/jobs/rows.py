@@ -139,8 +139,9 @@ def row_of(kind: type[R], values: Sequence[Any]) -> R:
     Raises:
         ValueError: no such row can have been stored.
     """
-    found = columns(kind)
-    return kind(*(c.read(value) for c, value in zip(found, values, strict=True)))
+    pairs = zip(columns(kind), values, strict=True)
+    # Most values are stored as what they are.
+    return kind(*[value if type(value) is c.kind else c.read(value) for c, value in pairs])
 
 
 def as_stored(rows: Iterable[R]) -> list[R]:
