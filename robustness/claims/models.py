@@ -89,7 +89,7 @@ STUDIES = {
             "fashion-mnist",
             "Fashion-MNIST",
             ThreatModel(Norm.LINF, 0.1),
-            (10, 20),
+            (24,),
             3e-3,
             {
                 "resnet": {"widths": [8, 16, 32]},
@@ -100,11 +100,18 @@ STUDIES = {
             "cifar-10",
             "CIFAR-10",
             ThreatModel(Norm.LINF, 8 / 255),
-            (12, 24),
+            (16,),
             4e-3,
             {
-                "resnet": {"widths": [16, 32, 64]},
-                "continuousnet": {"stem": [16], "widths": [24, 48]},
+                "resnet": {"widths": [8, 16, 32]},
+                "node": {
+                    "encoder": {
+                        "kind": "conv",
+                        "widths": [16, 16, 32, 32, 64, 64],
+                        "strides": [2, 1, 2, 1, 2, 1],
+                    }
+                },
+                "continuousnet": {"stem": [8], "widths": [16, 24]},
             },
         ),
     )
