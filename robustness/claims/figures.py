@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from robustness.claims.models import MODELS
 from robustness.claims.results import SeedResults
-from robustness.claims.verdicts import PROTOCOLS, Interval
+from robustness.claims.verdicts import PROTOCOLS, Interval, threat
 from robustness.reporting.drawing import DASHES, INK, PALETTE, STYLE, svg
 from robustness.reporting.svg import FLOOR
 
@@ -121,7 +121,6 @@ def robustness_figure(seeds: Sequence[SeedResults]) -> Figure:
 
 
 def _label(protocol: str) -> str:
-    kind, norm, eps = protocol.split()
     words = {
         "paper": "paper's protocol",
         "pixels": "PGD, pixel units",
@@ -130,4 +129,4 @@ def _label(protocol: str) -> str:
         "worst": "worst case",
     }
     assert set(words) == set(PROTOCOLS)
-    return f"{words[kind]}\n{'ℓ∞' if norm == 'linf' else 'ℓ2'} {eps}"
+    return f"{words[protocol.split()[0]]}\n{threat(protocol)}"

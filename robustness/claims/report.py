@@ -14,6 +14,7 @@ from robustness.claims.verdicts import (
     Interval,
     Outcome,
     claims,
+    threat,
 )
 from robustness.errors import os_failure
 from robustness.files import replace_file, require_own_folder
@@ -54,30 +55,19 @@ _PAPER_UNITS = (
 # Of results that do not say how long the models were trained.
 _EPOCHS = 2
 
-# How robust accuracy was measured, by the edition of the protocols.
-_ATTACKED = {
-    1: (
-        f"{_PAPER_UNITS} An image counts as robust if it is classified rightly before that clip "
-        "and after the attack.",
-        "Pixel units: the same numbers on true pixels.",
-        f"l-infinity 0.1: {WIDE_STEPS} steps in pixel units on the deployed model. Shorter "
-        "horizon, for class-state ODEs: the same attack as well through the model read at a "
-        "quarter of the horizon with rescaled logits; an image is robust if neither attack fools "
-        "the deployed model.",
-        "All of these figures are by projected gradient descent on the cross-entropy in a loop "
-        "of the claims' own (edition 1). The worst case over views did not run: stronger attacks "
-        "may leave less, and no comparison of these figures tells which model is more robust.",
-    ),
-    2: (
-        f"{_PAPER_UNITS} As its script counts, by the accuracy on the images that it ends with, "
-        "in the ball or not.",
-        "Pixel units: PGD with the same numbers on true pixels.",
-        f"At a radius that tells more: PGD with {WIDE_STEPS} steps on the deployed model, and the "
-        "worst case over views, the only figures here that are as good as a suite's. In pixel "
-        "units a sample is robust if it is classified rightly and no image that was found in "
-        "ball and box is classified otherwise, alone in its batch (edition 2).",
-    ),
-}
+# How robust accuracy was measured by the first edition of the protocols.
+_FIRST_EDITION = (
+    f"{_PAPER_UNITS} An image counts as robust if it is classified rightly before that clip "
+    "and after the attack.",
+    "Pixel units: the same numbers on true pixels.",
+    f"l-infinity 0.1: {WIDE_STEPS} steps in pixel units on the deployed model. Shorter "
+    "horizon, for class-state ODEs: the same attack as well through the model read at a "
+    "quarter of the horizon with rescaled logits; an image is robust if neither attack fools "
+    "the deployed model.",
+    "All of these figures are by projected gradient descent on the cross-entropy in a loop "
+    "of the claims' own (edition 1). The worst case over views did not run: stronger attacks "
+    "may leave less, and no comparison of these figures tells which model is more robust.",
+)
 
 
 class ClaimsSummary(Summary):
@@ -181,7 +171,7 @@ def _sections(seeds: Sequence[SeedResults], found: Sequence[Claim]) -> Iterator[
     )
     yield Section(
         "Adversarial robustness",
-        _ATTACKED[seeds[0].edition],
+        _how_attacked(seeds[0]),
         ("protocol", "model", "mean", "95% over seeds", *(f"seed {s.seed}" for s in seeds)),
         tuple(
             (
@@ -234,6 +224,25 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
     )
 
 
+def _how_attacked(first: SeedResults) -> tuple[str, ...]:
+    if first.edition == 1:
+        return _FIRST_EDITION
+    worst = " and ".join(
+        f"{threat(protocol)} of the first {table['node'].total} images"
+        for protocol, table in first.robust.items()
+        if protocol.startswith("worst ")
+    )
+    return (
+        f"{_PAPER_UNITS} As its script counts, by the accuracy on the images that it ends with, "
+        "in the ball or not.",
+        "Pixel units: PGD with the same numbers on true pixels.",
+        f"PGD with {WIDE_STEPS} steps on the deployed model, and the worst case over views, at "
+        f"{worst}: the worst case alone is as good as the figures of a suite. In pixel units a "
+        "sample is robust if it is classified rightly and no image that was found in ball and box "
+        f"is classified otherwise, alone in its batch (edition {first.edition}).",
+    )
+
+
 def _circumstances(seeds: Sequence[SeedResults]) -> str:
     epochs = sorted({b.epochs for s in seeds for b in s.budgets.values()})
     long = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
@@ -242,13 +251,18 @@ def _circumstances(seeds: Sequence[SeedResults]) -> str:
 
 def _budgets(seeds: Sequence[SeedResults]) -> Section:
     budgets = seeds[0].study.budgets
+    longer = (
+        f"A group of models is trained for {budgets[0]} epochs, and for twice as many as long as "
+        f"one of them has its best in the last fifth of them, until {budgets[-1]}."
+        if len(budgets) > 1
+        else f"Every model has {budgets[0]}."
+    )
     return Section(
         "Budgets",
         (
             f"Epochs of training, and in brackets the one with the highest validation accuracy. "
-            f"A group of models is trained for {budgets[0]} epochs, and for twice as many as long "
-            "as one of them has its best in the last fifth of them, until "
-            f"{budgets[-1]}; a star marks what was still rising then.",
+            f"{longer} A star marks what had its best in the last fifth of the longest: its "
+            "validation accuracy was still rising.",
         ),
         ("model", *(f"seed {s.seed}" for s in seeds)),
         tuple(
@@ -310,8 +324,7 @@ def _row(name: str, values: list[float], digits: int = 1) -> tuple[str, ...]:
 
 
 def _protocol(protocol: str) -> str:
-    kind, norm, eps = protocol.split()
-    return f"{PROTOCOLS[kind]}, {'ℓ∞' if norm == 'linf' else 'ℓ2'} {eps}"
+    return f"{PROTOCOLS[protocol.split()[0]]}, {threat(protocol)}"
 
 
 def _markdown(sections: Sequence[Section]) -> str:

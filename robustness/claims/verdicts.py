@@ -251,7 +251,7 @@ def _robustness(seeds: Sequence[SeedResults]) -> list[Comparison]:
             def robust(seed: SeedResults, model: str, protocol: str = protocol) -> float:
                 return 100 * seed.robust[protocol][model].value
 
-            quantity = f"robust accuracy, {PROTOCOLS[protocol.split()[0]]} {_threat(protocol)}"
+            quantity = f"robust accuracy, {PROTOCOLS[protocol.split()[0]]} {threat(protocol)}"
             compared = _compared(seeds, quantity, pair, robust, "percent", False)
             decides = protocol.startswith("worst ") or not strongest
             found.append(compared.model_copy(update={"decides": decides}))
@@ -271,7 +271,7 @@ def _fooled(seeds: Sequence[SeedResults]) -> str:
             alone, left = ([_mean(seeds, by, m) for m in pair] for by in (protocol, worst))
             if any(a - b > FOOLED for a, b in zip(alone, left, strict=True)):
                 said.append(
-                    f"PGD on the deployed model at {_threat(protocol)} says {alone[0]:.1f} to "
+                    f"PGD on the deployed model at {threat(protocol)} says {alone[0]:.1f} to "
                     f"{alone[1]:.1f} % of {pair[0]} against {pair[1]} and is fooled, since the "
                     f"worst case leaves {left[0]:.1f} to {left[1]:.1f} %"
                 )
@@ -294,7 +294,8 @@ PROTOCOLS = {
 }
 
 
-def _threat(protocol: str) -> str:
+def threat(protocol: str) -> str:
+    """Norm and radius of a protocol, as pages write them."""
     _, norm, eps = protocol.split()
     return f"{'ℓ∞' if norm == 'linf' else 'ℓ2'} {eps}"
 

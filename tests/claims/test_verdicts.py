@@ -148,6 +148,7 @@ def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_risi
     assert report.startswith("# LyaNet's claims, measured on Fashion-MNIST\n")
     assert "| lyanet | 20 (20) \\* |" in report
     assert "| node | 10 (8) |" in report
+    assert "Every model has 24." in report
     quoted = [line for line in report.splitlines() if line.startswith("On Fashion-MNIST, 3 seeds")]
     assert len(quoted) == 4
     assert all("10 to 20 epochs" in line and "the clearest being" in line for line in quoted)
@@ -167,12 +168,14 @@ def test_a_report_says_by_which_edition_it_was_attacked(tmp_path) -> None:
     old = results(gain=0.5)
     write_claims(old, tmp_path / "old")
     assert "The worst case over views did not run" in (tmp_path / "old/report.md").read_text()
-    worst = {"worst linf 0.1": old[0].robust["wide linf 0.1"]}
-    new = [s.model_copy(update={"edition": 2, "robust": worst}) for s in old]
+    few = {name: Proportion.of(100, 200) for name in MODELS}
+    worst = {"worst linf 0.1": old[0].robust["wide linf 0.1"], "worst linf 8/255": few}
+    new = [s.model_copy(update={"edition": 3, "robust": worst}) for s in old]
     write_claims(new, tmp_path / "new")
     report = (tmp_path / "new/report.md").read_text()
     assert "the worst case over views, ℓ∞ 0.1" in report
-    assert "alone in its batch (edition 2)" in report
+    assert "alone in its batch (edition 3)" in report
+    assert "at ℓ∞ 0.1 of the first 1000 images and ℓ∞ 8/255 of the first 200 images" in report
 
 
 def test_the_committed_report_is_what_its_results_give(tmp_path) -> None:
