@@ -22,8 +22,6 @@ from robustness.results.leaderboard import Proportion
 from robustness.threat import Norm, ThreatModel
 
 IMAGES = 500
-# Of these, how many the worst case has at the paper's radius: seconds each where they stand.
-FIRST_IMAGES = 40
 _SEED, _BATCH = 0, 250
 
 # As in the authors' script, which reads both radii in units of normalised pixels.
@@ -31,9 +29,7 @@ PAPER = {
     "linf 8/255": ThreatModel(Norm.LINF, 8 / 255),
     "l2 127/255": ThreatModel(Norm.L2, 127 / 255),
 }
-# Of which the worst case is measured at the first.
-PAPER_WORST = "linf 8/255"
-# In place of the paper's ten, which are too weak to say anything about digits.
+# At the radius of a study, where those steps are too weak to say anything about digits.
 WIDE_STEPS = 20
 
 
@@ -42,9 +38,8 @@ def protocols(model: nn.Module, images: ImageSet, study: Study) -> dict[str, Pro
 
     - `paper`: as `published_accuracy` counts, in normalised units and wherever images end up.
     - `pixels`: PGD with the same radius, step and number of steps in true pixel units.
-    - `wide`: PGD with more steps on the deployed model, at the study's radius, and at the paper's
-      in l-infinity in pixel units, there of the first `FIRST_IMAGES` alone.
-    - `worst`: the worst case over views, at the same radii, of the same images.
+    - `wide`: PGD with more steps on the deployed model, at the study's radius.
+    - `worst`: the worst case over views, at the same radius.
 
     All but the first are judged as everywhere: a sample stands if the deployed model classifies
     it rightly and no image that was found in ball and box has another class.
@@ -52,7 +47,7 @@ def protocols(model: nn.Module, images: ImageSet, study: Study) -> dict[str, Pro
     Args:
         model: pixels to logits, with a `normalise` layer, in evaluation mode.
         images: the images to attack, in pixel units.
-        study: at whose radius the last two are measured.
+        study: whose radius the last two are measured at.
     """
     script = PaperProtocol()
     found = {}
@@ -60,11 +55,9 @@ def protocols(model: nn.Module, images: ImageSet, study: Study) -> dict[str, Pro
         found[f"paper {name}"] = _published(model, images, threat)
         attack = PGD(script.steps, relative_step=script.step / threat.eps)
         found[f"pixels {name}"] = _standing(images, _pgd(model, attack, threat))
-    first = images.take(torch.arange(min(FIRST_IMAGES, len(images))))
-    for threat, attacked in {PAPER[PAPER_WORST]: first, study.threat: images}.items():
-        name = words_of(threat)
-        found[f"wide {name}"] = _standing(attacked, _pgd(model, PGD(WIDE_STEPS), threat))
-        found[f"worst {name}"] = _standing(attacked, _worst(model, threat))
+    name = words_of(study.threat)
+    found[f"wide {name}"] = _standing(images, _pgd(model, PGD(WIDE_STEPS), study.threat))
+    found[f"worst {name}"] = _standing(images, _worst(model, study.threat))
     return found
 
 

@@ -13,7 +13,7 @@ from robustness.files import read_json, replace_file
 from robustness.numerics.devices import CPU
 from robustness.results.leaderboard import Proportion, Summary
 
-EDITION: Literal[3] = 3
+EDITION: Literal[2] = 2
 
 
 class Horizon(Summary):
@@ -49,10 +49,10 @@ class SeedResults(Summary):
         robust: protocol to model to robust accuracy.
         commit: of the checkout that the first part was measured at; None where it is not told.
         edition: of the protocols. 1 was an attack loop of the claims' own, without the judge; 2
-            is that of `protocol.py` without the worst case at the paper's radius, which 3 has.
+            is that of `protocol.py`.
     """
 
-    edition: Literal[1, 2, 3] = 1
+    edition: Literal[1, 2] = 1
     data: str = "mnist"
     seed: int
     recipes: str
