@@ -35,9 +35,10 @@ class Arithmetic:
 
 
 FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
-# A certificate evaluates its own centres in float64. For a float32 program that error drowns in
+# Centres of a certificate are evaluated in float64. For a float32 program that error drowns in
 # the room that every bound is given; for a float64 program it is as large as the program's, by
-# the same operations, so both are charged: twice the unit and twice what is flushed.
+# the same operations, so both are charged: twice the unit and twice what is flushed. They may also
+# be the program's own.
 FLOAT64 = Arithmetic(2.0**-52, 2.0**-1021)
 
 _arithmetic: ContextVar[Arithmetic] = ContextVar("arithmetic", default=FLOAT32)

@@ -131,7 +131,36 @@ def test_a_certificate_takes_the_centre_that_the_prediction_went_through(monkeyp
     monkeypatch.undo()
     assert bool((found.allowance >= anew.allowance).all())  # for what norms say of hidden states
     assert torch.allclose(found.margins, anew.margins, rtol=1e-6)
-    assert all(not module._forward_hooks for module in model.modules())  # noqa: SLF001
+
+
+def test_a_users_classifier_is_asked_as_a_whole_and_so_are_many_images_at_once() -> None:
+    class Own(NeuralODEClassifier):
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            return self.encoder(images.double())
+
+    model = conv_flow()
+    own = Own(model.normalise, model.encoder, model.field, model.solver, 3)
+    own.normalise = torch.nn.Identity()  # so that it has no dtype
+    images = torch.rand(257, 1, 8, 8)
+    found = deployed(own, images[:4])
+    assert torch.equal(found.logits, own(images[:4]))
+    assert found.steps == deployed(model, images).steps == {}
+    assert len(deployed(model, images[:256]).steps) == 4
+    model.features = lambda images: own.features(images)  # no longer what the class does
+    found = deployed(model, images[:4])
+    assert torch.equal(found.logits, model(images[:4]))
+    assert found.steps == {}
+
+
+def test_a_layer_that_writes_into_its_input_changes_no_centre_before_it() -> None:
+    step = next(m for m in conv_flow().modules() if isinstance(m, ConvContractiveStep))
+    state = torch.rand(4, 6, 4, 4).double() - 0.5
+    with arithmetic.computed_in(torch.float64):
+        tube = propagate(step, Tube.around(state, torch.zeros(4)))
+        kept = tube.centre.clone()
+        propagate(torch.nn.ReLU(inplace=True), tube)
+    assert bool((kept < 0).any())
+    assert torch.equal(tube.centre, kept)
 
 
 def test_what_was_computed_of_other_images_is_no_centre() -> None:

@@ -10,6 +10,7 @@ cover. For any other field they are measured at sampled states: an estimate, wha
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from robustness.certificates.base import Kind
 from robustness.certificates.layers import bounds
 from robustness.certificates.sharing import shared
 from robustness.nets.classifiers import NeuralODEClassifier, potential
-from robustness.nets.encoders import ConvContractiveStep
+from robustness.nets.encoders import ConvContractiveFlowEncoder, ConvContractiveStep
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.runge_kutta import CONVEX, METHODS
 from robustness.nets.simplex import SimplexField
@@ -38,6 +39,8 @@ _GUESS_ROOM = 1e-4
 # Roundings of one Runge-Kutta step of at most four stages, per unit of state size:
 # each stage subtracts, scales twice and adds (under 10 u), and the stages are combined.
 _STEP_ROUNDINGS = 200
+# Images up to which what a flow goes through is noted, at up to half a megabyte each.
+_NOTED = 256
 # Error of a difference of two softmax entries whose exact difference is >= 0.
 _SOFTMAX_ROUNDINGS = 32
 
@@ -220,16 +223,17 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
     def margins_at(features: Tensor) -> Tensor:
         return margins_of_scores(field.gain * (features @ weight.T + bias), labels)
 
+    steps: Mapping[nn.Module, bounds.Activations] = {}
     if model.dtype is torch.float64:
         # Any reach will do, and rounding hardly depends on it: the logits that are known anyway
         # tell enough, and the features are computed once, with their rounding.
-        reach = _reach_from_logits(model, images, labels, slopes)
+        found = deployed(model, images)
+        steps = found.steps  # as good a centre as others, and known already
+        reach = _reach_from_logits(model, found.logits, images, labels, slopes)
     else:
         reach = reach_of(margins_at(_exactly(model)(images.double())), slopes, images)
     ball = bounds.Tube.around(images, reach)
-    # In float64 the deployed features are as good a centre as others, and known already.
-    known = deployed(model, images).steps if model.dtype is torch.float64 else {}
-    with bounds.deployed_as(known):
+    with bounds.deployed_as(steps):
         tube = bounds.propagate(model.encoder, bounds.propagate(model.normalise, ball))
     exact = margins_at(tube.centre)
     row, offset = float(weight.norm(dim=1).max()), float(bias.abs().max())
@@ -242,7 +246,7 @@ def _target_margins(model: NeuralODEClassifier, images: Tensor, labels: Tensor) 
 
 
 def _reach_from_logits(
-    model: NeuralODEClassifier, images: Tensor, labels: Tensor, slopes: Tensor
+    model: NeuralODEClassifier, logits: Tensor, images: Tensor, labels: Tensor, slopes: Tensor
 ) -> Tensor:
     """About `reach_of` the target's margins where the label leads.
 
@@ -250,7 +254,7 @@ def _reach_from_logits(
     rounding of logits to float32. A guess that is too small costs radius, and never a proof: no
     radius exceeds the reach that the allowance was made for.
     """
-    leads = margins_of_scores(deployed_logits(model, images).double(), labels)
+    leads = margins_of_scores(logits.double(), labels)
     assert isinstance(model.solver, FixedStepSolver)
     arrived = 1 - retained_per_step(model) ** model.solver.steps
     guess = leads / arrived * (1 + _GUESS_ROOM)
@@ -417,20 +421,25 @@ class Deployed:
 @torch.no_grad()
 def deployed(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Deployed:
     """The model's own answer to a batch of images, and what its flow went through."""
+    if not (
+        isinstance(model, NeuralODEClassifier)
+        and unaltered(model, NeuralODEClassifier)
+        and unaltered(model.encoder, ConvContractiveFlowEncoder)
+        and model.dtype is torch.float64
+        and images.device.type == "cpu"  # where proofs are computed
+        and len(images) <= _NOTED
+    ):
+        answer: Tensor = model(images)
+        return Deployed(answer, {})
+    # What these classes' own `forward` does, layer by layer: hooks would be seen by others.
     steps: dict[nn.Module, bounds.Activations] = {}
-
-    def note(step: nn.Module, before: tuple[Tensor], behind: Tensor) -> None:
-        steps[step] = bounds.Activations(before[0], behind)
-
-    double = isinstance(model, NeuralODEClassifier) and model.dtype is torch.float64
-    flow = [m for m in model.modules() if type(m) is ConvContractiveStep] if double else []
-    hooks = [step.register_forward_hook(note) for step in flow]
-    try:
-        logits: Tensor = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Deployed(logits, steps)
+    state = model.normalise(images.to(model.dtype))
+    assert isinstance(model.encoder, ConvContractiveFlowEncoder)
+    for layer in model.encoder:
+        before, state = state, layer(state)
+        if type(layer) is ConvContractiveStep:
+            steps[layer] = bounds.Activations(before, state)
+    return Deployed(model.solve(state).final.to(images.dtype), steps)
 
 
 def deployed_logits(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:

@@ -142,7 +142,8 @@ class Tube:
     """All that a layer's computed activations can be, for images near each of n centres.
 
     Attributes:
-        centre: the exact activations of the centre, float64, first axis n.
+        centre: the activations of the centre in float64, first axis n: exact but for rounding
+            that `arithmetic` gives room for, or charges where the program computes in float64.
         reach: l2 distance that the exact activations of a perturbed image can have from the
             centre's, shape (n,).
         error: l2 distance between the computed and the exact activations, shape (n,).
@@ -213,9 +214,14 @@ def tube_rule(module: nn.Module, tube: Tube) -> Tube:
 
 
 @tube_rule.register(nn.Flatten)
-@tube_rule.register(nn.ReLU)
-def _(module: nn.Module, tube: Tube) -> Tube:
+def _(module: nn.Flatten, tube: Tube) -> Tube:
     return Tube(module(tube.centre), tube.reach, tube.error)
+
+
+@tube_rule.register
+def _(module: nn.ReLU, tube: Tube) -> Tube:
+    del module  # which may write into what it is given
+    return Tube(torch.relu(tube.centre), tube.reach, tube.error)
 
 
 @tube_rule.register

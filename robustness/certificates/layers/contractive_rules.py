@@ -75,7 +75,7 @@ def _(module: ConvContractiveStep, tube: bounds.Tube) -> bounds.Tube:
     u_shape = (hidden * pixels, channels * kernel**2 + 1)
     u_error = arithmetic.rounding(u_size, u_shape, u_operands)
     u_spread = norm * tube.spread + u_error
-    if u is None or by_norm:
+    if by_norm or u is None:  # which is by norm alone
         v_terms = absolute * u_length
     else:
         v_terms = lengths(functional.conv_transpose2d(u, weight.abs(), padding=padding))
