@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from robustness.claims.models import MODELS
+from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import PROTOCOLS, Interval, threat
 from robustness.reporting.drawing import DASHES, INK, PALETTE, STYLE, svg
@@ -123,8 +124,8 @@ def robustness_figure(seeds: Sequence[SeedResults]) -> Figure:
 def _label(protocol: str) -> str:
     words = {
         "paper": "paper's protocol",
-        "pixels": "PGD, pixel units",
-        "wide": "PGD, pixel units",
+        "pixels": "PGD, 10 steps",
+        "wide": f"PGD, {WIDE_STEPS} steps",
         "short": "PGD, shorter horizon too",
         "worst": "worst case",
     }

@@ -38,11 +38,12 @@ CAPTIONS = {
 RULE = (
     "A comparison is decided by the 95% Student interval of the paired difference over seeds: "
     "better if it lies wholly on the better side of zero, worse if wholly on the other, equal if "
-    "both are the same in every seed, else open. A claim holds if all its comparisons are better, "
-    "does not hold if none is, and else holds only under the condition that its verdict names. In "
-    "brackets behind an open one is how many seeds would decide it, were mean and spread what they "
-    "are by now. Where the worst case over views was measured, it alone decides on robustness: "
-    "what an attack leaves that may be fooled is shown, as beside it."
+    "both are the same in every seed, else open. Where less than one per cent of the images stand "
+    "of both, neither stands, and there is nothing to compare. A claim holds if all its "
+    "comparisons are better, does not hold if none is, and else holds only under the condition "
+    "that its verdict names. In brackets behind an open one is how many seeds would decide it, "
+    "were mean and spread what they are by now. Where the worst case over views was measured, it "
+    "alone decides on robustness: what an attack leaves that may be fooled is shown, as beside it."
 )
 
 
@@ -237,16 +238,22 @@ def _how_attacked(first: SeedResults) -> tuple[str, ...]:
         "in the ball or not.",
         "Pixel units: PGD with the same numbers on true pixels.",
         f"PGD with {WIDE_STEPS} steps on the deployed model, and the worst case over views, at "
-        f"{worst}: the worst case alone is as good as the figures of a suite. In pixel units a "
-        "sample is robust if it is classified rightly and no image that was found in ball and box "
-        f"is classified otherwise, alone in its batch (edition {first.edition}).",
+        f"{worst}: the worst case alone is by the attacks of a suite. In pixel units a sample is "
+        "robust if it is classified rightly and no image that was found in ball and box is "
+        f"classified otherwise, alone in its batch (edition {first.edition}). Elsewhere the worst "
+        "case did not run, and what PGD says decides nothing.",
     )
 
 
 def _circumstances(seeds: Sequence[SeedResults]) -> str:
     epochs = sorted({b.epochs for s in seeds for b in s.budgets.values()})
     long = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
-    return f"On {seeds[0].study.title}, {len(seeds)} seeds of small models, {long} epochs"
+    every = [b for s in seeds for b in s.budgets.values()]
+    rising = sum(not b.settled for b in every)
+    return (
+        f"On {seeds[0].study.title}, {len(seeds)} seeds of small models, {long} epochs, of which "
+        f"the last were the best in {rising} of {len(every)} trainings"
+    )
 
 
 def _budgets(seeds: Sequence[SeedResults]) -> Section:
@@ -261,8 +268,8 @@ def _budgets(seeds: Sequence[SeedResults]) -> Section:
         "Budgets",
         (
             f"Epochs of training, and in brackets the one with the highest validation accuracy. "
-            f"{longer} A star marks what had its best in the last fifth of the longest: its "
-            "validation accuracy was still rising.",
+            f"{longer} A star marks what had its best in the last fifth of its epochs: longer "
+            "training may have made it better.",
         ),
         ("model", *(f"seed {s.seed}" for s in seeds)),
         tuple(

@@ -3,9 +3,10 @@
 A comparison is one quantity of LyaNet and of its rival over the same seeds. It is *better* if the
 95% Student interval of the paired difference lies wholly on the better side of zero, *worse* if
 wholly on the other side, *equal* if both are the same in every seed, else *open*: these seeds do
-not tell. A claim holds if every one of its comparisons is better, does not hold if none is, and
-else holds only under the condition that names those which are. Robustness is decided by the worst
-case over views where that was measured: what an attack leaves that may be fooled decides nothing.
+not tell. Of a robust accuracy that is below one per cent for both on average, *neither stands*.
+A claim holds if every one of its comparisons is better, does not hold if none is, and else holds
+only under the condition that names those which are. Robustness is decided by the worst case over
+views where that was measured: what an attack leaves that may be fooled decides nothing.
 """
 
 import math
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 
 from robustness.claims.models import PAIRS
+from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
 from robustness.results.leaderboard import Summary
 
@@ -24,6 +26,7 @@ class Outcome(Enum):
     WORSE = "worse"
     EQUAL = "equal"
     OPEN = "open"
+    NEITHER = "neither stands"
 
 
 class Interval(Summary):
@@ -57,6 +60,7 @@ class Comparison(Summary):
         our_values: per seed.
         rival_values: per seed.
         decides: whether a claim is decided by it, too; else it is shown beside.
+        floor: where both means are below it, in the unit, there is nothing to compare.
     """
 
     quantity: str
@@ -67,6 +71,7 @@ class Comparison(Summary):
     our_values: list[float]
     rival_values: list[float]
     decides: bool = True
+    floor: float | None = None
 
     @property
     def difference(self) -> Interval:
@@ -96,6 +101,9 @@ class Comparison(Summary):
     @property
     def outcome(self) -> Outcome:
         """By the rule above."""
+        means = [sum(values) / len(values) for values in (self.our_values, self.rival_values)]
+        if self.floor is not None and max(means) < self.floor:
+            return Outcome.NEITHER
         if self.our_values == self.rival_values:
             return Outcome.EQUAL
         difference = self.difference
@@ -128,7 +136,8 @@ class Claim(Summary):
         better = [c for c in self.deciding if c.outcome is Outcome.BETTER]
         if len(better) == len(self.deciding):
             return "holds"
-        counts = ", ".join(f"{outcome.value} in {count}" for outcome, count in self._others())
+        words = {Outcome.NEITHER: "neither standing"}
+        counts = ", ".join(f"{words.get(o, o.value)} in {count}" for o, count in self._others())
         total = len(self.deciding)
         if not better:
             return f"does not hold: of {total} comparisons better in none, {counts}"
@@ -137,25 +146,30 @@ class Claim(Summary):
 
     def _others(self) -> list[tuple[Outcome, int]]:
         """How often it was not better; of what is rare, only where there is any."""
-        outcomes = (Outcome.WORSE, Outcome.EQUAL, Outcome.OPEN)
+        outcomes = (Outcome.WORSE, Outcome.EQUAL, Outcome.NEITHER, Outcome.OPEN)
         counts = [(o, sum(c.outcome is o for c in self.deciding)) for o in outcomes]
-        return [(o, count) for o, count in counts if count or o is not Outcome.EQUAL]
+        rare = (Outcome.EQUAL, Outcome.NEITHER)
+        return [(o, count) for o, count in counts if count or o not in rare]
 
     @property
     def sentence(self) -> str:
         """What a reviewer may quote: how often it was better, and where that is clearest."""
-        words = {Outcome.OPEN: "undecided"}
+        words = {Outcome.OPEN: "undecided", Outcome.NEITHER: "with neither standing"}
         better = sum(c.outcome is Outcome.BETTER for c in self.deciding)
         others = [f"{count} {words.get(o, o.value)}" for o, count in self._others()]
-        clearest = max(self.deciding, key=_clearness)
-        ours, rival = (Interval.of(v) for v in (clearest.our_values, clearest.rival_values))
-        gap = clearest.difference
-        return (
+        said = (
             f"of {len(self.deciding)} comparisons {better} came out better, "
-            f"{', '.join(others[:-1])} and {others[-1]}, the clearest being {_named(clearest)}: "
-            f"{ours.mean:.4g} to {rival.mean:.4g}, a difference of {gap.mean:+.3g} "
-            f"[{gap.low:+.3g}, {gap.high:+.3g}]" + (f"; {self.caution}" if self.caution else "")
+            f"{', '.join(others[:-1])} and {others[-1]}"
         )
+        if compared := [c for c in self.deciding if c.outcome is not Outcome.NEITHER]:
+            clearest = max(compared, key=_clearness)
+            ours, rival = (Interval.of(v) for v in (clearest.our_values, clearest.rival_values))
+            gap = clearest.difference
+            said += (
+                f", the clearest being {_named(clearest)}: {ours.mean:.4g} to {rival.mean:.4g}, a "
+                f"difference of {gap.mean:+.3g} [{gap.low:+.3g}, {gap.high:+.3g}]"
+            )
+        return f"{said}; {self.caution}" if self.caution else said
 
 
 def _clearness(comparison: Comparison) -> float:
@@ -254,12 +268,12 @@ def _robustness(seeds: Sequence[SeedResults]) -> list[Comparison]:
             quantity = f"robust accuracy, {PROTOCOLS[protocol.split()[0]]} {threat(protocol)}"
             compared = _compared(seeds, quantity, pair, robust, "percent", False)
             decides = protocol.startswith("worst ") or not strongest
-            found.append(compared.model_copy(update={"decides": decides}))
+            found.append(compared.model_copy(update={"decides": decides, "floor": FLOOR}))
     return found
 
 
 def _fooled(seeds: Sequence[SeedResults]) -> str:
-    """Of which pairs PGD on the deployed model says what the worst case refutes, in words."""
+    """Of which pairs PGD on the deployed model says more than the worst case leaves, in words."""
     said = []
     for protocol in seeds[0].robust:
         if not protocol.startswith("wide "):
@@ -269,11 +283,14 @@ def _fooled(seeds: Sequence[SeedResults]) -> str:
             if not set(pair) <= set(seeds[0].robust.get(worst, {})):
                 continue
             alone, left = ([_mean(seeds, by, m) for m in pair] for by in (protocol, worst))
-            if any(a - b > FOOLED for a, b in zip(alone, left, strict=True)):
+            told = list(zip(pair, alone, left, strict=True))
+            fooled = " and ".join(name for name, a, b in told if a - b > FOOLED and b < a / 2)
+            if any(a - b > FOOLED for _, a, b in told):
                 said.append(
                     f"PGD on the deployed model at {threat(protocol)} says {alone[0]:.1f} to "
-                    f"{alone[1]:.1f} % of {pair[0]} against {pair[1]} and is fooled, since the "
-                    f"worst case leaves {left[0]:.1f} to {left[1]:.1f} %"
+                    f"{alone[1]:.1f} % of {pair[0]} against {pair[1]}, of which the worst case "
+                    f"leaves {left[0]:.1f} to {left[1]:.1f} %: "
+                    + (f"it is fooled by {fooled}" if fooled else "it is the weaker attack")
                 )
     return "; ".join(said)
 
@@ -282,13 +299,16 @@ def _mean(seeds: Sequence[SeedResults], protocol: str, model: str) -> float:
     return 100 * sum(seed.robust[protocol][model].value for seed in seeds) / len(seeds)
 
 
-# Points by which PGD is above the worst case where a claim says that it is fooled.
+# Points by which PGD is above the worst case where a claim says so; that it is fooled, where less
+# than half is left.
 FOOLED = 5.0
+# Per cent below which nothing stands that could be compared.
+FLOOR = 1.0
 
 PROTOCOLS = {
     "paper": "the paper's protocol",
     "pixels": "PGD with the same numbers in pixel units",
-    "wide": "PGD on the deployed model",
+    "wide": f"PGD with {WIDE_STEPS} steps",
     "short": "PGD through a shorter horizon as well",
     "worst": "the worst case over views",
 }

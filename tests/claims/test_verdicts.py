@@ -129,11 +129,41 @@ def test_what_pgd_leaves_decides_nothing_where_the_worst_case_was_measured(tmp_p
         "does not hold: of 2 comparisons better in none, worse in 0, equal in 2, open in 0"
     )
     assert claim.sentence.endswith(
-        "PGD on the deployed model at ℓ∞ 0.1 says 97.0 to 2.0 % of lyanet against node and is "
-        "fooled, since the worst case leaves 2.0 to 2.0 %"
+        "PGD on the deployed model at ℓ∞ 0.1 says 97.0 to 2.0 % of lyanet against node, of which "
+        "the worst case leaves 2.0 to 2.0 %: it is fooled by lyanet"
     )
     write_claims(seeds, tmp_path)
     assert "| better, beside |" in (tmp_path / "report.md").read_text()
+
+
+def test_an_attack_that_leaves_a_little_more_is_weaker_and_not_fooled() -> None:
+    seeds = []
+    for seed in results(gain=0.5):
+        table = {name: Proportion.of(400, 500) for name in MODELS}
+        alone = {"wide linf 0.1": table | {"node": Proportion.of(430, 500)}}
+        seeds.append(seed.model_copy(update={"robust": alone | {"worst linf 0.1": table}}))
+    assert claims(seeds)[2].caution == (
+        "PGD on the deployed model at ℓ∞ 0.1 says 80.0 to 86.0 % of lyanet against node, of which "
+        "the worst case leaves 80.0 to 80.0 %: it is the weaker attack"
+    )
+
+
+def test_where_next_to_nothing_stands_of_either_there_is_nothing_to_compare() -> None:
+    few = {"our_values": [0.2, 0.4, 0.2], "rival_values": [0.0, 0.0, 0.2], "lower_is_better": False}
+    neither = BETTER.model_copy(update=few | {"floor": 1.0})
+    assert neither.outcome is Outcome.NEITHER
+    assert neither.seeds_to_decide is None
+    assert neither.model_copy(update={"floor": None}).outcome is Outcome.OPEN
+    assert neither.model_copy(update={"rival_values": [1.1] * 3}).outcome is Outcome.WORSE
+    claim = Claim(statement="s", comparisons=[neither])
+    assert claim.verdict == (
+        "does not hold: of 1 comparisons better in none, worse in 0, neither standing in 1, "
+        "open in 0"
+    )
+    assert claim.sentence == (
+        "of 1 comparisons 0 came out better, 0 worse, 1 with neither standing and 0 undecided"
+    )
+    assert "the clearest being q" in Claim(statement="s", comparisons=[neither, BETTER]).sentence
 
 
 def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_rising(
@@ -154,6 +184,7 @@ def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_risi
     assert "Every model has 24." in report
     quoted = [line for line in report.splitlines() if line.startswith("On Fashion-MNIST, 3 seeds")]
     assert len(quoted) == 4
+    assert all("the last were the best in 3 of 15 trainings: " in line for line in quoted)
     assert all("10 to 20 epochs" in line and "the clearest being" in line for line in quoted)
 
 
