@@ -218,7 +218,8 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
         f"held out.{where}",
         "What differs from its authors' code: the networks are small, and the same for both of a "
         f"pair; Adam in place of Nero; {STATES} states a batch in place of 512; fewer epochs, see "
-        "below; an exponential average of the weights over some 500 steps from the start, in "
+        f"below; a learning rate of {first.study.rate:g} for all models, tuned for none; an "
+        "exponential average of the weights over some 500 steps from the start, in "
         "place of one from halfway; the gain stays what it is, where their training loop moves "
         "it. The model that is trained through its solver has a gain of 1, as in the zoo: with "
         f"{GAIN:g} states grow by orders of magnitude in every step.",

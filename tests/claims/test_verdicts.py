@@ -148,6 +148,13 @@ def test_an_attack_that_leaves_a_little_more_is_weaker_and_not_fooled() -> None:
     )
 
 
+def test_a_model_whose_training_failed_is_told_of_wherever_it_is_compared() -> None:
+    assert all(not claim.caution for claim in claims(results(gain=-0.04)))
+    told = claims(results(gain=-0.6))
+    words = "lyanet classifies 74.2 % of the clean test images where node does 80.2 %: "
+    assert [words in claim.sentence for claim in told] == [True, True, True, False]
+
+
 def test_where_next_to_nothing_stands_of_either_there_is_nothing_to_compare() -> None:
     few = {"our_values": [0.2, 0.4, 0.2], "rival_values": [0.0, 0.0, 0.2], "lower_is_better": False}
     neither = BETTER.model_copy(update=few | {"floor": 1.0})
