@@ -356,3 +356,6 @@ def test_plans_are_checked_and_the_committed_one_names_what_there_is(folder: Pat
     for suite in suites.values():
         load_suite(suite)
     assert suites.keys() == api.committed_leaderboards().keys()
+    claims = {part.out for part in parts if isinstance(part, ClaimsPart)}
+    committed = (ROOT / "reports").glob("lyanet-claims*")
+    assert claims == {folder.relative_to(ROOT).as_posix() for folder in committed}
