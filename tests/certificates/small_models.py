@@ -15,9 +15,11 @@ from robustness.nets.encoders import (
     ContractiveFlowEncoder,
     ContractiveStep,
     ConvContractiveFlowEncoder,
+    ConvContractiveStep,
     FlowStage,
     MLPEncoder,
     Normalise,
+    release,
 )
 from robustness.nets.fields import TargetSeekingField, lyapunov_rate
 from robustness.nets.solvers import FixedStepSolver
@@ -136,3 +138,15 @@ def bring_near_a_tie(model: NeuralODEClassifier, image: Tensor, margin: float) -
 def in_double(model: nn.Module) -> Any:
     """A copy that computes the same function in float64 arithmetic."""
     return copy.deepcopy(model).double()
+
+
+def conv_flow_encoder() -> ConvContractiveFlowEncoder:
+    """A released flow of two stages over one channel of 8 x 8 pixels."""
+    torch.manual_seed(0)
+    stages = [FlowStage(2, 6, 2, 5, 3), FlowStage(2, 32, 2, 8, 3)]
+    encoder = ConvContractiveFlowEncoder((1, 8, 8), stages)
+    for step in encoder.modules():
+        if isinstance(step, ConvContractiveStep):
+            nn.init.normal_(step.bias, std=0.1)
+    release(encoder)
+    return encoder

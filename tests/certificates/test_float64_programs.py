@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import PIXELS, Blueprint, random_images
+from small_models import PIXELS, Blueprint, conv_flow_encoder, random_images
 from torch.nn import functional
 
 from robustness.certificates import CERTIFICATES
@@ -21,11 +21,8 @@ from robustness.certificates.sharing import shared_work
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import (
     ContractiveFlowEncoder,
-    ConvContractiveFlowEncoder,
     ConvContractiveStep,
-    FlowStage,
     Normalise,
-    release,
 )
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.solvers import FixedStepSolver
@@ -104,13 +101,7 @@ def test_tubes_are_for_float32_programs_only():
 
 
 def conv_flow() -> NeuralODEClassifier:
-    torch.manual_seed(0)
-    stages = [FlowStage(2, 6, 2, 5, 3), FlowStage(2, 32, 2, 8, 3)]
-    encoder = ConvContractiveFlowEncoder((1, 8, 8), stages)
-    for step in encoder.modules():
-        if isinstance(step, ConvContractiveStep):
-            torch.nn.init.normal_(step.bias, std=0.1)
-    release(encoder)
+    encoder = conv_flow_encoder()
     field = TargetSeekingField(3, encoder.outputs, gain=10.0, coupling=1.0)
     torch.nn.init.normal_(field.head.weight)
     solver = FixedStepSolver("euler", 5)

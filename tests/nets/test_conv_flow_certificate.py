@@ -1,35 +1,22 @@
 import copy
 
 import torch
+from small_models import conv_flow_encoder
 
 from robustness.certificates.layers import bounds
 from robustness.certificates.target_seeking import TargetSeekingCertificate
 from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import (
-    ConvContractiveFlowEncoder,
     ConvContractiveStep,
-    FlowStage,
     Normalise,
-    release,
 )
 from robustness.nets.fields import TargetSeekingField
 from robustness.nets.solvers import FixedStepSolver
 from robustness.threat import Norm
 
 
-def flow() -> ConvContractiveFlowEncoder:
-    torch.manual_seed(0)
-    stages = [FlowStage(2, 6, 2, 5, 3), FlowStage(2, 32, 2, 8, 3)]
-    encoder = ConvContractiveFlowEncoder((1, 8, 8), stages)
-    for step in encoder.modules():
-        if isinstance(step, ConvContractiveStep):
-            torch.nn.init.normal_(step.bias, std=0.1)
-    release(encoder)
-    return encoder
-
-
 def test_a_released_flow_is_proved_to_be_1_lipschitz() -> None:
-    bound = bounds.lipschitz(flow())
+    bound = bounds.lipschitz(conv_flow_encoder())
     assert bound is not None
     assert bound.value == 1.0
 
@@ -45,7 +32,7 @@ def test_a_step_beyond_the_limit_is_given_the_lipschitz_constant_that_it_has() -
 
 
 def test_the_tube_holds_every_perturbed_and_every_rounded_feature() -> None:
-    encoder = flow()
+    encoder = conv_flow_encoder()
     exact = copy.deepcopy(encoder).double()
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(40, 1, 8, 8, generator=generator)
@@ -65,7 +52,7 @@ def test_the_tube_holds_every_perturbed_and_every_rounded_feature() -> None:
 
 
 def test_radii_shrink_by_no_more_than_rounding_from_the_exact_margins() -> None:
-    encoder = flow()
+    encoder = conv_flow_encoder()
     torch.manual_seed(2)
     field = TargetSeekingField(3, encoder.outputs, 10.0, 1.0)
     solver = FixedStepSolver("euler", 10, 1.0)
