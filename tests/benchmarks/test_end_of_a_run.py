@@ -16,7 +16,7 @@ REPORTS = Path(__file__).parents[2] / "reports"
 
 @pytest.fixture(scope="module")
 def run() -> Recorded:
-    with store_of(REPORTS / "digits") as file, Store(file, must_exist=True) as store:
+    with store_of(REPORTS / "cifar-100") as file, Store(file, must_exist=True) as store:
         return Recorded.of(store)
 
 

@@ -223,6 +223,7 @@ def test_a_model_without_certificates_has_no_proofs(proved) -> None:
     assert proved("digits/node", *few(5), THREATS, 1) is None
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(proved, tmp_path: Path) -> None:
     alone = proved(NAME, *few(40), THREATS[1:], 1, workers=1)
     forget_units(tmp_path / "entry")

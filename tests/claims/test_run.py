@@ -93,6 +93,7 @@ def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
     assert all(file.is_file() for file in write_claims(seeds, tmp_path))
 
 
+@pytest.mark.slow
 def test_what_was_measured_on_a_device_says_so_and_is_not_taken_for_the_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

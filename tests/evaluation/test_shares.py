@@ -80,6 +80,7 @@ def contents(folder: Path) -> dict[str, list[Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_shares_merged_are_one_run_bit_for_bit(
     shares: list[Path], one: tuple[Path, Leaderboard], tmp_path: Path
 ) -> None:
