@@ -167,14 +167,19 @@ class OrthogonalEncoderConfig(Config):
 
 
 class LyaNetFieldConfig(Config):
-    """LyaNet's data-controlled field; `feedback` scales its weights on the state at the start."""
+    """LyaNet's data-controlled field.
+
+    `feedback` scales its weights on the state at the start. A `moving` gain is at first `gain`,
+    and moved by training, see `training.losses.moved_gain`.
+    """
 
     kind: Literal["lyanet"]
     variant: Literal["normalised", "simplex"]
     width: Width
     gain: Positive = 1.0
-    # Left out where it is 1, so that it changes no digest.
+    # Left out where they are what they were, so that they change no digest.
     feedback: Annotated[Positive, Field(exclude_if=lambda factor: factor == 1.0)] = 1.0
+    moving: Annotated[bool, Field(exclude_if=lambda moving: not moving)] = False
 
     @property
     def features(self) -> int | None:
@@ -184,7 +189,14 @@ class LyaNetFieldConfig(Config):
     def build(self, classes: int, features: int) -> nn.Module:
         """The field."""
         del features
-        return LyaNetField(classes, self.width, self.variant, self.gain, feedback=self.feedback)
+        return LyaNetField(
+            classes,
+            self.width,
+            self.variant,
+            self.gain,
+            feedback=self.feedback,
+            moving=self.moving,
+        )
 
 
 class TargetSeekingFieldConfig(Config):

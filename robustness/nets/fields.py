@@ -47,13 +47,15 @@ class LyaNetField(nn.Module):
         classes: number of classes n, the dimension of the state.
         width: m; features have m * m entries.
         variant: `normalised` or `simplex`.
-        gain: the authors' gain; a constant here, where their training loop alters it.
+        gain: the authors' gain, which their training loop alters.
+        moving: that training may move the gain: it is then a buffer, and kept with the weights.
         softening: smallest |raw| that is divided by; torch's normalisation uses 1e-12.
         feedback: factor of the weights A that the state enters by, before training. A small one
             keeps boxes of states, whose entries reach 15, from widening the next velocity's.
     """
 
     corners: Tensor
+    gain: float | Tensor
 
     def __init__(
         self,
@@ -63,10 +65,15 @@ class LyaNetField(nn.Module):
         gain: float,
         softening: float = 1e-12,
         feedback: float = 1.0,
+        moving: bool = False,
     ) -> None:
         super().__init__()
         self.classes, self.width, self.variant = classes, width, variant
-        self.gain, self.softening = gain, softening
+        self.softening, self.largest_gain = softening, gain
+        if moving:
+            self.register_buffer("gain", torch.tensor(gain))
+        else:
+            self.gain = gain
         self.rate = lyapunov_rate(classes)
         self.from_state = nn.Linear(classes, width)
         if feedback != 1:

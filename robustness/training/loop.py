@@ -156,7 +156,8 @@ def _train(
     fit, held_out = _split(images, config)
     steps_per_epoch = math.ceil(len(fit) / config.batch_size)
     state = _fresh_state(recipe, steps_per_epoch, device=device)
-    loss = _loss(config, recipe.data.classes, state.model)
+    steps = config.epochs * steps_per_epoch
+    loss = _loss(config, recipe.data.classes, state.model, steps)
     checkpoint = _checkpoint(folder, recipe)
     if resume and checkpoint.is_file():
         _restore(state, checkpoint)
@@ -263,8 +264,9 @@ def _restart(state: _State, recipe: Recipe, steps_per_epoch: int) -> None:
 Loss = Callable[[Tensor, Tensor, torch.Generator, float], Tensor]
 
 
-def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
+def _loss(config: TrainingConfig, classes: int, model: nn.Module, steps: int) -> Loss:
     choice = config.loss
+    _require_movable(model, choice)
     if isinstance(choice, CrossEntropyConfig):
         return lambda x, y, *_: losses.cross_entropy(model, x, y)
     if isinstance(choice, AdversarialConfig):
@@ -312,13 +314,7 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
                 "expected a lyanet field for dropout in its hidden units, got another; "
                 "remove dropout"
             )
-        return lambda x, y, generator, _: losses.monte_carlo_lyapunov(
-            model,
-            x,
-            y,
-            losses.sample_states(choice.states, classes, generator, choice.extent).to(x.device),
-            losses.dropout(choice.dropout, generator) if choice.dropout else None,
-        )
+        return _monte_carlo_loss(choice, model, classes, steps)
     if not isinstance(model.field, TargetSeekingField):
         raise UsageError(
             f"expected a target-seeking field for the {choice.kind} loss, got another; "
@@ -327,6 +323,36 @@ def _loss(config: TrainingConfig, classes: int, model: nn.Module) -> Loss:
     if isinstance(choice, CertifiedIntervalConfig):
         return _interval_loss(choice, model)
     return lambda x, y, *_: losses.certified_lyapunov(model, x, y, choice.eps, choice.temperature)
+
+
+def _require_movable(model: nn.Module, choice: LossConfig) -> None:
+    """Refuse a gain that would stay where it is although it was asked to move."""
+    field = getattr(model, "field", None)
+    if not isinstance(field, LyaNetField) or not isinstance(field.gain, Tensor):
+        return
+    if not isinstance(choice, MonteCarloLyapunovConfig) or field.largest_gain <= 1:
+        raise UsageError(
+            "expected a moving gain above 1 with the lyapunov-monte-carlo loss, got "
+            f"{field.largest_gain:g} with {choice.kind}; remove moving from [model.field]"
+        )
+
+
+def _monte_carlo_loss(
+    choice: MonteCarloLyapunovConfig, model: NeuralODEClassifier, classes: int, steps: int
+) -> Loss:
+    def loss(x: Tensor, y: Tensor, generator: torch.Generator, progress: float) -> Tensor:
+        states = losses.sample_states(choice.states, classes, generator, choice.extent)
+        drop = losses.dropout(choice.dropout, generator) if choice.dropout else None
+        violations = losses.monte_carlo_violations(model, x, y, states.to(x.device), drop)
+        field = model.field
+        if isinstance(field, LyaNetField) and isinstance(field.gain, Tensor):
+            violated = float((violations.detach() > 0).float().mean())
+            field.gain = losses.moved_gain(
+                field.gain, field.largest_gain, violated, progress, steps
+            )
+        return violations.mean()
+
+    return loss
 
 
 def _interval_loss(choice: CertifiedIntervalConfig, model: NeuralODEClassifier) -> Loss:

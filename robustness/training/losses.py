@@ -81,7 +81,18 @@ def monte_carlo_lyapunov(
     states: Float[Tensor, "s k"],
     drop: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
-    """LyaNet's Monte Carlo loss: the mean violation over every image and every state.
+    """LyaNet's Monte Carlo loss, a scalar: the mean of `monte_carlo_violations`."""
+    return monte_carlo_violations(model, images, labels, states, drop).mean()
+
+
+def monte_carlo_violations(
+    model: NeuralODEClassifier,
+    images: Float[Tensor, "n c h w"],
+    labels: Int[Tensor, " n"],
+    states: Float[Tensor, "s k"],
+    drop: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "n s"]:
+    """By how much every image violates the Lyapunov condition at every state.
 
     No solver runs: the field is evaluated once, on the grid of n images and s states. The
     violation is that of `lyapunov_violation`, with what depends on the state alone computed
@@ -96,9 +107,6 @@ def monte_carlo_lyapunov(
         labels: classes, shape (n,).
         states: sampled states, shape (s, classes).
         drop: dropout of the hidden units of LyaNet's field (`dropout`); None keeps all.
-
-    Returns:
-        The loss, a scalar.
     """
     field = cast("LyaNetField | TargetSeekingField", model.field)
     features = model.features(images)
@@ -109,7 +117,32 @@ def monte_carlo_lyapunov(
     corners = functional.one_hot(labels, states.shape[1]).unsqueeze(1)
     gradient = states.softmax(dim=1) - corners
     values = (states.logsumexp(dim=1, keepdim=True) - states).T[labels]
-    return _violation(gradient, velocities, field.rate * values).mean()
+    return _violation(gradient, velocities, field.rate * values)
+
+
+def moved_gain(
+    gain: Float[Tensor, ""], largest: float, violated: float, progress: float, steps: int
+) -> Float[Tensor, ""]:
+    """The gain of LyaNet's field after a step of training, as its authors move it.
+
+    In the first half it falls, down to 1, while less than 0.7 of all images and states violate the
+    condition; in the second it rises again, up to what it was at first, while more than 0.1 do: a
+    direction is asked for at first, then a margin as well.
+
+    Source: code of arXiv 2202.02526, where a step's factor is 0.9999 or 1.0001 in 120 epochs. They
+    have about as many steps in a half as lead from 100 to 1; here a half has exactly so many.
+
+    Args:
+        gain: before the step.
+        largest: that it begins at.
+        violated: share of images and states that violate the condition.
+        progress: share of all training steps that are done.
+        steps: of the whole training.
+    """
+    factor = largest ** (2 / steps)
+    if progress < 0.5:
+        return (gain / factor).clamp_min(1.0) if violated < 0.7 else gain
+    return (gain * factor).clamp_max(largest) if violated > 0.1 else gain
 
 
 def dropout(share: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
