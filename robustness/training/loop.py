@@ -547,14 +547,16 @@ def epoch_runner(recipe: Recipe, images: ImageSet, device: str = CPU) -> Callabl
     mean loss. The schedule is as long as if an epoch had a step per image.
     """
     state = _fresh_state(recipe, len(images), device=device)
-    loss = _loss(recipe.trained_by, recipe.data.classes, state.model)
+    steps = recipe.trained_by.epochs * len(images)
+    loss = _loss(recipe.trained_by, recipe.data.classes, state.model, steps)
     return lambda: _train_epoch(state, recipe.trained_by, images, loss)
 
 
 def step_runner(recipe: Recipe, images: ImageSet, device: str = CPU) -> Callable[[], None]:
     """Loss and back-propagation of one batch per call, for measuring what they cost."""
     model = _fresh_state(recipe, 1, device=device).model.train()
-    loss = _loss(recipe.trained_by, recipe.data.classes, model)
+    steps = recipe.trained_by.epochs * len(images)
+    loss = _loss(recipe.trained_by, recipe.data.classes, model, steps)
     generator = torch.Generator().manual_seed(recipe.trained_by.seed)
 
     pixels, labels = beside(model, images.images, images.labels)

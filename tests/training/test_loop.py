@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from robustness.data import load_images
 from robustness.errors import UsageError
 from robustness.recipe import read_recipe
-from robustness.training import loop
+from robustness.training import loop, losses
 from robustness.zoo import load_model
 
 
@@ -154,6 +155,51 @@ def test_dropout_is_drawn_anew_every_epoch_and_the_same_when_it_resumes(
     assert weights(recipe_folder) == weights(whole) != weights(without)
 
 
+@pytest.mark.slow
+def test_a_moving_gain_is_kept_with_the_weights_and_the_same_when_it_resumes(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_dropout(recipe_folder)
+    edit(recipe_folder, "gain = 100.0", "gain = 100.0, moving = true")
+    edit(recipe_folder, "averaging = 0.9\n", "")
+    # Of so few steps all would violate the condition, and the gain end where it began.
+    monkeypatch.setattr(losses, "moved_gain", lambda gain, *_: 0.99 * gain)
+    whole = copy_of(recipe_folder, "whole")
+    loop.train(whole, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(InterruptedHereError):
+            loop.train(recipe_folder, quiet=True)
+    loop.train(recipe_folder, resume=True, quiet=True)
+    assert weights(recipe_folder) == weights(whole)
+    gain = float(safetensors.torch.load(weights(whole))["field.gain"])
+    steps = round(math.log(gain / 100) / math.log(0.99))
+    assert steps >= 3
+    assert gain == pytest.approx(100 * 0.99**steps, rel=1e-4)
+    # What is deployed has it, whatever the recipe begins with.
+    field = load_model(str(whole)).module.field
+    state, features = torch.ones(1, 10), torch.ones(1, 16)
+    speed = torch.linalg.vector_norm(field(torch.tensor(0.0), state, features))
+    field.gain = torch.tensor(100.0)
+    faster = torch.linalg.vector_norm(field(torch.tensor(0.0), state, features))
+    assert float(faster / speed) == pytest.approx(100 / gain, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('kind = "lyapunov-monte-carlo", dropout = 0.1', 'kind = "cross-entropy"'),
+        ("gain = 100.0", "gain = 1.0"),
+    ],
+)
+def test_a_gain_that_could_not_move_is_refused(recipe_folder: Path, old: str, new: str):
+    with_dropout(recipe_folder)
+    edit(recipe_folder, "gain = 100.0", "gain = 100.0, moving = true")
+    edit(recipe_folder, old, new)
+    with pytest.raises(UsageError, match="expected a moving gain above 1"):
+        loop.train(recipe_folder, quiet=True)
+
+
 def test_dropout_of_a_field_without_hidden_units_is_refused(recipe_folder: Path):
     edit(recipe_folder, '"certified-lyapunov", eps = 0.1, temperature', LOSS_WITH_DROPOUT)
     with pytest.raises(UsageError, match="expected a lyanet field for dropout"):
@@ -221,7 +267,7 @@ def test_a_process_that_is_killed_resumes_to_the_weights_of_an_uninterrupted_one
     script = f"""
 import os, signal
 from pathlib import Path
-from robustness.training import loop
+from robustness.training import loop, losses
 save = loop._save
 def save_and_die(state, checkpoint):
     save(state, checkpoint)
@@ -402,8 +448,8 @@ def test_held_out_images_never_train(recipe_folder: Path, monkeypatch: pytest.Mo
     seen: list[torch.Tensor] = []
     find = loop._loss
 
-    def recording(config, classes, model):
-        loss = find(config, classes, model)
+    def recording(config, classes, model, steps):
+        loss = find(config, classes, model, steps)
 
         def recorded(pixels, labels, generator, progress):
             seen.append(pixels.clone())
@@ -452,8 +498,8 @@ def test_a_diverging_loss_is_a_usage_error_and_leaves_no_weights(
     if constrained:
         find = loop._loss
 
-        def diverging(config, classes, model):
-            loss = find(config, classes, model)
+        def diverging(config, classes, model, steps):
+            loss = find(config, classes, model, steps)
             return lambda *batch: loss(*batch) * torch.inf
 
         monkeypatch.setattr(loop, "_loss", diverging)
@@ -472,8 +518,8 @@ def test_the_loss_is_told_the_share_of_steps_that_are_done_also_after_a_resume(
 ):
     seen, find = [], loop._loss
 
-    def recording(config, classes, model):
-        loss = find(config, classes, model)
+    def recording(config, classes, model, steps):
+        loss = find(config, classes, model, steps)
 
         def recorded(pixels, labels, generator, progress):
             seen.append(progress)

@@ -21,6 +21,7 @@ from robustness.training.losses import (
     dropout,
     lyapunov_violation,
     monte_carlo_lyapunov,
+    moved_gain,
     pairwise_slopes,
     sample_states,
 )
@@ -108,6 +109,30 @@ def test_a_large_gain_asks_for_no_margin_and_dropout_for_one():
 
     assert loss(None) == 0
     assert loss(dropout(0.5, torch.Generator().manual_seed(0))) > 10
+
+
+def test_a_gain_moves_as_the_authors_one_does():
+    # 0.9999 a step leads from 100 to 1 in 46,052 steps; their 60 epochs have about as many.
+    steps = 2 * 46_052
+    hundred, one = torch.tensor(100.0), torch.tensor(1.0)
+    assert float(moved_gain(hundred, 100.0, 0.69, 0.0, steps)) == pytest.approx(99.99, rel=1e-6)
+    assert float(moved_gain(one, 100.0, 0.11, 0.5, steps)) == pytest.approx(1.0001, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("violated", "halfway", "at_the_end"),
+    [(0.05, 1.0, 1.0), (0.4, 1.0, 100.0), (0.75, 100.0, 100.0)],
+)
+def test_a_gain_falls_while_few_violate_and_rises_while_many_do(
+    violated: float, halfway: float, at_the_end: float
+):
+    gain, way = torch.tensor(100.0), []
+    for step in range(200):
+        gain = moved_gain(gain, 100.0, violated, step / 200, 200)
+        way.append(float(gain))
+    assert way[99] == pytest.approx(halfway, rel=1e-4)
+    assert way[-1] == pytest.approx(at_the_end, rel=1e-4)
+    assert all(1 <= value <= 100 for value in way)
 
 
 def test_kappa_v_carries_no_gradient():
