@@ -209,20 +209,27 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
             "models and this training budget, and need not be of longer trainings. The gain of "
             f"lyanet is 1 here, as of the zoo's mnist/lyanet-gain-1.{where}",
         )
+    kept = [s.budgets["lyanet"].gain for s in seeds]
+    gains = [f"{gain:.3g}" for gain in kept if gain is not None]
+    moved, still = f"a gain of {GAIN:g}", ""
+    if gains:
+        moved += f" that moves (of the weights kept it is {', '.join(gains)})"
+    else:
+        still = "; the gain stays what it is, where their training loop moves it"
     return (
         f"Five small models, seeds {named}; accuracies on all test images, robustness on the "
         f"first {attacked}. Both of a pair are the same network, trained for as many epochs. "
         "LyaNet is trained as published: Monte Carlo loss with states from the whole ball, "
-        f"{DROPOUT:.0%} of the field's hidden units left out in a step, a gain of {GAIN:g}, the "
+        f"{DROPOUT:.0%} of the field's hidden units left out in a step, {moved}, the "
         f"learning rate a tenth from halfway on, averaged weights, {HELD_OUT:.0%} of the images "
         f"held out.{where}",
         "What differs from its authors' code: the networks are small, and the same for both of a "
         f"pair; Adam in place of Nero; {STATES} states a batch in place of 512; fewer epochs, see "
         f"below; a learning rate of {first.study.rate:g} for all models, tuned for none; an "
         "exponential average of the weights over some 500 steps from the start, in "
-        "place of one from halfway; the gain stays what it is, where their training loop moves "
-        "it. The model that is trained through its solver has a gain of 1, as in the zoo: with "
-        f"{GAIN:g} states grow by orders of magnitude in every step.",
+        f"place of one from halfway{still}. The model that is trained through its solver has a "
+        f"gain of 1, as in the zoo: with {GAIN:g} states grow by orders of magnitude in every "
+        "step.",
     )
 
 

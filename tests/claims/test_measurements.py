@@ -31,7 +31,7 @@ from robustness.data import ImageSet
 from robustness.errors import UsageError
 from robustness.evaluation.environment import environment
 from robustness.nets.classifiers import NeuralODEClassifier
-from robustness.nets.config import NeuralODEConfig
+from robustness.nets.config import LyaNetFieldConfig, NeuralODEConfig
 from robustness.nets.encoders import Normalise
 from robustness.nets.solvers import FixedStepSolver
 from robustness.recipe import CrossEntropyConfig
@@ -195,6 +195,8 @@ def test_a_compared_pair_is_one_network_that_differs_in_its_loss_and_lyanets_gai
         if isinstance(model, NeuralODEConfig):
             assert isinstance(other.model, NeuralODEConfig)
             assert model.field.gain == 100
+            assert isinstance(model.field, LyaNetFieldConfig)
+            assert model.field.moving
             model = model.model_copy(update={"field": other.model.field})
         assert model == other.model
 

@@ -195,6 +195,21 @@ def test_a_report_quotes_a_sentence_for_each_claim_and_marks_what_was_still_risi
     assert all("10 to 20 epochs" in line and "the clearest being" in line for line in quoted)
 
 
+@pytest.mark.parametrize("gain", [2.4, None])
+def test_a_report_says_whether_lyanets_gain_moved_and_where_to(
+    tmp_path: Path, gain: float | None
+) -> None:
+    budget = Budget(epochs=10, best_epoch=8, seconds=1.0)
+    budgets = dict.fromkeys(MODELS, budget)
+    budgets["lyanet"] = budget.model_copy(update={"gain": gain})
+    write_claims([s.model_copy(update={"budgets": budgets}) for s in results(gain=0.5)], tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert ("the gain stays what it is" in report) == (gain is None)
+    assert ("a gain of 100 that moves (of the weights kept it is 2.4, 2.4, 2.4)" in report) == (
+        gain is not None
+    )
+
+
 def test_a_report_names_the_commits_that_measured_it(tmp_path) -> None:
     untold = results(gain=0.5)
     told = [seed.model_copy(update={"commit": "0123456789abcdef"}) for seed in untold]
