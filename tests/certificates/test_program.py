@@ -9,6 +9,10 @@ from robustness import api
 from robustness.attacks import Ascent
 from robustness.certificates import CERTIFICATES, Kind, ProgramCertificate
 from robustness.data import load_images
+from robustness.nets.classifiers import NeuralODEClassifier
+from robustness.nets.encoders import Normalise
+from robustness.nets.fields import LyaNetField
+from robustness.nets.solvers import FixedStepSolver
 from robustness.programs.network import Ball, Bounds, Network, margin_rows
 from robustness.programs.record import record
 from robustness.threat import Norm, ThreatModel
@@ -37,6 +41,22 @@ def normed() -> nn.Module:
 
 def images_of(count: int) -> Tensor:
     return torch.rand((count, *SHAPE), generator=torch.Generator().manual_seed(7))
+
+
+def test_a_gain_that_was_moved_is_bounded_as_one_that_never_did() -> None:
+    found = []
+    for moving in (False, True):
+        torch.manual_seed(0)
+        field = LyaNetField(3, 2, "normalised", 2.0, moving=moving)
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+        solver = FixedStepSolver("euler", 2)
+        model = NeuralODEClassifier(Normalise([0.5], [0.5]), flat, field, solver, classes=3).eval()
+        images = images_of(4)
+        labels = model(images).argmax(dim=1)
+        found.append(ProgramCertificate().certify(model, images, labels, Norm.LINF))
+    constant, moved = found
+    assert max(claim.radius for claim in constant) > 1e-3
+    assert [c.radius for c in moved] == pytest.approx([c.radius for c in constant], rel=1e-5)
 
 
 @pytest.mark.parametrize("norm", list(Norm))

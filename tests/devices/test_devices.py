@@ -206,6 +206,7 @@ def test_training_there_ends_in_the_weights_of_training_here(
     [
         ("simplex", '{ kind = "invariance-monte-carlo", states = 4, rate = 1.0 }'),
         ("lyanet", '{ kind = "lyapunov-monte-carlo", states = 4, dropout = 0.1 }'),
+        ("moving", '{ kind = "lyapunov-monte-carlo", states = 4 }'),
         ("lyanet", '{ kind = "adversarial", norm = "L2", eps = 0.5, steps = 2 }'),
         ("target-seeking", '{ kind = "lyapunov-path-integral" }'),
     ],
@@ -217,6 +218,7 @@ def test_losses_find_all_they_need_there(
     fields = {
         "simplex": '{ kind = "simplex", width = 64, gain = 1.0 }',
         "lyanet": '{ kind = "lyanet", width = 8, variant = "normalised", gain = 1.0 }',
+        "moving": '{ kind = "lyanet", width = 8, variant = "normalised", gain = 9, moving = true }',
         "target-seeking": '{ kind = "target-seeking", gain = 10.0, coupling = 1.0 }',
     }
     text = file.read_text(encoding="utf-8")
