@@ -61,6 +61,7 @@ class Study:
         budgets: epochs, of which a group of models takes the first after which the validation
             accuracy of none of them rises any more, or else the last.
         rate: the learning rate at first.
+        tuned: other rates, by model, found by validation (`benchmarks/claim_rates.py`).
         smaller: what is smaller than in the zoo's recipe, by the model that the recipe is of.
     """
 
@@ -70,6 +71,11 @@ class Study:
     budgets: tuple[int, ...]
     rate: float
     smaller: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tuned: Mapping[str, float] = field(default_factory=dict)
+
+    def rate_of(self, name: str) -> float:
+        """The learning rate of a model at first."""
+        return self.tuned.get(name, self.rate)
 
 
 STUDIES = {
@@ -180,7 +186,7 @@ def recipe_text(study: Study, name: str, seed: int, epochs: int) -> str:
     training = document["training"]
     for part in ("storage", "precision"):
         training.pop(part, None)
-    training |= _TRAINING | {"epochs": epochs, "seed": seed, "learning_rate": study.rate}
+    training |= _TRAINING | {"epochs": epochs, "seed": seed, "learning_rate": study.rate_of(name)}
     training["loss"] = _LOSSES.get(name, {"kind": "cross-entropy"})
     return tomlkit.dumps(document)
 

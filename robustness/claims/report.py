@@ -211,6 +211,8 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
         )
     kept = [s.budgets["lyanet"].gain for s in seeds]
     gains = [f"{gain:.3g}" for gain in kept if gain is not None]
+    own = [f"{name}, tuned by validation to {r:g}" for name, r in first.study.tuned.items()]
+    tuned = f" but {' and '.join(own)}" if own else ", tuned for none"
     moved, still = f"a gain of {GAIN:g}", ""
     if gains:
         moved += f" that moves (of the weights kept it is {', '.join(gains)})"
@@ -225,7 +227,7 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
         f"held out.{where}",
         "What differs from its authors' code: the networks are small, and the same for both of a "
         f"pair; Adam in place of Nero; {STATES} states a batch in place of 512; fewer epochs, see "
-        f"below; a learning rate of {first.study.rate:g} for all models, tuned for none; an "
+        f"below; a learning rate of {first.study.rate:g} for all models{tuned}; an "
         "exponential average of the weights over some 500 steps from the start, in "
         f"place of one from halfway{still}. The model that is trained through its solver has a "
         f"gain of 1, as in the zoo: with {GAIN:g} states grow by orders of magnitude in every "

@@ -309,8 +309,7 @@ def _untrained(seeds: Sequence[SeedResults]) -> str:
         if clean[1] - clean[0] > UNTRAINED:
             said.append(
                 f"{ours} classifies {clean[0]:.1f} % of the clean test images where {rival} does "
-                f"{clean[1]:.1f} %: its training did not succeed at the one learning rate that all "
-                "models have, and a lower one may do better"
+                f"{clean[1]:.1f} %: in this budget its training did not succeed"
             )
     return "; ".join(said)
 

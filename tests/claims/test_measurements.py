@@ -190,7 +190,9 @@ def test_a_compared_pair_is_one_network_that_differs_in_its_loss_and_lyanets_gai
     for rival, ours in GROUPS[1:]:
         one, other = (recipe_of(study, name, 1) for name in (ours, rival))
         assert one.trained_by.loss != other.trained_by.loss
-        assert one.trained_by.model_copy(update={"loss": other.trained_by.loss}) == other.training
+        assert one.trained_by.learning_rate == study.rate_of(ours)
+        as_rival = {"loss": other.trained_by.loss, "learning_rate": study.rate_of(rival)}
+        assert one.trained_by.model_copy(update=as_rival) == other.training
         model = one.model
         if isinstance(model, NeuralODEConfig):
             assert isinstance(other.model, NeuralODEConfig)
