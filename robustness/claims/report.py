@@ -211,7 +211,9 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
         )
     kept = [s.budgets["lyanet"].gain for s in seeds]
     gains = [f"{gain:.3g}" for gain in kept if gain is not None]
-    own = [f"{name}, tuned by validation to {r:g}" for name, r in first.study.tuned.items()]
+    # Results of before the gain moved are of before rates were tuned, too.
+    rates = first.study.tuned if gains else {}
+    own = [f"{name}, tuned by validation to {rate:g}" for name, rate in rates.items()]
     tuned = f" but {' and '.join(own)}" if own else ", tuned for none"
     moved, still = f"a gain of {GAIN:g}", ""
     if gains:
