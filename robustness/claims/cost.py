@@ -23,13 +23,15 @@ def variants(study: Study, seed: int) -> tuple[Recipe, dict[str, Recipe]]:
     assert isinstance(lyanet.model, NeuralODEConfig)
     assert isinstance(lyanet.model.solver, FixedStepConfig)
     solver = lyanet.model.solver
+    # What moves a gain is LyaNet's loss alone.
+    still = lyanet.model.field.model_copy(update={"moving": False})
     through = lyanet.trained_by.model_copy(
         update={"loss": CrossEntropyConfig(kind="cross-entropy")}
     )
     rivals = {}
     for gradient, by in (("backprop", "back-propagation"), ("adjoint", "adjoint")):
         model = lyanet.model.model_copy(
-            update={"solver": solver.model_copy(update={"gradient": gradient})}
+            update={"solver": solver.model_copy(update={"gradient": gradient}), "field": still}
         )
         rivals[f"{by}, {solver.steps} {solver.method} steps"] = lyanet.model_copy(
             update={"model": model, "training": through}

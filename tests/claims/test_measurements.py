@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robustness.attacks import default_stages
-from robustness.claims import models, protocol, run
+from robustness.claims import cost, models, protocol, run
 from robustness.claims.cost import variants
 from robustness.claims.horizon import (
     along_horizon,
@@ -174,13 +174,31 @@ def test_views_find_what_saturated_logits_hide() -> None:
     assert found["worst linf 0.1"] == 0
 
 
-def test_rivals_differ_from_lyanets_recipe_in_loss_and_solver_alone() -> None:
+def test_rivals_differ_from_lyanets_recipe_in_loss_solver_and_a_gain_that_stays() -> None:
     lyanet, rivals = variants(STUDY, 1)
     assert list(rivals) == ["back-propagation, 5 rk4 steps", "adjoint, 5 rk4 steps"]
     for rival in rivals.values():
         assert rival.training.batch_size == lyanet.training.batch_size
         assert isinstance(rival.training.loss, CrossEntropyConfig)
-        assert rival.model.model_copy(update={"solver": lyanet.model.solver}) == lyanet.model
+        assert isinstance(rival.model, NeuralODEConfig)
+        assert isinstance(rival.model.field, LyaNetFieldConfig)
+        field = rival.model.field.model_copy(update={"moving": True})
+        as_ours = {"solver": lyanet.model.solver, "field": field}
+        assert rival.model.model_copy(update=as_ours) == lyanet.model
+
+
+def test_the_cost_of_a_step_and_of_an_epoch_is_measured_against_each_rival(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "_BLOCK", 1)
+    monkeypatch.setattr(cost, "_BLOCKS", 1)
+    monkeypatch.setattr(cost, "_ROUNDS", 1)
+    pixels = torch.rand((128, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    images = ImageSet("mnist", "train", pixels, torch.arange(128) % 10, 10)
+    found = cost.step_and_epoch_ratios(STUDY, 1, images)
+    rivals = list(variants(STUDY, 1)[1])
+    assert set(found) == {f"{what}: {rival}" for what in ("step", "epoch") for rival in rivals}
+    assert all(ratio > 0 for ratio in found.values())
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
