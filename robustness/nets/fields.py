@@ -69,11 +69,13 @@ class LyaNetField(nn.Module):
     ) -> None:
         super().__init__()
         self.classes, self.width, self.variant = classes, width, variant
-        self.softening, self.largest_gain = softening, gain
+        # Stored results know a field by its attributes: one whose gain stays has no other ones.
         if moving:
             self.register_buffer("gain", torch.tensor(gain))
+            self.largest_gain = gain
         else:
             self.gain = gain
+        self.softening = softening
         self.rate = lyapunov_rate(classes)
         self.from_state = nn.Linear(classes, width)
         if feedback != 1:

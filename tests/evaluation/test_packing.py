@@ -7,22 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import robustness.api as api
 from robustness.cli import app
 from robustness.errors import UsageError
 from robustness.evaluation.database import DamagedError
-from robustness.evaluation.packing import PACKED_FILE, packed
+from robustness.evaluation.packing import PACKED_FILE, packed, store_of
+from robustness.evaluation.plan import ModelInfo
 from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Suite
+from robustness.recipe import read_recipe
 from robustness.results.leaderboard import (
     LEADERBOARD_FILE,
     STORE_FILE,
     Leaderboard,
     read_leaderboard,
 )
-from robustness.zoo import zoo_folder
+from robustness.zoo import find_entry, has_weights, load_model, zoo_folder
 from tests.evaluation.test_store import sql
 
 SUITE = Suite.model_validate(
@@ -168,3 +171,18 @@ def test_a_committed_report_is_rendered_again_from_its_store(file: Path, tmp_pat
     assert file.stat().st_size < 4 * 2**20
     again = api.render(file, tmp_path)
     assert again.comparable() == read_leaderboard(file.parent / LEADERBOARD_FILE).comparable()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", STORES, ids=lambda file: file.parent.name)
+def test_an_entry_of_the_zoo_is_known_to_the_store_of_its_report(file: Path) -> None:
+    # An attribute more in a class of networks, and everything would be computed anew.
+    with store_of(file) as whole, Store(whole, must_exist=True) as store:
+        run = store.last_run()
+    if run.environment["torch"] != torch.__version__:
+        pytest.skip(f"the results are of torch {run.environment['torch']}")
+    for model in run.plan.models:
+        recipe = read_recipe(find_entry(model.name))
+        if has_weights(recipe):
+            now = ModelInfo.of(load_model(model.name), recipe.data.name, recipe.data.shape)
+            assert now.identity == model.identity, model.name
