@@ -20,7 +20,7 @@ from robustness.boundary import run as run
 from robustness.certificates import Kind
 from robustness.claims.models import STUDIES
 from robustness.claims.report import write_claims
-from robustness.claims.run import SEEDS, measure_claims
+from robustness.claims.run import measure_claims
 from robustness.claims.verdicts import claims as decide
 from robustness.errors import ExitCode, Interruption, UsageError
 from robustness.evaluation.suite import load_suite
@@ -764,8 +764,13 @@ def claims(
     ] = None,
     data: Annotated[str, typer.Option("--data", help=f"Data set: {', '.join(STUDIES)}.")] = "mnist",
     seeds: Annotated[
-        int, typer.Option("--seeds", help="Trainings of each model; two or more.", min=2)
-    ] = len(SEEDS),
+        int | None,
+        typer.Option(
+            "--seeds",
+            help="Trainings of each model, two or more; by default those of the committed report.",
+            min=2,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     device: Device = None,
 ) -> None:
@@ -773,7 +778,8 @@ def claims(
     if out is None:
         out = Path("reports/lyanet-claims" if data == "mnist" else f"reports/lyanet-claims-{data}")
     log_beside(out)
-    results = measure_claims(out, data_dir, range(1, seeds + 1), data=data, device=device)
+    chosen = None if seeds is None else range(1, seeds + 1)
+    results = measure_claims(out, data_dir, chosen, data=data, device=device)
     write_claims(results, out)
     for claim in decide(results):
         answers.print(escape(f"{claim.statement}: {claim.verdict}"), soft_wrap=True)

@@ -62,6 +62,7 @@ class Study:
             accuracy of none of them rises any more, or else the last.
         rate: the learning rate at first.
         tuned: other rates, by model, found by validation (`benchmarks/claim_rates.py`).
+        seeds: of the committed report, and of any by default.
         smaller: what is smaller than in the zoo's recipe, by the model that the recipe is of.
     """
 
@@ -72,6 +73,7 @@ class Study:
     rate: float
     smaller: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tuned: Mapping[str, float] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (1, 2, 3, 4)
 
     def rate_of(self, name: str) -> float:
         """The learning rate of a model at first."""
@@ -91,6 +93,7 @@ STUDIES = {
                 "resnet": {"widths": [8, 16, 32]},
                 "continuousnet": {"stem": [8], "widths": [16, 24]},
             },
+            seeds=(1, 2, 3),
         ),
         Study(
             "fashion-mnist",

@@ -24,14 +24,13 @@ from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.results.leaderboard import Proportion
 from robustness.terminal import progress_bar
 
-SEEDS = (1, 2, 3)
 _NFE_IMAGES, _BATCH = 50, 500
 
 
 def measure_claims(
     out: Path,
     data_dir: Path | None,
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int] | None = None,
     data: str = "mnist",
     quiet: bool = False,
     device: str | None = None,
@@ -41,7 +40,7 @@ def measure_claims(
     Args:
         out: receives `seed-<seed>.json`, rewritten after every part, and `work/`, the weights.
         data_dir: folder with the official image files; None downloads them.
-        seeds: at least two, since intervals are over seeds.
+        seeds: at least two, since intervals are over seeds; by default those of the study.
         data: the data set, one of `STUDIES`.
         quiet: no progress bar.
         device: where models are trained, predict and are attacked; the CPU by default.
@@ -51,6 +50,7 @@ def measure_claims(
             be read, or `out` cannot be written to.
     """
     study = study_of(data)
+    seeds = study.seeds if seeds is None else seeds
     if len(set(seeds)) < 2:
         raise UsageError(f"expected two seeds or more, got {list(seeds)}; name others")
     placement = inputs.placement(device, None)

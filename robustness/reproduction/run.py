@@ -13,7 +13,7 @@ from robustness import api, inputs
 from robustness.claims.models import study_of
 from robustness.claims.report import write_claims
 from robustness.claims.results import read_seed, stored
-from robustness.claims.run import SEEDS, measure_claims
+from robustness.claims.run import measure_claims
 from robustness.errors import OperationalError, UsageError, one_line
 from robustness.evaluation.environment import environment
 from robustness.evaluation.recomputation import Recomputation
@@ -203,7 +203,8 @@ def _make(
             )
     elif isinstance(part, ClaimsPart):
         folder = Path(part.out)
-        seeds = [stored(study_of(part.data), seed, folder) for seed in SEEDS]
+        study = study_of(part.data)
+        seeds = [stored(study, seed, folder) for seed in study.seeds]
         if not state.pages_alone and not all(results.complete for results in seeds):
             seeds = measure_claims(folder, data_dir, data=part.data, quiet=quiet)
         write_claims(seeds, folder)
@@ -250,7 +251,7 @@ def _note_made(file: Path, part: Part, seconds: float) -> None:
     if isinstance(part, SuitePart):
         seconds = _all_starts(Path(part.out)) or seconds
     elif isinstance(part, ClaimsPart):
-        seeds = [read_seed(seed, Path(part.out)) for seed in SEEDS]
+        seeds = [read_seed(seed, Path(part.out)) for seed in study_of(part.data).seeds]
         trained = sum(b.seconds for results in seeds for b in results.budgets.values())
         seconds = max(seconds, round(trained, 1))
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -17,7 +17,6 @@ from robustness.cards.proofs import PROVED_FILE, applying, read_proofs
 from robustness.claims.models import study_of
 from robustness.claims.report import write_claims
 from robustness.claims.results import stored
-from robustness.claims.run import SEEDS
 from robustness.data import require_source
 from robustness.errors import OperationalError, UsageError, one_line
 from robustness.evaluation.environment import environment
@@ -292,7 +291,7 @@ def _entry(folder: Path, proofs: bool, boards: dict[str, Leaderboard]) -> EntryS
 def _claims(part: ClaimsPart) -> State:
     folder = Path(part.out)
     study = study_of(part.data)
-    seeds = [stored(study, seed, folder) for seed in SEEDS]
+    seeds = [stored(study, seed, folder) for seed in study.seeds]
     if lacking := [str(results.seed) for results in seeds if not results.complete]:
         return State(
             (f"recipes or protocols are others, or not done, of seed {', '.join(lacking)}",)

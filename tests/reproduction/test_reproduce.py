@@ -15,9 +15,9 @@ from robustness import api
 from robustness.cards.measure import MEASURED_FILE
 from robustness.cards.page import CARD_FILE
 from robustness.cards.proofs import PROVED_FILE
+from robustness.claims.models import study_of
 from robustness.claims.report import write_claims
 from robustness.claims.results import read_seed
-from robustness.claims.run import SEEDS
 from robustness.cli import app
 from robustness.errors import OperationalError, UsageError
 from robustness.evaluation.jobs import Result
@@ -334,7 +334,7 @@ def test_claims_are_stale_by_seed_and_by_page(
     part = ClaimsPart(name="claims", kind="claims", out=str(folder))
     # As if the committed measurements were of the recipes and protocols of today.
     monkeypatch.setattr(state, "stored", lambda _study, seed, _folder: done[seed])
-    done = {seed: read_seed(seed, folder) for seed in SEEDS}
+    done = {seed: read_seed(seed, folder) for seed in study_of("mnist").seeds}
     write_claims(list(done.values()), folder)
     assert not state_of(part, None).stale
     (folder / "report.md").write_text("another")
