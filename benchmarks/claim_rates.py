@@ -6,16 +6,13 @@ was interrupted goes on. Tuned rates are `tuned` of a study in `robustness/claim
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-import tomlkit
-
 from robustness import inputs
-from robustness.claims.models import MODELS, STUDIES, Study, recipe_text, study_of
-from robustness.files import replace_file
+from robustness.claims.models import MODELS, STUDIES, Study, folder_of, study_of, trained
 from robustness.numerics.devices import arithmetic_on
-from robustness.recipe import RECIPE_FILE, MeasuredConfig, read_recipe
-from robustness.training.loop import train
+from robustness.recipe import MeasuredConfig, read_recipe
 
 
 def main() -> None:
@@ -32,25 +29,18 @@ def main() -> None:
     print("| rate | validation accuracy | best epoch |\n| ---: | ---: | ---: |")
     with arithmetic_on(inputs.placement(None, None)):
         for rate in asked.rates:
-            folder = asked.out / f"{asked.model}-{asked.epochs}-{rate:g}"
-            text = recipe_at(study_of(asked.data), asked.model, asked.seed, asked.epochs, rate)
-            found = trained(folder, text, asked.data_dir)
+            found = measured(study_of(asked.data), rate, asked)
             print(f"| {rate:g} | {100 * found.validation_accuracy:.2f} % | {found.epoch} |")
 
 
-def recipe_at(study: Study, model: str, seed: int, epochs: int, rate: float) -> str:
-    """The recipe of the claims, but for its learning rate."""
-    document = tomlkit.parse(recipe_text(study, model, seed, epochs))
-    document["training"]["learning_rate"] = rate  # type: ignore[index]
-    return tomlkit.dumps(document)
-
-
-def trained(folder: Path, text: str, data_dir: Path | None) -> MeasuredConfig:
-    """What was measured of a recipe, trained in `folder` unless it was before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RECIPE_FILE).exists():
-        replace_file(folder / RECIPE_FILE, text.encode())
-    return read_recipe(folder).measured or train(folder, resume=True, data_dir=data_dir, quiet=True)
+def measured(study: Study, rate: float, asked: argparse.Namespace) -> MeasuredConfig:
+    """What came of the claims' own training at another rate."""
+    tried = replace(study, tuned={asked.model: rate})
+    work = asked.out / f"{study.data}-{rate:g}"
+    trained(tried, asked.model, asked.seed, asked.epochs, work, asked.data_dir, quiet=True)
+    found = read_recipe(folder_of(work, asked.model, asked.seed, asked.epochs)).measured
+    assert found is not None
+    return found
 
 
 if __name__ == "__main__":

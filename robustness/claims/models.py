@@ -31,9 +31,9 @@ PAIRS = {ours: rival for rival, ours in GROUPS[1:]}
 # halfway, a tenth of the training images is held out, weights are averaged, the gain is 100 at
 # first and moves, states are drawn from the whole ball, and half of the field's hidden units are
 # left out in a step.
-STATES, GAIN, DROPOUT, HELD_OUT = 64, 100.0, 0.5, 0.1
+STATES, GAIN, DROPOUT, HELD_OUT, BATCH = 64, 100.0, 0.5, 0.1, 128
 _TRAINING = {
-    "batch_size": 128,
+    "batch_size": BATCH,
     "schedule": "step",
     "averaging": 0.998,
     "validation": HELD_OUT,
@@ -262,7 +262,7 @@ def trained(
         UsageError: `work` cannot be written to or has another recipe in the model's folder, or the
             images cannot be read.
     """
-    folder = work / f"seed-{seed}" / f"{name}-{epochs}"
+    folder = folder_of(work, name, seed, epochs)
     begun = _begun(folder, recipe_of(study, name, seed, epochs))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -288,6 +288,11 @@ def trained(
         gain=float(gain) if isinstance(gain, Tensor) else None,
     )
     return model.to(device), budget
+
+
+def folder_of(work: Path, name: str, seed: int, epochs: int) -> Path:
+    """Where `trained` keeps recipe and weights of one training."""
+    return work / f"seed-{seed}" / f"{name}-{epochs}"
 
 
 def _begun(folder: Path, recipe: Recipe) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustness.claims.models import DROPOUT, GAIN, HELD_OUT, MODELS, STATES
+from robustness.claims.models import BATCH, DROPOUT, GAIN, HELD_OUT, MODELS, STATES
 from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
 from robustness.claims.verdicts import (
@@ -215,11 +215,13 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
     rates = first.study.tuned if gains else {}
     own = [f"{name}, tuned by validation to {rate:g}" for name, rate in rates.items()]
     tuned = f" but {' and '.join(own)}" if own else ", tuned for none"
-    moved, still = f"a gain of {GAIN:g}", ""
+    moved, how = (
+        f"a gain of {GAIN:g}",
+        "the gain stays what it is, where their training loop moves it",
+    )
     if gains:
         moved += f" that moves (of the weights kept it is {', '.join(gains)})"
-    else:
-        still = "; the gain stays what it is, where their training loop moves it"
+        how = "the gain moves by such a factor a step as leads down to 1 in half of the training"
     return (
         f"Five small models, seeds {named}; accuracies on all test images, robustness on the "
         f"first {attacked}. Both of a pair are the same network, trained for as many epochs. "
@@ -228,10 +230,11 @@ def _what_was_trained(seeds: Sequence[SeedResults]) -> tuple[str, ...]:
         f"learning rate a tenth from halfway on, averaged weights, {HELD_OUT:.0%} of the images "
         f"held out.{where}",
         "What differs from its authors' code: the networks are small, and the same for both of a "
-        f"pair; Adam in place of Nero; {STATES} states a batch in place of 512; fewer epochs, see "
+        f"pair; Adam in place of Nero; batches of {BATCH} images in place of 64 for lyanet; "
+        f"{STATES} states a batch in place of 512; the augmentation of the zoo; fewer epochs, see "
         f"below; a learning rate of {first.study.rate:g} for all models{tuned}; an "
         "exponential average of the weights over some 500 steps from the start, in "
-        f"place of one from halfway{still}. The model that is trained through its solver has a "
+        f"place of one from halfway; {how}. The model that is trained through its solver has a "
         f"gain of 1, as in the zoo: with {GAIN:g} states grow by orders of magnitude in every "
         "step.",
     )

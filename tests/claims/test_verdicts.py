@@ -204,6 +204,7 @@ def test_a_report_says_whether_lyanets_gain_moved_and_where_to(
     write_claims([s.model_copy(update={"budgets": budgets}) for s in results(gain=0.5)], tmp_path)
     report = (tmp_path / "report.md").read_text()
     assert ("the gain stays what it is" in report) == (gain is None)
+    assert ("leads down to 1 in half of the training" in report) == (gain is not None)
     assert ("a gain of 100 that moves (of the weights kept it is 2.4, 2.4, 2.4)" in report) == (
         gain is not None
     )

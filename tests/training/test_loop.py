@@ -44,8 +44,10 @@ class InterruptedHereError(Exception):
     pass
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """Stop the next training right after the checkpoint of `epoch` was written."""
+def train_until(
+    epoch: int, folder: Path, monkeypatch: pytest.MonkeyPatch, resume: bool = False
+) -> None:
+    """A training that is stopped right after the checkpoint of `epoch` was written."""
     save = loop._save
 
     def save_and_stop(state, checkpoint):
@@ -53,7 +55,10 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
         if state.epoch == epoch:
             raise InterruptedHereError
 
-    monkeypatch.setattr(loop, "_save", save_and_stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_save", save_and_stop)
+        with pytest.raises(InterruptedHereError):
+            loop.train(folder, resume=resume, quiet=True)
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -64,10 +69,7 @@ def checkpoint_of(folder: Path) -> Path:
 @pytest.fixture
 def interrupted_folder(recipe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose training was interrupted after its second of three epochs."""
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(InterruptedHereError):
-            loop.train(recipe_folder, quiet=True)
+    train_until(2, recipe_folder, monkeypatch)
     return recipe_folder
 
 
@@ -116,10 +118,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     whole = copy_of(recipe_folder, "whole")
     loop.train(whole, quiet=True)
     for epoch in (1, 2, 3):
-        with monkeypatch.context() as patch:
-            interrupt_after(patch, epoch)
-            with pytest.raises(InterruptedHereError):
-                loop.train(recipe_folder, resume=True, quiet=True)
+        train_until(epoch, recipe_folder, monkeypatch, resume=True)
     loop.train(recipe_folder, resume=True, quiet=True)
     assert weights(recipe_folder) == weights(whole)
     assert read_recipe(recipe_folder).weights == read_recipe(whole).weights
@@ -147,10 +146,7 @@ def test_dropout_is_drawn_anew_every_epoch_and_the_same_when_it_resumes(
     edit(without, ", dropout = 0.1", "")
     loop.train(whole, quiet=True)
     loop.train(without, quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
-        with pytest.raises(InterruptedHereError):
-            loop.train(recipe_folder, quiet=True)
+    train_until(1, recipe_folder, monkeypatch)
     loop.train(recipe_folder, resume=True, quiet=True)
     assert weights(recipe_folder) == weights(whole) != weights(without)
 
@@ -166,10 +162,7 @@ def test_a_moving_gain_is_kept_with_the_weights_and_the_same_when_it_resumes(
     monkeypatch.setattr(losses, "moved_gain", lambda gain, *_: 0.99 * gain)
     whole = copy_of(recipe_folder, "whole")
     loop.train(whole, quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(InterruptedHereError):
-            loop.train(recipe_folder, quiet=True)
+    train_until(2, recipe_folder, monkeypatch)
     loop.train(recipe_folder, resume=True, quiet=True)
     assert weights(recipe_folder) == weights(whole)
     gain = float(safetensors.torch.load(weights(whole))["field.gain"])
@@ -213,10 +206,7 @@ def test_a_new_cycle_starts_from_the_weights_that_the_last_one_would_have_publis
     cycles = copy_of(recipe_folder, "cycles")
     edit(cycles, "epochs = 2", "epochs = 4\ncycles = 2")
     loop.train(recipe_folder, quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(InterruptedHereError):
-            loop.train(cycles, quiet=True)
+    train_until(2, cycles, monkeypatch)
     published = safetensors.torch.load(weights(recipe_folder))
     with safe_open(checkpoint_of(cycles), framework="pt") as file:
         scalars = json.loads(file.metadata()["state"])
@@ -245,10 +235,7 @@ def test_cycles_resume_too_and_end_elsewhere_than_one_long_schedule(
     parts = copy_of(whole, "parts")
     loop.train(recipe_folder, quiet=True)
     loop.train(whole, quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(InterruptedHereError):
-            loop.train(parts, quiet=True)
+    train_until(2, parts, monkeypatch)
     loop.train(parts, resume=True, quiet=True)
     assert weights(parts) == weights(whole) != weights(recipe_folder)
 
@@ -267,7 +254,7 @@ def test_a_process_that_is_killed_resumes_to_the_weights_of_an_uninterrupted_one
     script = f"""
 import os, signal
 from pathlib import Path
-from robustness.training import loop, losses
+from robustness.training import loop
 save = loop._save
 def save_and_die(state, checkpoint):
     save(state, checkpoint)
@@ -528,10 +515,7 @@ def test_the_loss_is_told_the_share_of_steps_that_are_done_also_after_a_resume(
         return recorded
 
     monkeypatch.setattr(loop, "_loss", recording)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
-        with pytest.raises(InterruptedHereError):
-            loop.train(recipe_folder, quiet=True)
+    train_until(1, recipe_folder, monkeypatch)
     loop.train(recipe_folder, resume=True, quiet=True)
     steps = len(seen)
     assert steps > 3
@@ -556,10 +540,7 @@ def test_interval_training_resumes_within_its_ramp_to_the_same_weights(
     use_intervals(recipe_folder)
     whole = copy_of(recipe_folder, "whole")
     loop.train(whole, quiet=True)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1)
-        with pytest.raises(InterruptedHereError):
-            loop.train(recipe_folder, quiet=True)
+    train_until(1, recipe_folder, monkeypatch)
     loop.train(recipe_folder, resume=True, quiet=True)
     assert weights(recipe_folder) == weights(whole)
 
