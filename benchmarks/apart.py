@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robustness.attacks.views import Smooth, views_of
 from robustness.data import load_images
+from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.threat import Norm
 from robustness.zoo import load_model, zoo_recipe
 
@@ -224,6 +225,7 @@ def _fools(
     return int(model(point[None]).argmax()) != int(label)
 
 
+@reproducible_arithmetic()
 def main() -> None:
     """Print which of the standing images are broken, and what that took."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -237,8 +239,6 @@ def main() -> None:
     parser.add_argument("--open", action="store_true")
     parser.add_argument("--data-dir", type=Path)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     norm = Norm.parse(asked.norm)
     names = [asked.model] if asked.model else sorted({r["model"] for r in _samples(asked.report)})
     for name in names:

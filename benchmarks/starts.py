@@ -24,6 +24,7 @@ from robustness.attacks.lanes import sample_generator, scores
 from robustness.attacks.losses import LOSSES, likely_targets
 from robustness.attacks.views import View
 from robustness.data import load_images
+from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import load_model, training_data
 
@@ -113,9 +114,8 @@ def table(known: Chased, view: View) -> list[str]:
     return lines
 
 
+@reproducible_arithmetic()
 def main() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

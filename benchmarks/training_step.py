@@ -20,6 +20,7 @@ from robustness.nets.classifiers import NeuralODEClassifier
 from robustness.nets.encoders import Normalise
 from robustness.nets.fields import LyaNetField
 from robustness.nets.solvers import FixedStepSolver
+from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.recipe import MonteCarloLyapunovConfig, read_recipe
 from robustness.training.losses import dropout, monte_carlo_lyapunov, sample_states
 from robustness.zoo import find_entry
@@ -28,9 +29,8 @@ MODEL, ROUNDS = "mnist/lyanet", 40
 Loss = Callable[[NeuralODEClassifier], Tensor]
 
 
+@reproducible_arithmetic()
 def main() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     recipe = read_recipe(find_entry(MODEL))
     loss = recipe.trained_by.loss
     assert isinstance(loss, MonteCarloLyapunovConfig)

@@ -18,15 +18,15 @@ from robustness.attacks import AutoAttack, Status, default_stages, judge, worst_
 from robustness.certificates import CERTIFICATES, routine
 from robustness.certificates.base import Kind
 from robustness.data import load_images
+from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.threat import ThreatModel
 from robustness.zoo import load_model
 
 Result = TypeVar("Result")
 
 
+@reproducible_arithmetic()
 def main() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("norm")

@@ -80,6 +80,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"torch {torch.__version__} sees no CUDA device")
 
 
+@pytest.fixture(autouse=True)
+def denormals_as_found() -> Iterator[None]:
+    """What a test leaves flushed is flushed in those after it, in whatever order they come."""
+    # Not above: what is imported before pytest is configured has no shapes checked.
+    from robustness.numerics.reproducible import flushes_denormals
+
+    yield
+    left = flushes_denormals()
+    torch.set_flush_denormal(False)
+    assert not left, "use reproducible_arithmetic, which leaves them as they were"
+
+
 @pytest.fixture
 def recipe_folder(tmp_path: Path) -> Path:
     """A folder with a recipe that trains in a moment, and without weights."""

@@ -176,6 +176,7 @@ def test_a_message_is_one_line_without_control_characters_whatever_it_quotes() -
     assert len(message) == MESSAGE_LENGTH
 
 
+@pytest.mark.slow
 @given(text=st.text())
 def test_a_line_is_never_longer_than_it_may_be(text: str) -> None:
     line = one_line(text * 40, 60)

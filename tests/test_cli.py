@@ -264,6 +264,7 @@ def test_bad_input_is_refused_before_anything_is_read_or_written(
     refused(capsys, *arguments)
 
 
+@pytest.mark.slow
 def test_a_model_of_another_data_set_is_measured_only_if_that_is_said(
     capsys: pytest.CaptureFixture[str],
     entry: Path,

@@ -191,6 +191,7 @@ def test_certify_says_why_nothing_is_certified(
     assert "robustness inspect users_kinds:branching" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_certify_prints_each_radius_once(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_full_device_is_the_machines_failure_and_a_folder_the_callers() -> Non
         write_file(Path("/"), b"x")
 
 
+@pytest.mark.slow
 def test_certify_on_a_full_disk_ends_with_one_line_and_leaves_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def test_every_test_that_contributing_names_exists() -> None:
         assert not function or f"\ndef {function}(" in source, f"{file}::{function}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["robustness", "tests", "benchmarks"])
 def test_no_module_imports_the_private_names_of_another(folder: str) -> None:
     found = [

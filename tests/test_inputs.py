@@ -156,6 +156,7 @@ def test_what_is_no_ordinary_file_is_refused_and_not_waited_for(
         refusal(read, file)
 
 
+@pytest.mark.slow
 def test_a_small_packed_file_of_endless_zeros_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
     header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (1, 28, 28))

@@ -50,6 +50,7 @@ def test_attack_takes_a_module_and_tensors_and_leaves_the_module_as_it_was() -> 
     assert api.attack(net, "Linf", 0.02, "fgsm", data=pairs) == row
 
 
+@pytest.mark.slow
 def test_certify_and_inspect_take_them_too() -> None:
     net = nn.Sequential(nn.Flatten(), Net().linear)
     rows = api.certify(net, "L2", "lipschitz-margin", data=given(), samples=4, audit=1)

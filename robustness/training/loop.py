@@ -32,6 +32,7 @@ from robustness.nets.encoders import constrain, release
 from robustness.nets.fields import LyaNetField, TargetSeekingField, lyapunov_rate
 from robustness.nets.simplex import SimplexField
 from robustness.numerics.devices import CPU, arithmetic_on, beside, device_of, hardware
+from robustness.numerics.reproducible import reproducible_arithmetic
 from robustness.recipe import (
     WEIGHTS_FILE,
     AdversarialConfig,
@@ -114,20 +115,15 @@ def train(
             f"{folder}: expected images {recipe.data.shape} of {recipe.data.classes} classes as "
             f"the recipe says, got {images.shape} of {images.classes}; correct [data]"
         )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_of_training)
-    torch.set_flush_denormal(True)
     try:
-        with arithmetic_on(placement):
+        with reproducible_arithmetic(), arithmetic_on(placement):
+            torch.set_num_threads(threads_of_training)
             return _train(folder, recipe, images, resume, quiet, placement.device)
     except torch.linalg.LinAlgError as error:
         raise UsageError(
             f"{folder}: expected a finite loss, got weights that are not ({error}); "
             "lower learning_rate"
         ) from None
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
 
 
 def _checkpoint(folder: Path, recipe: Recipe) -> Path:

@@ -94,6 +94,7 @@ def test_the_default_pipeline_gives_a_linear_model_its_closed_form_robust_accura
             assert outcome.gradients > 0
 
 
+@pytest.mark.slow
 def test_order_and_skipping_change_no_status() -> None:
     model, images = Perceptron(), grey_images(30)
     labels = model(images).argmax(dim=1)
@@ -290,6 +291,7 @@ def test_nan_inside_the_ball_is_an_error_and_an_adversarial_image_outranks_it() 
         assert outcome.status is expected, outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", list(Norm))
 def test_the_whole_pipeline_runs_on_two_classes_without_a_failed_stage(norm: Norm) -> None:
     model, images, labels = make_problem(2, count=1)

@@ -27,6 +27,7 @@ def on_lyanet() -> tuple[Stage, torch.Tensor, torch.Tensor]:
     return stage, data.images, data.labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", list(Norm))
 def test_an_iterated_ascent_breaks_a_linear_model_beyond_its_distance_and_not_below(
     norm: Norm,
@@ -48,14 +49,13 @@ def test_what_an_iterated_ascent_finds_does_not_depend_on_company_bit_for_bit() 
     stage, images, labels = on_lyanet()
     attack = replace(stage.attack, rounds=1, annealed=1, lives=2, hope=-1.5, steps=2, lane=16)
     model, threat = load_model("digits/lyanet").module, ThreatModel(Norm.LINF, 0.1)
-    rows = torch.arange(6)
+    rows = torch.arange(4)
     together = attack.propose(model, images[rows], labels[rows], threat, seed=3)[0]
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(1))
     shuffled = attack.propose(model, images[order], labels[order], threat, seed=3)[0]
     assert torch.equal(shuffled, together[order])
-    for i in (2, 4):
-        alone = attack.propose(model, images[i : i + 1], labels[i : i + 1], threat, seed=3)[0]
-        assert torch.equal(alone[0], together[i])
+    alone = attack.propose(model, images[2:3], labels[2:3], threat, seed=3)[0]
+    assert torch.equal(alone[0], together[2])
 
 
 def test_later_rounds_start_beside_what_came_nearest_to_another_class() -> None:

@@ -44,6 +44,7 @@ def planted(count: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, images, predict_alone(model, images)[0]
 
 
+@pytest.mark.slow
 def test_a_bound_that_forgets_rounding_is_broken_by_the_audit_and_not_without_the_search() -> None:
     model, images, labels = planted(1)
     radii = exact_radii(model, images, labels, Norm.LINF)

@@ -56,6 +56,7 @@ def test_every_model_of_a_report_is_attacked_on_what_is_open(
         attacked.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [(Norm.LINF, 0.2), (Norm.L2, 1.5)])
 def test_all_is_broken_in_a_wide_ball_and_nothing_in_a_narrow_one(
     norm: Norm, eps: float, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ def run() -> Recorded:
         return Recorded.of(store)
 
 
+@pytest.mark.slow
 def test_no_order_beats_the_sum_of_the_work_and_one_worker_does_it_all(run: Recorded) -> None:
     alone, work = simulate(run, 1, 2, 0.5)
     assert alone == pytest.approx(work)

@@ -48,6 +48,7 @@ def test_a_committed_board_stands_for_a_large_run() -> None:
     assert {task.what for task in phases[1]} == {"worst-case", "audit"}
 
 
+@pytest.mark.slow
 def test_a_small_run_stands_for_a_large_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def no_attack(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return audited
 
 
+@pytest.mark.slow
 def test_accuracies_and_wins_are_those_of_the_certificates_radii(
     proved, no_attack: list[int], tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_accuracies_and_wins_are_those_of_the_certificates_radii(
     assert (tmp_path / "entry" / PROVING_FOLDER).is_dir()
 
 
+@pytest.mark.slow
 def test_a_certificate_that_lies_ends_in_a_soundness_error(proved, tmp_path: Path) -> None:
     with (
         CERTIFICATES.having(Boastful()),
@@ -122,6 +124,7 @@ def test_a_certificate_that_lies_ends_in_a_soundness_error(proved, tmp_path: Pat
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_goes_on_with_what_was_done(
     proved, no_attack: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -152,6 +155,7 @@ def test_a_run_that_stops_goes_on_with_what_was_done(
     assert [part.at for part in found.norms] == [part.at for part in again.norms]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commit", ["1" * 40, "0" * 40 + ", with changes"])
 def test_nothing_is_taken_from_units_that_other_code_computed(
     commit: str, proved, no_attack: list[int], monkeypatch: pytest.MonkeyPatch
@@ -164,6 +168,7 @@ def test_nothing_is_taken_from_units_that_other_code_computed(
     assert wrong.norms[0].largest == pytest.approx(3 * right.norms[0].largest, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_an_audit_that_could_not_attack_is_no_audit(
     proved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -177,6 +182,7 @@ def test_an_audit_that_could_not_attack_is_no_audit(
     assert not (tmp_path / "entry" / PROVING_FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_cost_is_of_one_thread(monkeypatch: pytest.MonkeyPatch, proved, no_attack) -> None:
     threads: list[int] = []
 
@@ -195,6 +201,7 @@ def test_cost_is_of_one_thread(monkeypatch: pytest.MonkeyPatch, proved, no_attac
     assert set(threads) == {1}
 
 
+@pytest.mark.slow
 def test_a_model_trained_by_bounds_of_its_program_is_proved_at_the_radius_it_was_trained_for(
     proved, no_attack: list[int]
 ) -> None:
@@ -245,6 +252,7 @@ def test_the_command_hands_on_how_many_workers_there_are(
     assert asked == [2]
 
 
+@pytest.mark.slow
 def test_every_committed_proof_is_of_its_weights_and_two_thousand_pairs_were_audited() -> None:
     audited = 0
     for file in zoo_folder().glob(f"*/*/{PROVED_FILE}"):

@@ -112,6 +112,7 @@ def test_no_perturbation_inside_the_radius_changes_a_simplex_models_prediction(m
     assert assert_holds(model, random_images(6, seed)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_perturbation_inside_the_radius_changes_a_target_seeking_prediction(method):
     assert assert_holds(seeking_model(method, 3), random_images(6, 3)) > 1e-3

@@ -83,6 +83,7 @@ def test_the_envelope_of_a_linear_field_is_its_closed_form(eps: float) -> None:
     assert torch.equal(found.leading, least[:, -1] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("variant", ["normalised", "simplex"])
 def test_trajectories_of_a_ball_stay_within_its_envelope(variant: str, norm: Norm) -> None:

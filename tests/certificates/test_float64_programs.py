@@ -30,6 +30,7 @@ from robustness.numerics import arithmetic
 from robustness.threat import Norm
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([1e-3, 1.0, 1e3]))
 def test_float64_activations_stay_within_their_tube_by_an_extended_precision_reference(seed, scale):
     torch.manual_seed(seed)

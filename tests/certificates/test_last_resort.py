@@ -39,6 +39,7 @@ def given(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return IMAGES, model(IMAGES).argmax(dim=1)
 
 
+@pytest.mark.slow
 def test_a_model_that_all_others_refuse_is_proved_without_naming_a_certificate() -> None:
     model = Own().eval()
     refused = [CERTIFICATES[name].refusal(model, norm) for name in routine() for norm in Norm]
@@ -48,6 +49,7 @@ def test_a_model_that_all_others_refuse_is_proved_without_naming_a_certificate()
     assert all(row.radius > 1e-3 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_model_that_another_speaks_of_is_left_to_it() -> None:
     model = known()
     assert CERTIFICATES["lipschitz-margin"].refusal(model, Norm.LINF) is None

@@ -147,6 +147,7 @@ def attacked(model: NeuralODEClassifier, images: Tensor, labels: Tensor, eps: Te
     return broken
 
 
+@pytest.mark.slow
 def test_projected_gradient_descent_finds_nothing_within_the_certified_radii(trained):
     digits = load_images("digits", "test").take(torch.arange(160))
     found = CERTIFICATE.certify(trained, digits.images, digits.labels, Norm.LINF)
@@ -169,6 +170,7 @@ def test_the_certificate_covers_what_the_loss_was_trained_for(trained):
     assert (proved >= preview).float().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_radii_do_not_depend_on_the_neighbours_in_a_batch():
     plan = Blueprint(encoder="conv-relu", scale=3.0, offsets=0.3)
     model, images = plan.build(), random_images(5, 1)
@@ -309,6 +311,7 @@ def test_wrong_predictions_ties_and_broken_logits_have_radius_zero():
             assert radius.radius == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_certificate_that_forgets_float32_rounding_is_caught(monkeypatch, sound):
     """Near a tie the program that runs errs on images that exact arithmetic has right."""

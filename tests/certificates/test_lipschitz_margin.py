@@ -121,6 +121,7 @@ def test_no_perturbation_inside_the_radius_changes_the_prediction(build, name, n
             assert int(model(held).argmax()) == int(labels[i])
 
 
+@pytest.mark.slow
 def test_a_batch_of_another_size_gives_the_same_radius():
     model, images = convolutional(), random_images(6, 0)
     together = radii_of(model, images)

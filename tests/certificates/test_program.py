@@ -43,6 +43,7 @@ def images_of(count: int) -> Tensor:
     return torch.rand((count, *SHAPE), generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.slow
 def test_a_gain_that_was_moved_is_bounded_as_one_that_never_did() -> None:
     found = []
     for moving in (False, True):
@@ -51,7 +52,7 @@ def test_a_gain_that_was_moved_is_bounded_as_one_that_never_did() -> None:
         flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
         solver = FixedStepSolver("euler", 2)
         model = NeuralODEClassifier(Normalise([0.5], [0.5]), flat, field, solver, classes=3).eval()
-        images = images_of(4)
+        images = images_of(1)
         labels = model(images).argmax(dim=1)
         found.append(ProgramCertificate().certify(model, images, labels, Norm.LINF))
     constant, moved = found
@@ -59,6 +60,7 @@ def test_a_gain_that_was_moved_is_bounded_as_one_that_never_did() -> None:
     assert [c.radius for c in moved] == pytest.approx([c.radius for c in constant], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("make", [solved, gelu, normed])
 def test_radii_of_a_users_module_hold_against_an_ascent_just_inside(make, norm) -> None:
@@ -113,6 +115,7 @@ def test_rounding_is_charged_so_that_a_point_has_a_margin_below_its_exact_one() 
     assert ((exact - bound) < 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "eps"), [("digits/node", 0.0005), ("digits/resnet", 0.01)])
 def test_zoo_entries_are_proved_through_every_step_that_runs(name: str, eps: float) -> None:
     loaded, images = load_model(name), load_images("digits", "test")
@@ -126,6 +129,7 @@ def test_zoo_entries_are_proved_through_every_step_that_runs(name: str, eps: flo
     assert (bound > 0).all()
 
 
+@pytest.mark.slow
 def test_lines_reach_several_times_as_far_as_the_lipschitz_margin() -> None:
     loaded, images = load_model("digits/resnet"), load_images("digits", "test")
     pixels, labels = images.images[:8], images.labels[:8]

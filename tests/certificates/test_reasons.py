@@ -11,6 +11,7 @@ from robustness.threat import Norm
 from robustness.zoo import load_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model"),
     [

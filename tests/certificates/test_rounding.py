@@ -49,6 +49,7 @@ def lengths(difference: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(difference.flatten(1), dim=1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(plan=blueprints(), radius=st.sampled_from([0.0, 1e-3, 0.3, 5.0]), flushed=st.booleans())
 def test_computed_activations_stay_within_the_tube(plan, radius, flushed):

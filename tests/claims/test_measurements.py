@@ -111,6 +111,7 @@ def standing(images: ImageSet, model: nn.Module) -> dict[str, int]:
     return {name: share.count for name, share in protocol.protocols(model, images, STUDY).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_stages")
 def test_the_papers_radius_is_a_quarter_of_it_in_pixels_where_std_is_a_quarter() -> None:
     eps = 8 / 255
@@ -166,6 +167,7 @@ class Saturated(Away):
         return (1 + 1e8 * late) * torch.cat([features, -features], dim=1) + 0 * state
 
 
+@pytest.mark.slow
 def test_views_find_what_saturated_logits_hide() -> None:
     model = one_pixel(0.5, 1.0)
     model.field = Saturated()

@@ -220,6 +220,7 @@ def test_a_report_names_the_commits_that_measured_it(tmp_path) -> None:
         assert bool(words) == ("commit" in text)
 
 
+@pytest.mark.slow
 def test_a_report_says_by_which_edition_it_was_attacked(tmp_path) -> None:
     old = results(gain=0.5)
     write_claims(old, tmp_path / "old")
@@ -233,6 +234,7 @@ def test_a_report_says_by_which_edition_it_was_attacked(tmp_path) -> None:
     assert "the worst case over views, at ℓ∞ 0.1 of the first 1000 images: " in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_a_committed_report_is_what_its_results_give(study: Study, tmp_path: Path) -> None:
     folder = REPORTS / ("lyanet-claims" if study.data == "mnist" else f"lyanet-claims-{study.data}")
@@ -242,6 +244,7 @@ def test_a_committed_report_is_what_its_results_give(study: Study, tmp_path: Pat
         assert file.read_bytes() == committed.read_bytes(), committed
 
 
+@pytest.mark.slow
 def test_the_report_is_a_function_of_the_results_and_says_every_verdict(tmp_path) -> None:
     seeds: list[SeedResults] = results(gain=0.5)
     first, second = (write_claims(seeds, tmp_path / copy) for copy in ("a", "b"))

@@ -131,6 +131,7 @@ def test_attacks_propose_there_what_they_propose_here(
         same(here, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", Norm)
 def test_the_cascade_finds_there_what_it_finds_here(
     norm: Norm, monkeypatch: pytest.MonkeyPatch
@@ -321,6 +322,7 @@ def test_a_suite_gives_there_what_it_gives_here(
     assert {"attack", "clean", "decay", "flow"} <= set(keys)
 
 
+@pytest.mark.slow
 def test_a_card_is_measured_on_the_device(
     recipe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +337,7 @@ def test_a_card_is_measured_on_the_device(
     assert seen == api.inspect(str(recipe_folder)).certificates
 
 
+@pytest.mark.slow
 def test_a_model_is_looked_at_and_exported_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

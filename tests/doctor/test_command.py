@@ -43,6 +43,7 @@ def test_a_healthy_entry_has_exit_code_0(capsys: pytest.CaptureFixture[str]) -> 
     assert out.endswith("nothing serious\n")
 
 
+@pytest.mark.slow
 def test_findings_have_exit_code_1_and_the_line_that_mends_them(
     user_code, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def examined(module) -> Diagnosis:
     return examine(loaded, images(), SUITE, samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOYS)
 def test_each_fault_is_found_by_its_check_with_the_line_that_mends_it(name: str) -> None:
     module, check, remedy = TOYS[name]

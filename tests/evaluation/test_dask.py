@@ -61,6 +61,7 @@ class Counted(ThreadPoolExecutor):
         return super().submit(function, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_an_executor_that_is_handed_in_gets_models_and_images_once(
     expected: dict[str, Any], tmp_path: Path
 ) -> None:

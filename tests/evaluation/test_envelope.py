@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+import pytest
+
 from robustness.api import evaluate
 from robustness.evaluation.suite import Suite
 from robustness.reporting import selection
@@ -20,6 +22,7 @@ SUITE = {
 }
 
 
+@pytest.mark.slow
 def test_a_suite_bounds_the_potential_of_its_first_samples_at_every_threat(tmp_path: Path) -> None:
     board = evaluate(Suite.model_validate(SUITE), out=tmp_path, workers=1)
     near, far = board.models[0].envelopes

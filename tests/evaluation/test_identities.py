@@ -119,6 +119,7 @@ def fingerprint_and_keys(asked: str) -> list[str]:
     return [plan.models[0].fingerprint, *keys]
 
 
+@pytest.mark.slow
 def test_keys_of_a_zoo_entry_are_those_of_every_processor() -> None:
     asked = suite("digits/node", samples=64).model_dump_json()
     here, *here_keys = fingerprint_and_keys(asked)

@@ -73,6 +73,7 @@ def travelled(run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_report_of_a_packed_store_is_that_of_the_whole_one(run: Path, travelled: Path) -> None:
     assert not (run / "packed" / STORE_FILE).exists()
     api.render(travelled, travelled)
@@ -98,6 +99,7 @@ def test_it_holds_the_units_of_the_report_and_no_others(run: Path, travelled: Pa
         assert len(part.starts()) == 2
 
 
+@pytest.mark.slow
 def test_evaluate_goes_on_from_a_packed_store(
     travelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,6 +280,7 @@ def test_audits_are_spread_over_the_workers_and_proofs_share_their_predictions(
     assert {"clean", "certificate"} in [set(kinds) for kinds in tasks]
 
 
+@pytest.mark.slow
 def test_a_star_stands_for_every_entry_with_weights(tmp_path: Path) -> None:
     board = run(tmp_path, models=["digits/*"], certificates=[], attacks=[], samples=1)
     names = [model.name for model in board.models]

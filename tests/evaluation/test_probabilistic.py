@@ -38,6 +38,7 @@ def test_smoothing_has_a_row_of_its_own_and_no_part_in_the_bracket(tmp_path: Pat
     assert fewer.accuracy[0].count <= smoothed.accuracy[0].count
 
 
+@pytest.mark.slow
 def test_smoothing_runs_where_it_is_named_and_only_there() -> None:
     rows = certify("digits/resnet", certificate="smoothing", samples=1)
     assert [row.kind for row in rows] == [Kind.PROBABILISTIC]

@@ -143,6 +143,7 @@ PARSED = {
 }
 
 
+@pytest.mark.slow
 def test_lines_are_few_where_nobody_watches_a_terminal() -> None:
     lines, times = watched(1000, 0.5, quiet=False)  # half a percent in 2.5 s
     assert all(later - time >= 10 for time, later in pairwise(times[:-1]))

@@ -93,6 +93,7 @@ def test_robust_accuracy_falls_with_the_radius_where_the_search_at_larger_ones_f
     assert run()[0].attacks[2].robust.count == clean
 
 
+@pytest.mark.slow
 def test_what_is_known_to_be_broken_is_not_attacked_again_and_no_verdict_is_better(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,6 +122,7 @@ def test_what_is_known_to_be_broken_is_not_attacked_again_and_no_verdict_is_bett
     assert any("@" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_to_the_same_rows_under_the_same_keys() -> None:
     class CutOff(InMemory):
         left = 0
@@ -143,6 +145,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_rows_under_the_same_keys() ->
     assert rows(schedule) == rows(expected)
 
 
+@pytest.mark.slow
 def test_workers_and_the_order_of_their_tasks_change_nothing(tmp_path: Path) -> None:
     found = []
     for workers in (1, 2):

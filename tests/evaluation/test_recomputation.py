@@ -69,6 +69,7 @@ def report(run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_all_of_a_report_gives_the_same_again_and_nothing_of_it_changes(run: Path) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     found = api.recompute(run / "packed", units=10_000, workers=1)
@@ -104,6 +105,7 @@ def touched_up(kind: str, change: Callable[[object], object]) -> Callable[[Path]
     return touch
 
 
+@pytest.mark.slow
 def test_rows_that_were_touched_up_are_named(report: Path) -> None:
     touched_up("worst-case", lambda row: replace(row, queries=row.queries + 1))(report / STORE_FILE)
     api.render(report, report)
@@ -142,6 +144,7 @@ def test_a_radius_that_was_touched_up_leaves_what_starts_from_it_unknown(report:
         api.recompute(report, units=1, workers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -204,6 +207,7 @@ def test_results_of_other_code_are_refused_in_one_line(report: Path) -> None:
     assert not (report / PACKED_FILE).exists()
 
 
+@pytest.mark.slow
 def test_nobody_can_know_which_units_are_drawn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = Proportion.of(1, 1)
 

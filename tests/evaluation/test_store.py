@@ -150,6 +150,7 @@ def check(folder: Path, whole: tuple[Path, Leaderboard], capsys: pytest.CaptureF
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", UNITS_DAMAGED.values(), ids=UNITS_DAMAGED)
 def test_damaged_units_are_named_kept_and_computed_again(
     damage: Callable[[Path], None],

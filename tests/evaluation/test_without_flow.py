@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,7 @@ SUITE = {
 }
 
 
+@pytest.mark.slow
 def test_a_suite_says_of_every_neural_ode_what_it_predicts_without_its_flow(
     tmp_path: Path,
 ) -> None:

@@ -14,6 +14,7 @@ from robustness.zoo import has_weights, load_model, zoo_names, zoo_recipe
 KNOWN = json.loads((Path(__file__).parent / "logits.json").read_text())
 
 
+@pytest.mark.slow
 def test_entries_compute_what_they_did_under_this_version() -> None:
     assert KNOWN["version"] == nets.VERSION
     names = [name for name in zoo_names() if has_weights(zoo_recipe(name))]

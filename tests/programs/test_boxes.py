@@ -50,6 +50,7 @@ def images_within(images: Tensor, eps: float, count: int) -> Tensor:
     return torch.where((moved.double() - images.double()).abs() <= eps, moved, images)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     kind=st.sampled_from(["conv-relu", "mlp"]),

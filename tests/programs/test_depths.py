@@ -70,6 +70,7 @@ def test_bounds_in_the_place_of_others_are_those_of_their_own_images() -> None:
     assert not torch.allclose(of_each[0], of_each[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_certificate_reaches_further_within_the_work_that_an_image_may_cost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -67,6 +67,7 @@ def test_without_a_rectifier_behind_another_nothing_changes() -> None:
     assert narrowed(bounds, 8) is bounds
 
 
+@pytest.mark.slow
 def test_the_certificate_reaches_further() -> None:
     model = deep(1)
     labels = model(IMAGES).argmax(dim=1)

@@ -32,6 +32,7 @@ def test_a_solver_called_in_forward_unrolls_and_the_record_gives_the_same_bits(m
         assert torch.equal(program.run(image), model(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits/lyanet", "digits/node", "digits/lyanet-certified"])
 def test_zoo_entries_are_recorded_with_every_step_of_their_solvers(name: str) -> None:
     loaded = load_model(name)

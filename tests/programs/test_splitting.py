@@ -62,6 +62,7 @@ def test_rows_that_a_multiplier_cancels_have_rounded_all_the_same() -> None:
     assert -1e-10 < float(found) < 0
 
 
+@pytest.mark.slow
 def test_small_networks_are_decided_by_splitting_on_either_side_of_their_least_margin() -> None:
     image, needed = torch.full((1, 1, 1, 2), 0.5), 0
     ends = [torch.full((2,), end, dtype=torch.float64) for end in (0.05, 0.95)]

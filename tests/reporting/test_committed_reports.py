@@ -13,6 +13,7 @@ from robustness.zoo import zoo_folder
 BOARDS = committed_leaderboards()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", list(BOARDS))
 def test_a_committed_report_is_what_its_leaderboard_gives(folder: str) -> None:
     board, place = BOARDS[folder], zoo_folder().parent / folder

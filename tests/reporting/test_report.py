@@ -111,6 +111,7 @@ def test_a_folder_that_is_in_no_folder_of_reports_is_taken_for_one_in_it(tmp_pat
     assert depth_of(Path("peers/mnist")) == 2
 
 
+@pytest.mark.slow
 def test_the_pictures_of_an_earlier_violation_do_not_stay_behind(board, tmp_path):
     write_report(boards.broken(board, boards.violation(pictured=True)), tmp_path)
     pictures = tmp_path / "counterexamples"

@@ -92,6 +92,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_what_is_as_it_would_be_is_not_made_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +214,7 @@ def test_what_cannot_be_computed_again_is_refused_before_anything_is_made(
     assert not (folder / "page").exists()
 
 
+@pytest.mark.slow
 def test_a_report_of_which_a_unit_gives_other_rows_stays_stale(folder: Path) -> None:
     report = folder / "reports" / "toy"
     with Store(report / STORE_FILE) as store:
@@ -299,6 +301,7 @@ def test_a_script_that_fails_is_named_and_not_noted_as_made(folder: Path) -> Non
     assert not (folder / RECORD_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_card_is_stale_with_other_weights_facts_or_words(tmp_path: Path) -> None:
     entry = shutil.copytree(find_entry("digits/lyanet-certified"), tmp_path / "entry")
     part = CardsPart(name="cards", kind="cards", models=[str(entry)], proofs=True)
@@ -327,6 +330,7 @@ def test_a_card_is_stale_with_other_weights_facts_or_words(tmp_path: Path) -> No
         assert found.seconds > 0
 
 
+@pytest.mark.slow
 def test_claims_are_stale_by_seed_and_by_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,7 @@ def test_traces_are_of_the_best_climb_of_each_sample_that_stands(ascent: Ascent)
     torch.testing.assert_close(found.amax(dim=1), (best_wrong - true)[stands])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits/resnet", "digits/node", "digits/lyanet-certified"])
 def test_attacks_report_what_they_find_and_finish_on_entries_of_the_zoo(name: str) -> None:
     model, digits = load_model(name).module, load_images("digits")

@@ -251,6 +251,7 @@ def test_no_file_but_its_own_and_its_section_names_the_columns_of_a_kind() -> No
             assert word not in text, f"{name}.py names {word}"
 
 
+@pytest.mark.slow
 def test_a_suite_is_validated_once_and_a_model_loaded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
