@@ -93,7 +93,6 @@ STUDIES = {
                 "resnet": {"widths": [8, 16, 32]},
                 "continuousnet": {"stem": [8], "widths": [16, 24]},
             },
-            seeds=(1, 2, 3),
         ),
         Study(
             "fashion-mnist",

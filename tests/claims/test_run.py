@@ -82,15 +82,16 @@ def test_a_run_that_stops_goes_on_without_measuring_a_part_twice(
 
     monkeypatch.setattr(run, "step_and_epoch_ratios", ratios)
     monkeypatch.setattr(run.protocol, "protocols", attacked)
+    seeds = (1, 2)
     with pytest.raises(StoppedHereError):
-        run.measure_claims(tmp_path, None, quiet=True)
-    seeds = run.measure_claims(tmp_path, None, quiet=True)
-    assert [call for call in calls if call != "attack"] == ["cost 1", "cost 2", "cost 3"]
-    assert calls.count("attack") == 3 * len(MODELS) + 1  # the one that stopped, again
+        run.measure_claims(tmp_path, None, seeds, quiet=True)
+    found = run.measure_claims(tmp_path, None, seeds, quiet=True)
+    assert [call for call in calls if call != "attack"] == ["cost 1", "cost 2"]
+    assert calls.count("attack") == 2 * len(MODELS) + 1  # the one that stopped, again
     monkeypatch.setattr(run, "trained_group", None)  # complete results need no models
-    before = [seed.model_dump() for seed in seeds]
-    assert [s.model_dump() for s in run.measure_claims(tmp_path, None, quiet=True)] == before
-    assert all(file.is_file() for file in write_claims(seeds, tmp_path))
+    before = [seed.model_dump() for seed in found]
+    assert [s.model_dump() for s in run.measure_claims(tmp_path, None, seeds, quiet=True)] == before
+    assert all(file.is_file() for file in write_claims(found, tmp_path))
 
 
 @pytest.mark.slow
