@@ -89,7 +89,6 @@ from robustness.terminal import remark
 from robustness.threat import Norm, ThreatModel
 from robustness.zoo import (
     entry_name,
-    expanded,
     find_entry,
     is_factory,
     load_model,
@@ -114,6 +113,7 @@ def evaluate(
     *,
     samples: int | None = None,
     models: Sequence[str] | None = None,
+    add: Sequence[str] | None = None,
     data: str | None = None,
     out: Path | None = None,
     workers: int | None = None,
@@ -138,6 +138,8 @@ def evaluate(
         suite: a bundled suite's name, a TOML file, or a `Suite`.
         samples: fewer images than the suite asks for.
         models: other models than the suite's, by name or as `torch.nn.Module`s.
+        add: models besides these, alike: images that fool the others are tried on them, but theirs
+            on none, so that nothing that `out` holds of the others is computed again.
         data: another data set than the suite's, whatever the models were trained on; by default
             models of another one are refused. Or images themselves: `(images, labels)`, a
             `torch.utils.data.Dataset` or an `ImageSet`.
@@ -190,7 +192,7 @@ def evaluate(
         [(0.05, 0.0)]
     """
     parsed = load_suite(suite) if isinstance(suite, str) else suite
-    parsed = _override(parsed, samples=samples, models=models, data=data, seed=seed)
+    parsed = _override(parsed, samples=samples, models=models, add=add, data=data, seed=seed)
     in_process = in_process or executor == HERE
     placement = inputs.placement(device, judge)
     limits = Limits.of(unit_timeout, memory_limit, in_process)
@@ -1055,6 +1057,7 @@ def _override(
     *,
     samples: int | None,
     models: Sequence[str] | None,
+    add: Sequence[str] | None,
     data: str | None,
     seed: int | None,
 ) -> Suite:
@@ -1063,6 +1066,8 @@ def _override(
     asked: dict[str, Any] = {"samples": samples, "data": data, "seed": seed}
     if models is not None:
         asked["models"] = list(models)
+    if add is not None:
+        asked["added"] = [*suite.added, *add]
     return suite.changed(_validated(Changes, asked))
 
 
@@ -1134,8 +1139,7 @@ def _require_answers(model: str, failures: dict[str, int], samples: int, ended: 
 def _ready(suite: Suite, data_dir: Path | None, any_data: bool) -> Suite:
     """A suite with its models by name; `any_data` lets models of another data set pass."""
     require_source(suite.data, data_dir)
-    names = list(dict.fromkeys(entry for name in suite.models for entry in expanded(name)))
-    suite = suite.changed(Changes(models=names))
+    suite = suite.named()
     for name in suite.models:
         trained_on = training_data(name)
         if not any_data and suite.data in DATASETS and trained_on not in (None, suite.data):

@@ -204,6 +204,13 @@ def evaluate(
     models: Annotated[
         str | None, typer.Option("--models", help="Models instead of the suite's, A,B,...")
     ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(
+            "--add",
+            help="Models besides the suite's, A,B,...; what is stored of the others stays.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="Data set instead of the suite's, whatever models are of."),
@@ -243,7 +250,8 @@ def evaluate(
     leaderboard = api.evaluate(
         suite,
         samples=samples,
-        models=[name.strip() for name in models.split(",")] if models else None,
+        models=_listed(models),
+        add=_listed(add),
         data=data,
         out=out,
         workers=workers,
@@ -266,6 +274,10 @@ def evaluate(
     for entry in leaderboard.models:
         _note_foreign(entry.name, data)
     _show(leaderboard, folder)
+
+
+def _listed(names: str | None) -> list[str] | None:
+    return [name.strip() for name in names.split(",")] if names else None
 
 
 @app.command()

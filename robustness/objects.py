@@ -22,7 +22,7 @@ _DATA = "given:images"
 
 
 def takes_objects(function: Callable[P, R]) -> Callable[..., R]:
-    """Let a function of names take modules as `model` or in `models`, and images as `data`.
+    """Let a function of names take modules as `model` or in `models` and `add`, images as `data`.
 
     Images are an `ImageSet`, a pair of tensors, or a `torch.utils.data.Dataset`. What is given so
     is in this process alone, so that the call stays in it, as with `in_process=True`.
@@ -41,10 +41,12 @@ def takes_objects(function: Callable[P, R]) -> Callable[..., R]:
             if isinstance(given.get("model"), nn.Module):
                 given["model"] = stack.enter_context(named(given["model"]))
                 here = True
-            models = given.get("models")
-            if models is not None and not isinstance(models, str):
+            for several in ("models", "add"):
+                models = given.get(several)
+                if models is None or isinstance(models, str):
+                    continue
                 here = here or any(isinstance(model, nn.Module) for model in models)
-                given["models"] = [
+                given[several] = [
                     stack.enter_context(named(model)) if isinstance(model, nn.Module) else model
                     for model in models
                 ]

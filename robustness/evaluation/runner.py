@@ -44,7 +44,7 @@ from robustness.evaluation.executors.processes import (
     unusable,
 )
 from robustness.evaluation.jobs import KINDS, Result, Work
-from robustness.evaluation.jobs.base import failed_unit, others, run_unit
+from robustness.evaluation.jobs.base import failed_unit, run_unit, sources_of
 from robustness.evaluation.kept import Keeping
 from robustness.evaluation.plan import Job, Plan, Unit
 from robustness.evaluation.planning import make_plan
@@ -153,7 +153,7 @@ class Workbench:
             images,
             labels,
             self._certificates[job.model],
-            others(self._climbed, job.model),
+            sources_of(self.plan.suite, self._climbed, job.model),
             self._climbed[job.model].module,
         )
 
@@ -430,7 +430,8 @@ class Crew:
         except DiedError as again:
             died = DiedError(f"{again}, twice")
         name = self.suite.models[job.model]
-        users = [model for model in self.suite.models if is_factory(model)]
+        added = self.suite.added
+        users = [m for m in self.suite.models if is_factory(m) and m not in added]
         if not is_factory(name) and job.sources and users:
             # One of these was asked for adversarial images: it has none that can be tried.
             kept, self._absent = self._absent, dict.fromkeys(users, str(died))

@@ -33,6 +33,7 @@ from robustness.evaluation.worst_case import WorstCase
 from robustness.files import read_toml
 from robustness.inputs import Count, Name, Seed
 from robustness.threat import Norm, ThreatModel, parse_eps
+from robustness.zoo import expanded
 
 Samples = Count | Literal["all"]
 
@@ -172,10 +173,11 @@ class Changes(Config):
 
     samples: Samples | None = None
     models: list[Name] | None = Field(default=None, min_length=1, max_length=1000)
+    added: list[Name] | None = Field(default=None, max_length=1000)
     data: Annotated[Name, AfterValidator(require_known)] | None = None
     seed: Seed | None = None
 
-    @field_validator("models")
+    @field_validator("models", "added")
     @classmethod
     def _distinct(cls, names: list[str] | None) -> list[str] | None:
         _require_distinct("models", names or [])
@@ -193,6 +195,8 @@ class Suite(Config):
         seed: decides that order and every random draw of the attacks.
         models: zoo names, folders or factories; `mnist/*` stands for every MNIST entry of the zoo
             whose weights are included.
+        added: models besides these: evaluated alike, and images that fool the others are tried on
+            them, but theirs on none. So nothing that is stored of the others is computed again.
         threats: norms and radii.
         attacks: run on every model.
         certificates: run on every model they apply to; by name, or as a table of a name and
@@ -213,6 +217,7 @@ class Suite(Config):
     samples: Samples = "all"
     seed: Seed = 0
     models: list[Name] = Field(min_length=1, max_length=1000)
+    added: list[Name] = Field(default_factory=list, max_length=1000)
     threats: list[ThreatsConfig] = Field(min_length=1)
     attacks: list[Annotated[SerializeAsAny[AttackTable], BeforeValidator(_in_its_table)]] = Field(
         default_factory=list
@@ -264,12 +269,23 @@ class Suite(Config):
     def _distinct(self) -> "Suite":
         for what, names in (
             ("models", self.models),
+            ("added models", self.added),
             ("norms in threats", [t.norm for t in self.threats]),
             ("certificates", self._asked()),
             ("kinds of attacks at each radius", self._runs()),
         ):
             _require_distinct(what, names)
         return self
+
+    def named(self) -> "Suite":
+        """With every model in `models` by its name, those of `added` behind the others.
+
+        Raises:
+            UsageError: a star stands for no entry.
+        """
+        added = _entries(self.added)
+        listed = [name for name in _entries(self.models) if name not in added]
+        return self.changed(Changes(models=[*listed, *added], added=added))
 
     def changed(self, changes: Changes) -> "Suite":
         """With what a caller asks for instead; nothing is validated again."""
@@ -298,6 +314,10 @@ class Suite(Config):
             for group in attack.threats or self.threats
             for threat in group.threats
         ]
+
+
+def _entries(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(entry for name in names for entry in expanded(name)))
 
 
 def _require_distinct(what: str, names: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ def suite_summary(plan: Plan) -> SuiteSummary:
         seed=suite.seed,
         settings=suite.model_dump(
             mode="json",
-            include=_SETTINGS | ({"jobs"} if suite.jobs else set()),
+            include=_SETTINGS | {name for name in ("added", "jobs") if getattr(suite, name)},
         )
         | {"order": "random" if plan.samples < len(plan.order) else "all"},
         subsets=subsets,

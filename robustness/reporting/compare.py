@@ -13,7 +13,7 @@ from robustness.results.leaderboard import Leaderboard, ModelEntry, Proportion, 
 from robustness.threat import Norm
 
 # The models are what a comparison is about, and audit and checks leave sound numbers as they are.
-IGNORED_SETTINGS = frozenset({"models", "audit", "flags"})
+IGNORED_SETTINGS = frozenset({"models", "added", "audit", "flags"})
 
 
 @dataclass(frozen=True)

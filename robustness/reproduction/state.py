@@ -171,8 +171,7 @@ def _plan(part: SuitePart, data_dir: Path | None) -> Plan:
     """What the suite would do now; its models are loaded and predict a few images."""
     suite = load_suite(part.suite)
     require_source(suite.data, data_dir)
-    names = list(dict.fromkeys(entry for name in suite.models for entry in expanded(name)))
-    suite = suite.changed(Changes(models=names, samples=part.samples))
+    suite = suite.named().changed(Changes(samples=part.samples))
     with Crew(suite, 1, data_dir, Limits.of(None, None, False)) as crew:
         return crew.plan
 

@@ -61,17 +61,28 @@ class Asked:
     @property
     def sources(self) -> dict[str, nn.Module]:
         """The suite's other models by name, whose adversarial images may be tried on it."""
-        return others(self.models, self.model)
+        return sources_of(self.suite, self.models, self.model)
 
     def digest_of_sources(self) -> str:
         """What a job's key names of the other models that it depends on."""
-        digests = [[o.name, o.identity] for i, o in enumerate(self.infos) if i != self.model]
+        sources = self.sources
+        digests = [[info.name, info.identity] for info in self.infos if info.name in sources]
         return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def others(models: Sequence[LoadedModel], model: int) -> dict[str, nn.Module]:
-    """A suite's models by name but for one."""
-    return {other.name: other.module for i, other in enumerate(models) if i != model}
+def sources_of(suite: Suite, models: Sequence[LoadedModel], model: int) -> dict[str, nn.Module]:
+    """The models by name whose adversarial images may be tried on one of a suite's.
+
+    Args:
+        suite: of `models`; those that are added to it are not among them.
+        models: all of the suite.
+        model: index of the one.
+    """
+    return {
+        other.name: other.module
+        for i, other in enumerate(models)
+        if i != model and other.name not in suite.added
+    }
 
 
 @dataclass(frozen=True)
