@@ -13,14 +13,14 @@ SHARES = (0.9, 0.99)
 TOLERANCES = (1e-3, 1e-5)
 
 # Enough that a time is resolved to 2% of the horizon, whatever steps a model deploys.
-_STEPS = 50
+STEPS = 50
 _BATCH = 500
 
 
 @torch.no_grad()
 def along_horizon(model: NeuralODEClassifier, images: ImageSet) -> Horizon:
     """The course of one model's flow, solved by rk4 with the same fine steps for every model."""
-    solver = FixedStepSolver("rk4", _STEPS, model.solver.horizon)
+    solver = FixedStepSolver("rk4", STEPS, model.solver.horizon)
     values, right = [], []
     for pixels, labels in zip(
         images.images.split(_BATCH), images.labels.split(_BATCH), strict=True
@@ -31,7 +31,7 @@ def along_horizon(model: NeuralODEClassifier, images: ImageSet) -> Horizon:
         values.append(torch.stack([potential(state, labels) for state in states]))
         right.append(states.argmax(dim=2) == labels)
     accuracy = torch.cat(right, dim=1).cpu().double().mean(dim=1)
-    time = torch.linspace(0, 1, _STEPS + 1)
+    time = torch.linspace(0, 1, STEPS + 1)
     return Horizon(
         time=rounded(time),
         potential=rounded(torch.cat(values, dim=1).median(dim=1).values),

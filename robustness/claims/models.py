@@ -31,7 +31,7 @@ PAIRS = {ours: rival for rival, ours in GROUPS[1:]}
 # halfway, a tenth of the training images is held out, weights are averaged, the gain is 100 at
 # first and moves, states are drawn from the whole ball, and half of the field's hidden units are
 # left out in a step.
-STATES, GAIN, DROPOUT, HELD_OUT, BATCH = 64, 100.0, 0.5, 0.1, 128
+STATES, GAIN, RATE, DROPOUT, HELD_OUT, BATCH = 64, 100.0, 2.0, 0.5, 0.1, 128
 _TRAINING = {
     "batch_size": BATCH,
     "schedule": "step",
@@ -46,7 +46,7 @@ _LOSSES: dict[str, dict[str, Any]] = {
         "extent": 1.0,
         "dropout": DROPOUT,
     },
-    "lyanet-continuousnet": {"kind": "lyapunov-path-integral", "rate": 2.0},
+    "lyanet-continuousnet": {"kind": "lyapunov-path-integral", "rate": RATE},
 }
 
 
@@ -63,6 +63,8 @@ class Study:
         rate: the learning rate at first.
         tuned: other rates, by model, found by validation (`benchmarks/claim_rates.py`).
         seeds: of the committed report, and of any by default.
+        looked: how many of these had been looked at before the others were added, to decide what
+            they left open.
         smaller: what is smaller than in the zoo's recipe, by the model that the recipe is of.
     """
 
@@ -74,6 +76,7 @@ class Study:
     smaller: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tuned: Mapping[str, float] = field(default_factory=dict)
     seeds: tuple[int, ...] = (1, 2, 3, 4)
+    looked: int = 3
 
     def rate_of(self, name: str) -> float:
         """The learning rate of a model at first."""

@@ -40,7 +40,7 @@ def measure_claims(
     Args:
         out: receives `seed-<seed>.json`, rewritten after every part, and `work/`, the weights.
         data_dir: folder with the official image files; None downloads them.
-        seeds: at least two, since intervals are over seeds; by default those of the study.
+        seeds: at least two, each once, since intervals are over seeds; by default the study's.
         data: the data set, one of `STUDIES`.
         quiet: no progress bar.
         device: where models are trained, predict and are attacked; the CPU by default.
@@ -51,8 +51,8 @@ def measure_claims(
     """
     study = study_of(data)
     seeds = study.seeds if seeds is None else seeds
-    if len(set(seeds)) < 2:
-        raise UsageError(f"expected two seeds or more, got {list(seeds)}; name others")
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"expected two seeds or more, each once, got {list(seeds)}; name others")
     placement = inputs.placement(device, None)
     require_report_folder(folder_to_write(out))
     require_source(data, data_dir)

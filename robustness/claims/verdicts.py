@@ -4,8 +4,10 @@ A comparison is one quantity of LyaNet and of its rival over the same seeds. It 
 95% Student interval of the paired difference lies wholly on the better side of zero, *worse* if
 wholly on the other side, *equal* if both are the same in every seed, else *open*: these seeds do
 not tell. Of a robust accuracy that is below one per cent for both on average, *neither stands*.
-A claim holds if every one of its comparisons is better, does not hold if none is, and else holds
-only under the condition that names those which are. Robustness is decided by the worst case over
+Times are read off a grid: a difference within one of its steps decides nothing.
+A claim holds if every one of its comparisons is better, and only under the condition that names
+those which are if some are; it does not hold if none is and one is worse or equal; else it cannot
+be told. Robustness is decided by the worst case over
 views where that was measured: what an attack leaves that may be fooled decides nothing.
 """
 
@@ -13,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from enum import Enum
 
+from robustness.claims.horizon import STEPS
 from robustness.claims.models import PAIRS
 from robustness.claims.protocol import WIDE_STEPS
 from robustness.claims.results import SeedResults
@@ -39,12 +42,17 @@ class Interval(Summary):
     @classmethod
     def of(cls, values: Sequence[float]) -> "Interval":
         """The interval of two or more values, one per seed."""
+        return cls.resolved(values, 0.0)
+
+    @classmethod
+    def resolved(cls, values: Sequence[float], step: float) -> "Interval":
+        """The same of values that are read off a grid: it reaches a step at least."""
         from scipy import stats
 
         count = len(values)
         mean = sum(values) / count
         spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
-        reach = float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+        reach = max(step, float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count))
         return cls(mean=mean, low=mean - reach, high=mean + reach)
 
 
@@ -61,6 +69,7 @@ class Comparison(Summary):
         rival_values: per seed.
         decides: whether a claim is decided by it, too; else it is shown beside.
         floor: where both means are below it, in the unit, there is nothing to compare.
+        step: of the grid that the values are read off, in the unit.
     """
 
     quantity: str
@@ -72,12 +81,13 @@ class Comparison(Summary):
     rival_values: list[float]
     decides: bool = True
     floor: float | None = None
+    step: float = 0.0
 
     @property
     def difference(self) -> Interval:
         """Ours less the rival's, paired by seed."""
         pairs = zip(self.our_values, self.rival_values, strict=True)
-        return Interval.of([ours - rival for ours, rival in pairs])
+        return Interval.resolved([ours - rival for ours, rival in pairs], self.step)
 
     @property
     def seeds_to_decide(self) -> int | None:
@@ -94,7 +104,7 @@ class Comparison(Summary):
         spread = (difference.high - difference.mean) * scale
         for seeds in range(count + 1, 1001):
             reach = float(stats.t.ppf(0.975, seeds - 1)) * spread / math.sqrt(seeds)
-            if reach < abs(difference.mean):
+            if max(reach, self.step) < abs(difference.mean):
                 return seeds
         return None
 
@@ -132,7 +142,7 @@ class Claim(Summary):
 
     @property
     def verdict(self) -> str:
-        """`holds`, `does not hold`, or the condition under which it holds."""
+        """`holds`, `does not hold`, `cannot be told`, or the condition under which it holds."""
         better = [c for c in self.deciding if c.outcome is Outcome.BETTER]
         if len(better) == len(self.deciding):
             return "holds"
@@ -140,7 +150,9 @@ class Claim(Summary):
         counts = ", ".join(f"{words.get(o, o.value)} in {count}" for o, count in self._others())
         total = len(self.deciding)
         if not better:
-            return f"does not hold: of {total} comparisons better in none, {counts}"
+            decided = any(c.outcome in (Outcome.WORSE, Outcome.EQUAL) for c in self.deciding)
+            said = "does not hold" if decided else "cannot be told"
+            return f"{said}: of {total} comparisons better in none, {counts}"
         condition = "; ".join(_named(c) for c in better)
         return f"holds only for {condition}: of {total} comparisons {counts}"
 
@@ -186,7 +198,20 @@ def _named(comparison: Comparison) -> str:
 
 
 def claims(seeds: Sequence[SeedResults]) -> list[Claim]:
-    """The paper's four claims over these seeds, all of which are complete."""
+    """The paper's four claims over these seeds, all of which are complete.
+
+    Where more seeds were added once the first had been looked at, each says what only they decide.
+    """
+    found, looked = _claims(seeds), seeds[0].study.looked
+    if tuple(seed.seed for seed in seeds) != seeds[0].study.seeds or looked >= len(seeds):
+        return found
+    return [
+        claim.model_copy(update={"caution": _joined(claim.caution, _at_second_look(claim, before))})
+        for claim, before in zip(found, _claims(seeds[:looked]), strict=True)
+    ]
+
+
+def _claims(seeds: Sequence[SeedResults]) -> list[Claim]:
     behind = _behind(seeds)
     return [
         Claim(
@@ -207,13 +232,33 @@ def claims(seeds: Sequence[SeedResults]) -> list[Claim]:
         Claim(
             statement="Better adversarial robustness",
             comparisons=_robustness(seeds),
-            caution="; ".join(filter(None, [_fooled(seeds), behind])),
+            caution=_joined(_fooled(seeds), behind),
         ),
         Claim(
             statement="Training without back-propagation through a solver is cheaper",
             comparisons=_costs(seeds),
         ),
     ]
+
+
+def _joined(*cautions: str) -> str:
+    return "; ".join(filter(None, cautions))
+
+
+def _at_second_look(claim: Claim, before: Claim) -> str:
+    """Which comparisons were open until seeds were added to decide them, in words."""
+    late = [
+        _named(after)
+        for after, first in zip(claim.deciding, before.deciding, strict=True)
+        if first.outcome is Outcome.OPEN and after.outcome in (Outcome.BETTER, Outcome.WORSE)
+    ]
+    if not late:
+        return ""
+    first = len(before.comparisons[0].our_values)
+    return (
+        f"{' and '.join(late)}: open after {first} seeds, decided by one added for that, which "
+        "errs more often than one time in twenty"
+    )
 
 
 def _compared(
@@ -223,6 +268,7 @@ def _compared(
     value: Callable[[SeedResults, str], float],
     unit: str,
     lower_is_better: bool = True,
+    step: float = 0.0,
 ) -> Comparison:
     ours, rival = pair
     return Comparison(
@@ -233,6 +279,7 @@ def _compared(
         lower_is_better=lower_is_better,
         our_values=[value(seed, ours) for seed in seeds],
         rival_values=[value(seed, rival) for seed in seeds],
+        step=step,
     )
 
 
@@ -245,7 +292,7 @@ def _convergence(seeds: Sequence[SeedResults]) -> list[Comparison]:
             return seed.horizon[model].reached[share]
 
         quantity = f"time to {100 * float(share):g}% of the final accuracy"
-        found.append(_compared(seeds, quantity, pair, time, "t/T"))
+        found.append(_compared(seeds, quantity, pair, time, "t/T", step=1 / STEPS))
     for tolerance in seeds[0].nfe:
 
         def evaluations(seed: SeedResults, model: str, tolerance: str = tolerance) -> float:
@@ -315,7 +362,7 @@ def _behind(seeds: Sequence[SeedResults]) -> str:
 
 
 def _mean(seeds: Sequence[SeedResults], protocol: str, model: str) -> float:
-    return 100 * sum(seed.robust[protocol][model].value for seed in seeds) / len(seeds)
+    return Interval.of([100 * seed.robust[protocol][model].value for seed in seeds]).mean
 
 
 # Points by which PGD is above the worst case where a claim says so; that it is fooled, where less

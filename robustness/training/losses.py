@@ -131,6 +131,8 @@ def moved_gain(
 
     Source: code of arXiv 2202.02526, where a step's factor is 0.9999 or 1.0001 in 120 epochs. They
     have about as many steps in a half as lead from 100 to 1; here a half has exactly so many.
+    Where weights are averaged the gain is averaged with them, as all that a model keeps: that of
+    the averaged model lags behind the one that its violations were counted at.
 
     Args:
         gain: before the step.

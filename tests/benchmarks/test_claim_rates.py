@@ -42,3 +42,27 @@ def test_each_rate_is_trained_with_the_claims_recipe_and_its_validation_is_print
     for recipe, rate in zip(recipes, (1e-3, 5e-3), strict=True):
         training = asked.trained_by.model_copy(update={"learning_rate": rate})
         assert recipe == asked.model_copy(update={"training": training})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--rates", "0"], "expected a number above 0, got 0"),
+        (["--rates", "nan"], "expected a number above 0, got nan"),
+        (["--rates", "1e-3", "--epochs", "0"], "expected a number above 0, got 0"),
+        (["--rates", "1e-3", "--data-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_tried_is_said_in_a_line(
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rates", "mnist", *words, "--out", "out"])
+    with pytest.raises(SystemExit) as ended:
+        claim_rates.main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]

@@ -184,6 +184,7 @@ def test_rivals_differ_from_lyanets_recipe_in_loss_solver_and_a_gain_that_stays(
         assert isinstance(rival.training.loss, CrossEntropyConfig)
         assert isinstance(rival.model, NeuralODEConfig)
         assert isinstance(rival.model.field, LyaNetFieldConfig)
+        assert not rival.model.field.moving
         field = rival.model.field.model_copy(update={"moving": True})
         as_ours = {"solver": lyanet.model.solver, "field": field}
         assert rival.model.model_copy(update=as_ours) == lyanet.model
@@ -313,8 +314,9 @@ def test_robust_accuracies_of_an_earlier_edition_are_read_and_never_mixed_with_n
 
 
 def test_one_seed_has_no_interval_and_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="two seeds or more"):
-        run.measure_claims(tmp_path, None, seeds=(1,))
+    for seeds in ((1,), (1, 2, 2)):
+        with pytest.raises(UsageError, match="two seeds or more, each once"):
+            run.measure_claims(tmp_path, None, seeds=seeds)
 
 
 def test_a_data_set_without_a_study_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from robustness.data import load_images
 from robustness.errors import UsageError
+from robustness.numerics.reproducible import flushes_denormals, reproducible_arithmetic
 from robustness.recipe import read_recipe
 from robustness.training import loop, losses
 from robustness.zoo import load_model
@@ -96,6 +97,21 @@ def test_training_leaves_the_global_generator_and_thread_count_alone(recipe_fold
     loop.train(recipe_folder, quiet=True)
     assert torch.equal(torch.get_rng_state(), expected)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_leaves_denormal_numbers_flushed_where_they_were(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+):
+    monkeypatch.setattr(loop, "_train", lambda *_: None)
+    with reproducible_arithmetic():
+        torch.set_default_dtype(dtype)
+        try:
+            loop.train(recipe_folder, quiet=True)
+            assert flushes_denormals()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert not flushes_denormals()
 
 
 def test_training_leaves_denormal_numbers_alone(recipe_folder: Path):
