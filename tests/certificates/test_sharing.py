@@ -47,7 +47,7 @@ def test_outside_of_a_block_altered_weights_are_seen() -> None:
 
 @pytest.mark.slow
 def test_certificates_give_the_same_radii_with_and_without_sharing() -> None:
-    model, pixels = Blueprint(coupling=1.0).build(), random_images(4, 0)
+    model, pixels = Blueprint(coupling=1.0).build(), random_images(2, 0)
     labels = model(pixels).argmax(dim=1)
 
     def everything() -> list[object]:
