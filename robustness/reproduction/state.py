@@ -232,11 +232,14 @@ def _missing(plan: Plan, file: Path) -> Counter[str]:
     with Store(file, must_exist=True) as store:
         schedule = Schedule(plan, store)
         found = schedule.missing(job for job in plan.jobs if not job.late)
-        missing = Counter(job.kind for job, _ in found)
+        # What the second phase is of a model follows from a whole first one of the same.
+        unknown = {job.model for job, _ in found}
         late = [job for job in plan.jobs if job.late]
-        if found:  # what the second phase is follows from a whole first one
-            return missing + Counter(job.kind for job in late for _ in plan.shards(job))
-        return missing + Counter(job.kind for job, _ in schedule.missing(late))
+        found += schedule.missing(job for job in late if job.model not in unknown)
+        missing = Counter(job.kind for job, _ in found)
+        return missing + Counter(
+            job.kind for job in late if job.model in unknown for _ in plan.shards(job)
+        )
 
 
 def _counted(missing: Counter[str]) -> str:

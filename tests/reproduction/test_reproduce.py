@@ -172,6 +172,22 @@ def test_a_suite_that_asks_for_more_costs_what_is_missing_and_no_more(
     assert len(computed) == 1
 
 
+@pytest.mark.slow
+def test_of_a_model_that_is_added_its_own_units_alone_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the second phase too, which nobody knows before the first is done."""
+    monkeypatch.chdir(tmp_path)
+    suite = SUITE.replace('"fgsm"', '"worst-case", effort = "quick"')
+    (tmp_path / "toy.toml").write_text(suite)
+    api.evaluate("toy.toml", out=Path("reports/toy"), workers=1)
+    part = SuitePart(name="toy", kind="suite", suite="toy.toml", out="reports/toy")
+    assert not state_of(part, None).stale
+    (tmp_path / "toy.toml").write_text(f'{suite}added = ["digits/node"]\n')
+    reasons = state_of(part, None).reasons
+    assert "units to be computed: 1 of clean, 1 of worst-case" in reasons
+
+
 def test_pages_alone_are_rendered_and_anew_names_this_commit(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
