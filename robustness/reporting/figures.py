@@ -352,10 +352,9 @@ def _radius_lines(
 ) -> None:
     found, below = curves_of(entry, norm, x.high)
     attacked = [bracket.eps for bracket in entry.brackets if bracket.norm is norm]
-    pieces = [(below, "")] if below else []
-    for points, dashes in [*pieces, *((piece, "5 3") for piece in parted(found, attacked))]:
-        seen = svg.thinned(svg.mapped(x, y, points))
-        canvas.path(seen, class_="wide", stroke_dasharray=dashes)
+    pieces = [(below, "wide")] if below else []
+    for points, style in [*pieces, *((piece, "wide dash") for piece in parted(found, attacked))]:
+        canvas.path(svg.thinned(svg.mapped(x, y, points), 1.6), class_=style)
     for bracket in (b for b in entry.brackets if b.norm is norm):
         said = (
             f"{entry.name} at {words.threat_symbol(norm, bracket.eps)}: certified "

@@ -78,7 +78,7 @@ def distribution_figure(entry: ModelEntry) -> Figure | None:
             edge = [(upper[-1][0], inside[-1][1])]
             canvas.area(upper, [*inside, *edge], class_="band")
         canvas.path(lower, class_="good wide")
-        canvas.path(upper, class_="known wide", stroke_dasharray="5 3")
+        canvas.path(upper, class_="known wide dash")
         for bracket in (b for b in entry.brackets if b.norm is norm):
             said = (
                 f"{words.threat_symbol(norm, bracket.eps)}: certified "

@@ -132,9 +132,10 @@ class Canvas:
     def _whole(self, style: str) -> str:
         size = f'viewBox="0 0 {place(self.width)} {place(self.height)}"'
         ratio = f' width="{place(self.width)}" height="{place(self.height)}"' if style else ""
+        known = ' xmlns="http://www.w3.org/2000/svg"' if style else ""  # a page knows it
         label = escape(printable(self.alt))
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="fig" {size}{ratio} role="img" '
+            f'<svg{known} class="fig" {size}{ratio} role="img" '
             f'aria-label="{label}">{style}{"".join(self.parts)}</svg>'
         )
 

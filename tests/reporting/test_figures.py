@@ -125,7 +125,9 @@ def test_lines_over_the_radius_fall_nowhere_to_a_ring(searched):
     )
     for group in (g for g in parsed(figure).iter(f"{SVG}g") if g.get("data-model")):
         rings = [(float(r.get("cx")), float(r.get("cy"))) for r in group.findall(f"{SVG}circle")]
-        dashed = [p.get("d") for p in group.findall(f"{SVG}path") if p.get("stroke-dasharray")]
+        dashed = [
+            p.get("d") for p in group.findall(f"{SVG}path") if "dash" in p.get("class", "").split()
+        ]
         assert rings
         assert dashed
         ends = [path.split("H")[-1] for path in dashed]

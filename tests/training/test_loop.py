@@ -103,11 +103,15 @@ def test_training_leaves_the_global_generator_and_thread_count_alone(recipe_fold
 def test_training_leaves_denormal_numbers_flushed_where_they_were(
     recipe_folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ):
-    monkeypatch.setattr(loop, "_train", lambda *_: None)
+    def failed(*_: object) -> None:
+        raise torch.linalg.LinAlgError
+
+    monkeypatch.setattr(loop, "_train", failed)
     with reproducible_arithmetic():
         torch.set_default_dtype(dtype)
         try:
-            loop.train(recipe_folder, quiet=True)
+            with pytest.raises(UsageError, match="finite loss"):
+                loop.train(recipe_folder, quiet=True)
             assert flushes_denormals()
         finally:
             torch.set_default_dtype(torch.float32)
