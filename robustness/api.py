@@ -1065,10 +1065,19 @@ def _override(
         inputs.count("samples", samples)
     asked: dict[str, Any] = {"samples": samples, "data": data, "seed": seed}
     if models is not None:
-        asked["models"] = list(models)
-    if add is not None:
-        asked["added"] = [*suite.added, *add]
-    return suite.changed(_validated(Changes, asked))
+        asked |= {"models": list(models), "added": []}  # instead of all that the suite names
+    suite = suite.changed(_validated(Changes, asked))
+    if add is None:
+        return suite
+    extended = suite.changed(_validated(Changes, {"added": [*suite.added, *add]}))
+    known = suite.named()
+    for name in extended.named().added:
+        if name in known.models and name not in known.added:
+            raise UsageError(
+                f"expected models besides the suite's to add, got {name}, which is one of them; "
+                "leave it out"
+            )
+    return extended
 
 
 _Settings = TypeVar("_Settings", bound=Config)

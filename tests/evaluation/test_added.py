@@ -141,7 +141,20 @@ def test_stars_leave_out_what_is_added() -> None:
     assert load_suite("digits").named().added == []
 
 
+def test_models_in_place_of_the_suites_are_in_place_of_what_is_added_too(tmp_path: Path) -> None:
+    few = {"attacks": [{"kind": "fgsm"}], "samples": 2, "added": ["digits/node"]}
+    suite = Suite.model_validate(SUITE | few | {"models": ["digits/resnet"]})
+    for add, names in (None, []), (["digits/lyanet"], ["digits/lyanet"]):
+        out = tmp_path / str(len(names))
+        board = api.evaluate(suite, models=["digits/resnet"], add=add, out=out, workers=1)
+        assert [entry.name for entry in board.models] == ["digits/resnet", *names]
+
+
 def test_the_same_model_is_not_added_twice() -> None:
+    """Nor one that is there, whose images would then be tried on no other any more."""
+    for suite in ("digits-quick", Suite.model_validate(SUITE | {"models": ["digits/*"]})):
+        with pytest.raises(UsageError, match="besides the suite's to add, got digits/node, which"):
+            api.evaluate(suite, add=["digits/node"])
     with pytest.raises(UsageError, match="added: expected distinct models, got digits/node twice"):
         api.evaluate("digits-quick", add=["digits/node", "digits/node"])
 
