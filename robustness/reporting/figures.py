@@ -116,8 +116,12 @@ def dumbbells(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
     return Figure(
         "standing",
         f"Who stands where at {words.threat_symbol(*threat)}",
-        "Robust accuracy lies in the band, from what is proved to what no attack broke. An orange "
-        f"line is what {plain_name or 'a plain attack'} alone would have reported too much.",
+        "Robust accuracy lies in the band, from what is proved to what no attack broke."
+        + (
+            f" An orange line is what {plain_name} alone would have reported too much."
+            if plain
+            else ""
+        ),
         canvas,
         ranking.threat_id(threat),
     )

@@ -198,7 +198,7 @@ def _misled_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
         measured = [gap(entry, plain, threat) for entry in leaderboard.models]
         known = [value for value in measured if value is not None]
         if not known:
-            return "No worst case was run there, so attacked accuracies may be far too high."
+            return _uncompared_sentence(leaderboard, threat)
         return (
             f"{(plain or '').upper()} misleads about none: alone it leaves at most "
             f"{words.points(max(known)).removeprefix('+')} points more than the worst case."
@@ -219,6 +219,15 @@ def _misled_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
         noun = "check" if len(flags) == 1 else "checks"
         said += f"; the {noun} {listed(flags)} {verb} it too"
     return f"{said}."
+
+
+def _uncompared_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
+    """Why no plain attack can be held against the worst case."""
+    attacked = [entry for entry, bracket in ranked(leaderboard, threat) if bracket is not None]
+    hunted = [entry for entry in attacked if attack_row(entry, WORST_CASE, threat) is not None]
+    if attacked and hunted == attacked:
+        return "No plain attack was run on all images there to hold against the worst case."
+    return "No worst case was run there, so attacked accuracies may be far too high."
 
 
 def _percent(value: float) -> str:
@@ -263,7 +272,7 @@ def ranking_table(
         Heading("certified", "%, 95%"),
         Heading("attacked", f"%, {strengths[0]}" if len(strengths) == 1 else "%"),
         Heading("bracket", "0 to 100 %", picture=True),
-        Heading(f"{(plain or 'plain').upper()} − worst", "points"),
+        Heading(f"{plain.upper() if plain else 'plain'} − worst", "points"),
         Heading("flow decides", "% of images"),
         Heading("trust", words=True),
     ]

@@ -8,7 +8,7 @@ import boards
 import pytest
 from rich.console import Console
 
-from robustness.reporting import prose, ranking, selection
+from robustness.reporting import figures, prose, ranking, selection
 from robustness.reporting.compare import compare, render
 from robustness.reporting.html import html_pages, model_page, suite_page
 from robustness.reporting.markdown import markdown_text
@@ -124,6 +124,28 @@ def test_no_plain_attack_is_said_to_mislead_where_nothing_stronger_ran(
     assert ranking.gap(entry, "pgd", (Norm.LINF, 0.1)) is not None
     said = ranking.found(mixed, (Norm.LINF, 0.05))
     assert said[1].startswith("No worst case was run there")
+
+
+def test_a_suite_of_the_worst_case_alone_is_not_said_to_have_none(mixed: Leaderboard) -> None:
+    """Nor that an orange line is drawn, of an attack that did not run."""
+    only = mixed.model_copy(
+        update={
+            "models": [
+                entry.model_copy(
+                    update={"attacks": [r for r in entry.attacks if r.attack == "worst-case"]}
+                )
+                for entry in mixed.models
+            ]
+        }
+    )
+    threat = (Norm.LINF, 0.1)
+    assert ranking.found(only, threat)[1].startswith("No plain attack was run")
+    assert ranking.found(only, (Norm.LINF, 0.05))[1].startswith("No worst case was run")
+    drawn, with_plain = figures.dumbbells(only, threat), figures.dumbbells(mixed, threat)
+    assert drawn is not None
+    assert with_plain is not None
+    assert "orange" not in drawn.caption
+    assert "PGD alone" in with_plain.caption
 
 
 def flag(name: str, raised: bool = True, value: float | None = 0.5) -> Flag:
