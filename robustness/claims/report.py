@@ -150,16 +150,15 @@ def _sections(seeds: Sequence[SeedResults], found: Sequence[Claim]) -> Iterator[
         ),
     )
     yield Section(
-        "Verdicts",
-        (RULE,),
-        ("claim", "verdict"),
-        tuple((c.statement, c.verdict) for c in found),
+        "Verdicts", (), ("claim", "verdict"), tuple((c.statement, c.verdict) for c in found)
     )
     if seeds[0].budgets:
         yield Section(
             "To quote",
             tuple(f"{_circumstances(seeds)}: {c.statement}: {c.sentence}." for c in found),
         )
+    yield Section("How a comparison is decided", (RULE,))
+    if seeds[0].budgets:
         yield _budgets(seeds)
     yield Section(
         "Prediction",
@@ -338,7 +337,7 @@ def _outcome(c: Comparison) -> str:
     if c.outcome is not Outcome.OPEN:
         return c.outcome.value + beside
     seeds = c.seeds_to_decide
-    return f"open ({'more than 1000' if seeds is None else seeds}){beside}"
+    return f"open ({'more than 1000' if seeds is None else seeds} seeds){beside}"
 
 
 def _row(name: str, values: list[float], digits: int = 1) -> tuple[str, ...]:

@@ -178,10 +178,15 @@ class Claim(Summary):
             ours, rival = (Interval.of(v) for v in (clearest.our_values, clearest.rival_values))
             gap = clearest.difference
             said += (
-                f", the clearest being {_named(clearest)}: {ours.mean:.4g} to {rival.mean:.4g}, a "
-                f"difference of {gap.mean:+.3g} [{gap.low:+.3g}, {gap.high:+.3g}]"
+                f", the clearest being {_named(clearest)}: {ours.mean:.4g} to {rival.mean:.4g}"
+                f"{_UNITS[clearest.unit]}, a difference of {gap.mean:+.3g} "
+                f"[{gap.low:+.3g}, {gap.high:+.3g}]"
             )
         return f"{said}; {self.caution}" if self.caution else said
+
+
+# What stands behind numbers of a unit in a sentence.
+_UNITS = {"percent": " %", "t/T": " of the horizon", "evaluations": " evaluations", "ratio": ""}
 
 
 def _clearness(comparison: Comparison) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,6 +26,8 @@ CHOSEN = 5
 JUST = 0.01
 # Images of as many models are shown.
 PICTURED = 4
+# Width of a bold letter; see `svg.LETTER`.
+_BOLD = 7.6
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def attacks_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
         >= ranking.MISLEADING
     }
     names = {name: clipped(short(lines[name][0], leaderboard), 26) for name in lines}
-    left, right = 46.0, WIDTH - 24 - svg.LETTER * max(map(len, names.values()))
+    widths = [len(name) * (_BOLD if of in misled else svg.LETTER) for of, name in names.items()]
+    left, right = 46.0, WIDTH - 24 - max(widths)
     top, bottom = 34.0, 34.0 + max(250.0, 14.5 * len(lines))
     y = svg.Axis(0, 1, bottom, top)
     places = np.linspace(left + 24, right - 16, len(stages)).tolist()
@@ -172,7 +176,7 @@ def attacks_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
         if sizes:
             canvas.text(x, 27, f"first {words.extent(sizes)}", class_="tick", text_anchor="middle")
         canvas.line(x, top, x, bottom, class_="grid")
-    ends = {}
+    ends, partly = {}, False
     for name, (entry, rows, bracket) in sorted(lines.items(), key=lambda item: item[0] in misled):
         style = "weak" if name in misled else "ghost"
         points = [(places[-1], y(bracket.attacked.value))]
@@ -182,6 +186,7 @@ def attacks_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
                 whole = row.subset == entry.clean.total
                 (points if whole else few).append((x, y(row.robust.value)))
         points.sort()
+        partly = partly or bool(few)
         canvas.open(title=_attack_title(entry, rows, bracket))
         canvas.path(points, class_=f"{style} wide")
         canvas.spots(points, class_="weak" if name in misled else "clean")
@@ -204,9 +209,18 @@ def attacks_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
         f"What each attack leaves at {words.threat_symbol(*threat)}",
         "Accuracy under each attack alone, weakest first, and under all of the run together. A "
         "line that falls only at the end is a model that plain attacks report as robust and that "
-        "is not. Diamonds off the lines are of fewer images, and do not compare.",
+        f"is not{_orange(leaderboard) if misled else ''}."
+        + (" Diamonds off the lines are of fewer images, and do not compare." if partly else ""),
         canvas,
         ranking.threat_id(threat),
+    )
+
+
+def _orange(leaderboard: Leaderboard) -> str:
+    plain = (ranking.plain_attack(leaderboard) or "").upper()
+    return (
+        f"; it is orange where {plain} alone says {100 * ranking.MISLEADING:g} points too much or "
+        "more"
     )
 
 
@@ -358,7 +372,7 @@ def _radius_lines(
     attacked = [bracket.eps for bracket in entry.brackets if bracket.norm is norm]
     pieces = [(below, "wide")] if below else []
     for points, style in [*pieces, *((piece, "wide dash") for piece in parted(found, attacked))]:
-        canvas.path(svg.thinned(svg.mapped(x, y, points), 1.6), class_=style)
+        canvas.path(svg.thinned(svg.mapped(x, y, points), 1.8), class_=style)
     for bracket in (b for b in entry.brackets if b.norm is norm):
         said = (
             f"{entry.name} at {words.threat_symbol(norm, bracket.eps)}: certified "
@@ -461,7 +475,7 @@ def price_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
     x, y = svg.Axis(float(low), 1, left, right), svg.Axis(0, 1, bottom, top)
     canvas = svg.Canvas(WIDTH, bottom + 42, _price_alt(rows))
     svg.percent_grid(canvas, left, right, y)
-    told = np.linspace(float(low), 1, 6).tolist()
+    told = svg.share_ticks(float(low))
     canvas.lines([((x(v), bottom), (x(v), bottom + 4)) for v in told], class_="axis")
     for value in told:
         canvas.text(
@@ -479,37 +493,32 @@ def price_figure(leaderboard: Leaderboard, threat: Threat) -> Figure | None:
         line.append((x(a), y(b)))
         line.append((x(a), y(after[1]) if after else y(0)))
     canvas.path(line, class_="good wide", stroke_dasharray="4 3")
-    labelled = {}
+    marks, names = {}, {}
     for (entry, _), (a, b) in zip(rows, points, strict=True):
         on_front = (a, b) in best
+        marks[entry.name] = (x(a), y(b))
+        if b > 0 or on_front:
+            names[entry.name] = clipped(short(entry, leaderboard))
+    front = [
+        (min(p, q) - 1, min(r, s) - 1, max(p, q) + 1, max(r, s) + 1)
+        for (p, r), (q, s) in pairwise(line)
+    ]
+    placed = svg.labels(marks, names, front, (left, top - 12, right + 14, bottom))
+    canvas.lines([label.link for label in placed.values() if label.link], class_="link")
+    for (entry, _), (a, b) in zip(rows, points, strict=True):
         said = f"{entry.name}: clean {words.percent(a)}, certified {words.percent(b)}"
-        svg.mark(
-            canvas,
-            "square" if on_front else "ring",
-            x(a),
-            y(b),
-            "good" if on_front else "clean",
-            said,
-        )
-        if b > 0:
-            name = clipped(short(entry, leaderboard))
-            end = x(a) + 12 + svg.LETTER * len(name) > right
-            # To its left runs the front.
-            labelled[entry.name] = (name, end, x(a), y(b) + (14 if end else 0))
-    wanted = svg.spread({of: height for of, (_, _, _, height) in labelled.items()}, 14)
-    for of, height in svg.within(wanted, top, bottom, 14).items():
-        name, end, a, _ = labelled[of]
-        side = {"text_anchor": "end"} if end else {}
-        canvas.text(a - 9 if end else a + 9, height + 4, name, **side)
+        kind, style = ("square", "good") if (a, b) in best else ("ring", "clean")
+        svg.mark(canvas, kind, x(a), y(b), style, said)
+    for of, label in placed.items():
+        side = {} if label.anchor == "start" else {"text_anchor": label.anchor}
+        canvas.text(label.x, label.y + 4, names[of], **side)
     nothing = sum(not b.certified.count for _, b in rows)
-    if nothing:
-        said = f"{words.plural(nothing, 'model')} of which nothing is proved"
-        canvas.text(left + 6, bottom - 8, said, class_="tick")
+    left_out = f" Of {words.plural(nothing, 'model')} nothing is proved." if nothing else ""
     return Figure(
         "price",
         f"What proofs cost at {words.threat_symbol(*threat)}",
         "Clean against certified accuracy on the same images. On the dashed front no model is "
-        "better in one without being worse in the other.",
+        f"better in one without being worse in the other.{left_out}",
         canvas,
         ranking.threat_id(threat),
     )

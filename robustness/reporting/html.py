@@ -29,7 +29,7 @@ from robustness.reporting import (
     words,
 )
 from robustness.reporting.pictures import PARTS, path_of, pictures
-from robustness.reporting.sections import Table
+from robustness.reporting.sections import Heading, Table
 from robustness.results.leaderboard import Leaderboard, ModelEntry
 
 _VERSIONS = ("lyanet-robustness", "python", "torch", "torchdiffeq", "torchattacks", "pyautoattack")
@@ -131,7 +131,7 @@ def model_page(leaderboard: Leaderboard, entry: ModelEntry, depth: int = 1) -> s
         mark=ranking.trust(entry, leaderboard),
         up="../" * (depth + 1),
         root=prose.root(depth),
-        facts=model_sections.facts(entry),
+        facts=[*_headline(leaderboard, entry), *model_sections.facts(entry)],
         figures=model_figures.figures(leaderboard, entry),
         sections=model_sections.sections(leaderboard, entry, depth),
         pictures=[
@@ -149,9 +149,35 @@ def model_page(leaderboard: Leaderboard, entry: ModelEntry, depth: int = 1) -> s
     )
 
 
-def suites_page(table: Table) -> str:
-    """The page of several suites, a row each."""
-    return _page("suites.html.j2", "Adversarial robustness, proved and attacked", suites=table)
+def _headline(leaderboard: Leaderboard, entry: ModelEntry) -> list[tuple[str, str]]:
+    """What a reader asks first: how robust it is where the suite looks first, and who says so."""
+    said = []
+    threat = ranking.default_threat(leaderboard)
+    if threat is not None and (bracket := selection.find_bracket(entry, *threat)) is not None:
+        certified, attacked = (
+            words.percent(share.value) for share in (bracket.certified, bracket.attacked)
+        )
+        said.append(
+            (
+                f"robust accuracy at {words.threat_symbol(*threat)}",
+                f"{certified} % certified, {attacked} % attacked "
+                f"({selection.strength(entry, *threat)})",
+            )
+        )
+    mark = ranking.trust(entry, leaderboard)
+    return [*said, ("trust mark", f"{mark}: {ranking.MARKS[mark]}")]
+
+
+def suites_page(table: Table, claims: Sequence[str] = ()) -> str:
+    """The page of several suites, a row each, and links to reports of claims by their folders."""
+    title = "Adversarial robustness, proved and attacked"
+    return _page(
+        "suites.html.j2",
+        title,
+        styled=_labels("ranking", table),
+        suites=table,
+        claims=claims,
+    )
 
 
 def told_page(
@@ -195,10 +221,16 @@ def _versions(environment: Mapping[str, str]) -> str:
 def _labels(of: str, table: Table) -> str:
     """The style sheet that names the cells of a class of tables on a phone, said once for all."""
     rules = [
-        f'.{of} td:nth-child({place}){{--h:"{_css(heading.name)}"}}'
+        f'.{of} td:nth-child({place}){{--h:"{_css(_labelled(heading))}"}}'
         for place, heading in enumerate(table.headings, start=1)
     ]
     return "".join(rules)
+
+
+def _labelled(heading: Heading) -> str:
+    """A heading in one line, with its unit but not the scale of what is drawn."""
+    short = heading.note if heading.note and not heading.picture else ""
+    return f"{heading.name}, {short}" if short else heading.name
 
 
 def _css(text: str) -> str:

@@ -61,7 +61,8 @@ def shown(entry: ModelEntry, page: str, norm: Norm, example: Example) -> Shown:
 
 def _times(largest: float) -> str:
     """By how much a difference is enlarged: its largest change becomes half the range."""
-    return f"{0.5 / largest:.2g} times as strong"
+    times = float(f"{0.5 / largest:.2g}")
+    return f"{times:,.0f} times as strong" if times >= 10 else f"{times:g} times as strong"
 
 
 def pixels(example: Example) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 """The page that leads to every suite: what each was run on, and what it found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from robustness.reporting import ranking, words
+from robustness.reporting import ranking, selection, words
 from robustness.reporting.html import suites_page
 from robustness.reporting.sections import Cell, Heading, Note, Row, Table
 from robustness.results.leaderboard import Leaderboard
@@ -10,13 +11,19 @@ from robustness.results.leaderboard import Leaderboard
 FILE = "index.html"
 
 
-def index_page(boards: Mapping[str, Leaderboard]) -> str:
+def index_page(boards: Mapping[str, Leaderboard], claims: Sequence[str] = ()) -> str:
     """The page.
 
     Args:
         boards: leaderboards by the name of the folder, beside the page, that each lies in.
+        claims: folders beside the page with reports of the claims of the LyaNet paper.
     """
-    return suites_page(suites_table(boards))
+    return suites_page(suites_table(boards), claims)
+
+
+def claims_in(folder: Path) -> list[str]:
+    """Names of the folders in `folder` that hold a report of the claims of the LyaNet paper."""
+    return sorted(f.parent.name for f in folder.glob("*/claims.json"))
 
 
 def suites_table(boards: Mapping[str, Leaderboard]) -> Table:
@@ -28,7 +35,7 @@ def suites_table(boards: Mapping[str, Leaderboard]) -> Table:
         Heading("models"),
         Heading("images"),
         Heading("threat", words=True),
-        Heading("best proved", words=True),
+        Heading("best proved", "certified–attacked", words=True),
         Heading("most misleading attack", words=True),
         Heading("soundness", words=True),
         Heading("date"),
@@ -63,23 +70,38 @@ def _row(folder: str, board: Leaderboard, committed: bool) -> Row:
 
 
 def _best(folder: str, board: Leaderboard, threat: ranking.Threat | None) -> Cell:
-    best = ranking.best_proved(board, threat) if threat else None
-    if best is None:
-        return Cell("nothing is proved", "")
-    entry, bracket = best
-    said = Note(f"{words.bracket(bracket, '–')} %")
-    return Cell(entry.name, href=f"{folder}/{FILE}#{ranking.link_to(board, entry)}", notes=(said,))
+    """What is proved at the threat shown first, or else at the first of all where anything is."""
+    for place in _places(board, threat):
+        if best := ranking.best_proved(board, place):
+            entry, bracket = best
+            href = f"{folder}/{FILE}#{ranking.link_to(board, entry)}"
+            said = f"{words.bracket(bracket, '–')} %"
+            if place == threat:
+                return Cell(entry.name, href=href, notes=(Note(said),))
+            elsewhere = Note(f"{entry.name} {said}, at {words.threat_symbol(*place)}", href)
+            return Cell("nothing there", "", notes=(elsewhere,))
+    return Cell("nothing is proved", "")
 
 
 def _misled(folder: str, board: Leaderboard, threat: ranking.Threat | None) -> Cell:
-    misled = ranking.most_misleading(board, threat) if threat else None
-    if misled is None:
-        return Cell("none", "")
-    entry, bracket = misled.entry, misled.bracket
-    masked = ", masked" if ranking.trust(entry, board) == ranking.MASKED else ""
-    said = Note(
-        f"on {entry.name}{masked}: {words.percent(misled.plain.robust.value)} %, all attacks "
-        f"{words.percent(bracket.attacked.value)} %",
-        f"{folder}/{FILE}#{ranking.link_to(board, entry)}",
-    )
-    return Cell(f"{misled.plain.attack.upper()} alone", misled.gap, notes=(said,))
+    """Where the plain attack misleads most at the threat shown first, or else anywhere."""
+    for place in _places(board, threat):
+        if misled := ranking.most_misleading(board, place):
+            entry, bracket = misled.entry, misled.bracket
+            masked = ", masked" if ranking.trust(entry, board) == ranking.MASKED else ""
+            where = "" if place == threat else f", at {words.threat_symbol(*place)}"
+            said = Note(
+                f"on {entry.name}{masked}: {words.percent(misled.plain.robust.value)} %, all "
+                f"attacks {words.percent(bracket.attacked.value)} %{where}",
+                f"{folder}/{FILE}#{ranking.link_to(board, entry)}",
+            )
+            if place == threat:
+                return Cell(f"{misled.plain.attack.upper()} alone", misled.gap, notes=(said,))
+            return Cell("none there", "", notes=(said,))
+    return Cell("none", "")
+
+
+def _places(board: Leaderboard, threat: ranking.Threat | None) -> list[ranking.Threat]:
+    """Every threat, the one shown first in front."""
+    every = selection.threats(board)
+    return [t for t in every if t == threat] + [t for t in every if t != threat]

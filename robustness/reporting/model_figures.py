@@ -177,7 +177,7 @@ def certificates_figure(leaderboard: Leaderboard, entry: ModelEntry) -> Figure |
         return None
     columns = 3
     lines = -(-len(names) // columns)
-    below = 42.0 + 16.0 * lines
+    below = 50.0 + 16.0 * lines
     canvas, bottom = _canvas(_certificates_alt(entry, names), below)
     y = svg.Axis(0, 1, bottom, _TOP)
     kinds = list(dict.fromkeys(r.kind for r in speaking))

@@ -162,7 +162,7 @@ def flow(entry: ModelEntry) -> Table:
     """What is predicted without the flow."""
     found = selection.flow_rows_of(entry)
     headings = (
-        Heading("images"),
+        Heading("images", words=True),
         Heading("class is another without the flow"),
         Heading("95%"),
         Heading("clean", "%"),

@@ -210,8 +210,11 @@ def _misled_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
         f"{_percent(misled.plain.robust.value)}, the worst case "
         f"{_percent(misled.bracket.attacked.value)}"
     )
-    if stages := list(misled.worst.found_by.items()):
-        stage, count = stages[0]
+    # What the plain attack itself broke, or one weaker, says nothing of why it misleads.
+    weak = {"clean", "fgsm", misled.plain.attack}
+    stronger = ((s, n) for s, n in misled.worst.found_by.items() if s.split("@")[0] not in weak)
+    if (strongest := next(stronger, None)) is not None:
+        stage, count = strongest
         said += f" ({stage} broke {words.plural(count, 'image')})"
     flags = [flag.name for flag in selection.doubts(entry)]
     if flags:

@@ -8,7 +8,7 @@ from robustness.errors import UsageError, os_failure
 from robustness.files import replace_file, require_own_folder
 from robustness.reporting import pages
 from robustness.reporting.html import html_pages, is_own, suite_figures
-from robustness.reporting.index import index_page
+from robustness.reporting.index import claims_in, index_page
 from robustness.reporting.markdown import markdown_text
 from robustness.reporting.pictures import FOLDER, PARTS, pictures
 from robustness.reporting.ranking import ranking_csv
@@ -72,7 +72,7 @@ def write_index(boards: Mapping[str, Leaderboard], folder: Path) -> Path:
                 "folder with --out"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(page, index_page(boards).encode())
+        replace_file(page, index_page(boards, claims_in(folder)).encode())
     except OSError as error:
         raise os_failure(
             error, f"a folder to write the index to at {folder}", "give another with --out"

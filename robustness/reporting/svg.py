@@ -4,6 +4,7 @@ Only what the report's figures need: a canvas that escapes what it is given, and
 places. Equal figures give equal bytes.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -214,6 +215,13 @@ def ticks(high: Number, most: int = 5) -> list[Number]:
     return [step * i for i in range(int(high / step + 1e-9) + 1)]
 
 
+def share_ticks(low: float, most: int = 6) -> list[float]:
+    """Round shares from `low` to 1, at most so many steps."""
+    step = next(size for size in (1, 2, 5, 10, 20) if (100 - 100 * low) / size <= most)
+    first = math.ceil(100 * low / step - 1e-9) * step
+    return [percent / 100 for percent in range(first, 101, step)]
+
+
 def percent_grid(canvas: Canvas, left: Number, right: Number, y: Axis) -> None:
     """Lines at every quarter, and what they stand for."""
     canvas.lines([((left, y(value)), (right, y(value))) for value in QUARTERS], class_="grid")
@@ -267,6 +275,88 @@ def within(
         moved[name] = max(moved[name], low)
         low = moved[name] + gap
     return moved
+
+
+@dataclass(frozen=True)
+class Label:
+    """Words beside a mark.
+
+    Attributes:
+        x, y: where the words' line is: its start, middle or end, as `anchor` says, half its height.
+        anchor: `start`, `middle` or `end`.
+        link: ends of a line from the mark to words that are not next to it; None where they are.
+    """
+
+    x: Number
+    y: Number
+    anchor: str
+    link: tuple[Point, Point] | None = None
+
+
+# Left, top, right and bottom of what is drawn somewhere.
+Area = tuple[Number, Number, Number, Number]
+
+# Height of a label, half the size of a mark with what it keeps free, and how far from it words are
+# tried; from the second of these on a line leads to them.
+_HEIGHT, _MARK, _AWAY = 13.0, 6.0, (9.0, 22.0, 36.0, 50.0, 64.0, 78.0)
+# What a label may cross at the price of so much distance: another label or mark, and a line.
+_HIDES, _CROSSES = 1000.0, 30.0
+
+
+def labels(
+    points: dict[str, Point], words: dict[str, str], lines: Sequence[Area], frame: Area
+) -> dict[str, Label]:
+    """Where the words of each mark go, so that none hides another's or seems to be another's.
+
+    Marks are served in their order, each with the place that hides least, next to it if any there
+    hides nothing.
+
+    Args:
+        points: places of all marks.
+        words: of those that have a label.
+        lines: areas of what words better not cross.
+        frame: what they stay in.
+    """
+    marks = {of: (x - _MARK, y - _MARK, x + _MARK, y + _MARK) for of, (x, y) in points.items()}
+    taken: list[Area] = []
+    found = {}
+    for of, said in words.items():
+        tried = [
+            (away + _cost(area, [*marks.values(), *taken], lines, frame), number, label, area)
+            for number, (away, label, area) in enumerate(_places(points[of], LETTER * len(said)))
+        ]
+        _, _, found[of], area = min(tried, key=lambda one: one[:2])
+        taken.append(area)
+    return found
+
+
+def _places(point: Point, width: Number) -> Iterable[tuple[Number, Label, Area]]:
+    """Places of a label around a mark, nearest first, with their distance and what they cover."""
+    x, y = point
+    for away in _AWAY:
+        beside = [(away, 0.0), (-away, 0.0), (0.0, -away - 4), (0.0, away + 4)]
+        beside += [(away, away), (-away, away), (away, -away), (-away, -away)]
+        for dx, dy in beside[: 4 if away == _AWAY[0] else None]:
+            anchor = "middle" if dx == 0 else "start" if dx > 0 else "end"
+            left = x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+            high = y + dy - _HEIGHT / 2
+            near = y + dy if dx else y + dy - (_HEIGHT / 2 - 1) * (1 if dy > 0 else -1)
+            link = None if away == _AWAY[0] else ((x, y), (x + dx * 0.95, near))
+            area = (left, high, left + width, high + _HEIGHT)
+            yield away, Label(x + dx, y + dy, anchor, link), area
+
+
+def _cost(area: Area, marks: Sequence[Area], lines: Sequence[Area], frame: Area) -> Number:
+    """What is hidden by words there; a label's own mark is next to it, and not below it."""
+    inside = frame[0] <= area[0] and frame[1] <= area[1]
+    inside = inside and area[2] <= frame[2] and area[3] <= frame[3]
+    hidden = sum(_meet(area, other) for other in marks)
+    crossed = sum(_meet(area, other) for other in lines)
+    return _HIDES * hidden + _CROSSES * crossed + (0.0 if inside else 10 * _HIDES)
+
+
+def _meet(one: Area, other: Area) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def legend(canvas: Canvas, x: Number, y: Number, entries: Iterable[tuple[str, str, str]]) -> None:

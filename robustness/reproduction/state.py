@@ -29,7 +29,7 @@ from robustness.evaluation.store import Store
 from robustness.evaluation.suite import Changes, Suite, load_suite
 from robustness.evaluation.summarise import suite_summary
 from robustness.numerics.devices import release_on
-from robustness.reporting.index import index_page
+from robustness.reporting.index import claims_in, index_page
 from robustness.reporting.pages import SUITE_PAGE
 from robustness.reporting.report import depth_of, render
 from robustness.reproduction.plan import (
@@ -311,7 +311,8 @@ def _claims(part: ClaimsPart) -> State:
 def _index(part: IndexPart) -> State:
     folder = Path(part.folder)
     files = reports_in(folder)
-    text = index_page({name: read_leaderboard(file) for name, file in files.items()})
+    boards = {name: read_leaderboard(file) for name, file in files.items()}
+    text = index_page(boards, claims_in(folder))
     page = folder / SUITE_PAGE
     if page.is_file() and page.read_text(encoding="utf-8") == text:
         return State()

@@ -146,7 +146,7 @@ def test_a_sentence_counts_outcomes_and_names_the_clearest() -> None:
     claim = Claim(statement="s", comparisons=[OPEN, BETTER, WORSE])
     assert claim.sentence == (
         "of 3 comparisons 1 came out better, 1 worse and 1 undecided, the clearest being "
-        "q, a against b: 1 to 2, a difference of -1 [-1, -1]"
+        "q, a against b: 1 to 2 %, a difference of -1 [-1, -1]"
     )
     assert "undecided" in Claim(statement="s", comparisons=[OPEN]).sentence
     equal = Claim(statement="s", comparisons=[BETTER, EQUAL]).sentence

@@ -6,7 +6,7 @@ from robustness.api import committed_leaderboards
 from robustness.cards.measure import whole_test_set
 from robustness.cards.origin import with_origins
 from robustness.evaluation.packing import PACKED_FILE
-from robustness.reporting.index import index_page
+from robustness.reporting.index import claims_in, index_page
 from robustness.reporting.report import depth_of, render
 from robustness.zoo import zoo_folder
 
@@ -37,4 +37,5 @@ def test_the_committed_page_of_all_suites_is_of_their_leaderboards() -> None:
     root = zoo_folder().parent / "reports"
     boards = {folder.removeprefix("reports/"): board for folder, board in BOARDS.items()}
     again = "run `robustness report reports --out reports`"
-    assert (root / "index.html").read_text(encoding="utf-8") == index_page(boards), again
+    told = index_page(boards, claims_in(root))
+    assert (root / "index.html").read_text(encoding="utf-8") == told, again

@@ -11,8 +11,9 @@ import pytest
 
 from robustness.reporting import figures, images, model_figures, ranking, svg
 from robustness.reporting.html import suite_figures
-from robustness.results.leaderboard import Decay, Envelope, Proportion
+from robustness.results.leaderboard import Decay, Envelope, Proportion, read_leaderboard
 from robustness.threat import Norm
+from robustness.zoo import zoo_folder
 
 AT = (Norm.LINF, 0.05)
 SVG = "{http://www.w3.org/2000/svg}"
@@ -294,6 +295,68 @@ def test_labels_that_collide_move_apart_and_keep_their_order():
     ordered = sorted(places.values())
     assert np.diff(ordered).min() >= 0.1 - 1e-9
     assert np.mean([places[n] for n in "abd"]) == pytest.approx(0.955)
+
+
+def test_words_beside_crowded_marks_hide_nothing_and_lines_lead_to_what_had_to_move():
+    points = {"best": (500.0, 40.0), "next": (492.0, 42.0), "third": (480.0, 44.0)}
+    points |= {"far": (300.0, 200.0), "bare": (470.0, 40.0)}
+    words = {of: f"lyanet-{of}-long" for of in points if of != "bare"}
+    front = [(46.0, 39.0, 500.0, 41.0), (499.0, 40.0, 501.0, 276.0)]
+    placed = svg.labels(points, words, front, (46.0, 14.0, 634.0, 276.0))
+    assert list(placed) == list(words)
+    areas = {}
+    for of, label in placed.items():
+        width = svg.LETTER * len(words[of])
+        left = label.x - {"start": 0, "middle": width / 2, "end": width}[label.anchor]
+        areas[of] = (left, label.y - 6.5, left + width, label.y + 6.5)
+        assert left >= 46
+        assert left + width <= 634
+        near = math.hypot(label.x - points[of][0], label.y - points[of][1]) < 15
+        assert (label.link is None) == near
+        if label.link is not None:
+            assert label.link[0] == points[of]
+    dots = {of: (x - 4.5, y - 4.5, x + 4.5, y + 4.5) for of, (x, y) in points.items()}
+    for of, one in areas.items():
+        others = [area for name, area in areas.items() if name != of]
+        for other in [*others, *dots.values()]:
+            apart = one[0] >= other[2] or other[0] >= one[2]
+            assert apart or one[1] >= other[3] or other[1] >= one[3], of
+    assert placed["far"].link is None
+
+
+def test_the_words_next_to_the_best_mark_of_a_committed_report_are_its_own():
+    """Moved apart by their heights alone, another's name stood beside it."""
+    committed = read_leaderboard(zoo_folder().parent / "reports/mnist/leaderboard.json")
+    for threat in ((Norm.LINF, 0.1), (Norm.L2, 0.1), (Norm.L2, 1.58)):
+        figure = figures.price_figure(committed, threat)
+        assert figure is not None
+        root = parsed(figure)
+        best, _ = ranking.ranked(committed, threat)[0]
+        (mark,) = [
+            rect
+            for rect in root.iter(f"{SVG}rect")
+            if rect.find(f"{SVG}title").text.startswith(f"{best.name}:")
+        ]
+        x, y = (float(mark.get(k)) + 4.5 for k in "xy")
+        texts = [
+            t for t in root.iter(f"{SVG}text") if t.text.startswith(("lyanet", "continuous", "fi-"))
+        ]
+        nearest = min(texts, key=lambda t: _gap(t, x, y))
+        assert nearest.text == best.name.partition("/")[2]
+
+
+def _gap(text, x, y):
+    """How far a place is from words."""
+    width, start = svg.LETTER * len(text.text), float(text.get("x"))
+    start -= {"middle": width / 2, "end": width}.get(text.get("text-anchor"), 0)
+    across = max(start - x, x - start - width, 0)
+    return math.hypot(across, float(text.get("y")) - 4 - y)
+
+
+def test_an_axis_of_shares_has_round_numbers():
+    assert svg.share_ticks(0.7) == [0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0]
+    assert svg.share_ticks(0.9) == [0.9, 0.92, 0.94, 0.96, 0.98, 1.0]
+    assert svg.share_ticks(0.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 
 def test_labels_stay_between_the_ends_though_they_crowd_at_both():

@@ -6,8 +6,10 @@ import pytest
 
 from robustness import cli
 from robustness.errors import UsageError
+from robustness.reporting import ranking, words
+from robustness.reporting.index import suites_table
 from robustness.reporting.report import depth_of, write_index, write_report
-from robustness.results.leaderboard import Origin, read_leaderboard, reports_in
+from robustness.results.leaderboard import Origin, Proportion, read_leaderboard, reports_in
 
 DRAWN = ["standing", "attacks", "radius", "price"]
 MODELS = [f"models/digits-{name}.html" for name in ("lyanet", "lyanet-certified", "node", "resnet")]
@@ -70,6 +72,42 @@ def test_the_page_of_all_reports_leads_to_each_and_replaces_no_page_of_others(bo
     with pytest.raises(UsageError, match="of another origin"):
         write_index({"a": board}, tmp_path)
     assert page.read_text() == "mine"
+
+
+def test_the_page_of_all_reports_says_what_is_proved_elsewhere_than_where_pages_begin(board):
+    """A suite that proves nothing at its first threat is not said to prove nothing."""
+    told = boards.with_worst_case(board)
+    first = ranking.default_threat(told)
+    bare = []
+    for entry in told.models:
+        there = next(b for b in entry.brackets if (b.norm, b.eps) == first)
+        nothing = there.model_copy(update={"certified": Proportion.of(0, there.certified.total)})
+        alike = {"robust": there.attacked, "subset": there.attacked.total}
+        changes = {
+            "brackets": [nothing if b is there else b for b in entry.brackets],
+            "attacks": [
+                r.model_copy(update=alike) if (r.norm, r.eps) == first else r for r in entry.attacks
+            ],
+        }
+        bare.append(entry.model_copy(update=changes))
+    (row,) = suites_table({"digits": told.model_copy(update={"models": bare})}).rows
+    proved, misled = row.cells[5], row.cells[6]
+    assert proved.text == "nothing there"
+    assert proved.notes[0].text.startswith("digits/lyanet-certified ")
+    assert ", at ℓ" in proved.notes[0].text
+    assert words.threat_symbol(*first) not in proved.notes[0].text
+    assert misled.text == "none there"
+    assert misled.notes[0].text.startswith("on digits/lyanet")
+    (row,) = suites_table({"digits": told}).rows
+    assert row.cells[5].text.startswith("digits/")
+    assert row.cells[6].text == "PGD alone"
+
+
+def test_the_page_of_all_reports_leads_to_those_of_the_claims(board, tmp_path):
+    assert "LyaNet paper" not in write_index({"a": board}, tmp_path).read_text()
+    (tmp_path / "lyanet-claims").mkdir()
+    (tmp_path / "lyanet-claims" / "claims.json").write_text("{}")
+    assert 'href="lyanet-claims/index.html"' in write_index({"a": board}, tmp_path).read_text()
 
 
 def test_a_folder_of_reports_is_reported_as_their_page(board, tmp_path, capsys):

@@ -148,6 +148,32 @@ def test_a_suite_of_the_worst_case_alone_is_not_said_to_have_none(mixed: Leaderb
     assert "PGD alone" in with_plain.caption
 
 
+def test_a_plain_attack_is_not_named_as_what_shows_that_it_misleads(board: Leaderboard) -> None:
+    told = boards.with_worst_case(board)
+    threat = (Norm.LINF, 0.1)
+
+    def said(found_by: dict[str, int]) -> str:
+        models = [
+            entry.model_copy(
+                update={
+                    "attacks": [
+                        r.model_copy(update={"found_by": found_by})
+                        if r.attack == "worst-case"
+                        else r
+                        for r in entry.attacks
+                    ]
+                }
+            )
+            for entry in told.models
+        ]
+        return ranking.found(told.model_copy(update={"models": models}), threat)[1]
+
+    assert "PGD misleads most about digits/lyanet" in said({})
+    shown = said({"pgd": 200, "fgsm": 90, "ascent-ce-10@deployed": 7, "square@deployed": 3})
+    assert "(ascent-ce-10@deployed broke 7 images)" in shown
+    assert " broke " not in said({"fgsm": 90, "pgd": 200})
+
+
 def flag(name: str, raised: bool = True, value: float | None = 0.5) -> Flag:
     return Flag(name=name, raised=raised, value=value, threshold=0.05, detail=f"{name} on 64")
 

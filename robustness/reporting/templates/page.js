@@ -87,6 +87,7 @@
       box.addEventListener("change", draw);
       boxes.push(box);
     });
+    if (boxes.length > most) list.insertAdjacentHTML("beforeend", `<li class="most">at most ${most} at a time</li>`);
     draw();
   });
   if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
