@@ -358,9 +358,13 @@ def _flow(entry: ModelEntry) -> str:
     return "not measured" if flow is None else words.percent(flow.other.value)
 
 
-def _suites(sources: Sources, folder: str) -> str:
-    """The table of the page of all suites, in few columns; `folder` is reports/ as seen there."""
-    table = suites_table(sources.boards)
+def _suites(sources: Sources, folder: str, *chosen: str) -> str:
+    """The table of the page of all suites, or of chosen ones, in few columns.
+
+    `folder` is reports/ as seen from the page that quotes it.
+    """
+    boards = {name: sources.board(name) for name in chosen} if chosen else sources.boards
+    table = suites_table(boards)
     names = ("suite", "models", "images", "threat", "best proved", "most misleading attack")
     kept = [i for i, heading in enumerate(table.headings) if heading.name in names]
     rows = []

@@ -145,3 +145,14 @@ def test_stale_pages_are_found_and_mended(tmp_path, monkeypatch, sources, capsys
     capsys.readouterr()
     assert quotes.main(["--check"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_table_of_suites_is_of_all_or_of_those_that_are_named(sources) -> None:
+    def suites(chosen: str) -> list[str]:
+        said = quotes.quoted(f"<!-- table: suites reports{chosen} -->\n<!-- /table -->\n", sources)
+        return re.findall(r"^\| \[([^\]]+)\]", said, re.M)
+
+    assert suites("") == sorted(sources.boards)
+    assert suites(" mnist digits") == ["digits", "mnist"]
+    with pytest.raises(UsageError, match="digist"):
+        suites(" digist")
