@@ -32,6 +32,8 @@ from robustness.reporting.pictures import PARTS, path_of, pictures
 from robustness.reporting.sections import Heading, Table
 from robustness.results.leaderboard import Leaderboard, ModelEntry
 
+# Notes of whole sentences wrap, where those of a ranking are a few letters.
+_WRAPPED = ".ranking td small{white-space:normal}"
 _VERSIONS = ("lyanet-robustness", "python", "torch", "torchdiffeq", "torchattacks", "pyautoattack")
 
 
@@ -174,7 +176,7 @@ def suites_page(table: Table, claims: Sequence[str] = ()) -> str:
     return _page(
         "suites.html.j2",
         title,
-        styled=_labels("ranking", table),
+        styled=_labels("ranking", table) + _WRAPPED,
         suites=table,
         claims=claims,
     )

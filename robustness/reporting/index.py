@@ -102,6 +102,6 @@ def _misled(folder: str, board: Leaderboard, threat: ranking.Threat | None) -> C
 
 
 def _places(board: Leaderboard, threat: ranking.Threat | None) -> list[ranking.Threat]:
-    """Every threat, the one shown first in front."""
-    every = selection.threats(board)
-    return [t for t in every if t == threat] + [t for t in every if t != threat]
+    """Every threat: the one shown first, then that of the other norm, then the rest."""
+    first = [threat] if threat else []
+    return list(dict.fromkeys([*first, *selection.headline(board), *selection.threats(board)]))

@@ -72,6 +72,12 @@ def test_a_committed_page_is_quiet_fits_a_phone_and_three_screens(
     assert browser.complaints == []
 
 
+def test_the_table_of_all_committed_suites_is_whole_on_a_screen(browser: Browser) -> None:
+    browser.show(REPORTS / "index.html")
+    hidden = "(part => part.scrollWidth - part.clientWidth)(document.querySelector('.scroll'))"
+    assert browser.run(hidden) <= 0
+
+
 def test_a_reader_sorts_filters_searches_and_chooses_the_threat(
     browser: Browser, reports: Path, told: Leaderboard
 ) -> None:
