@@ -227,10 +227,11 @@ def _misled_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
 def _uncompared_sentence(leaderboard: Leaderboard, threat: Threat) -> str:
     """Why no plain attack can be held against the worst case."""
     attacked = [entry for entry, bracket in ranked(leaderboard, threat) if bracket is not None]
-    hunted = [entry for entry in attacked if attack_row(entry, WORST_CASE, threat) is not None]
-    if attacked and hunted == attacked:
+    hunted = sum(attack_row(entry, WORST_CASE, threat) is not None for entry in attacked)
+    if attacked and hunted == len(attacked):
         return "No plain attack was run on all images there to hold against the worst case."
-    return "No worst case was run there, so attacked accuracies may be far too high."
+    of = f" on {len(attacked) - hunted} of {len(attacked)} models" if hunted else ""
+    return f"No worst case was run there{of}, so attacked accuracies may be far too high."
 
 
 def _percent(value: float) -> str:

@@ -347,7 +347,7 @@ def _places(point: Point, width: Number) -> Iterable[tuple[Number, Label, Area]]
 
 
 def _cost(area: Area, marks: Sequence[Area], lines: Sequence[Area], frame: Area) -> Number:
-    """What is hidden by words there; a label's own mark is next to it, and not below it."""
+    """What words there would hide and cross; the marks are all of them, the words' own too."""
     inside = frame[0] <= area[0] and frame[1] <= area[1]
     inside = inside and area[2] <= frame[2] and area[3] <= frame[3]
     hidden = sum(_meet(area, other) for other in marks)

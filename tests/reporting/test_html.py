@@ -10,7 +10,7 @@ import pytest
 
 from robustness.certificates.base import Kind
 from robustness.recipe import Published
-from robustness.reporting import model_sections, pages, ranking
+from robustness.reporting import images, model_sections, pages, ranking, selection, words
 from robustness.reporting.html import html_pages, model_page, suite_page
 from robustness.reporting.sections import table_csv, table_markdown
 from robustness.results.leaderboard import Origin, Proportion, WithoutFlow
@@ -272,6 +272,33 @@ def test_the_subset_of_a_costly_attack_is_listed(suite, board):
     text = Page(suite).text
     assert "autoattack was run on the first 64 of the 599 samples" in text
     assert ", ".join(map(str, board.suite.subsets["autoattack"][:4])) in text
+
+
+@pytest.mark.parametrize(
+    ("largest", "said"), [(0.0123, "41"), (0.000045, "11,000"), (0.0023, "220"), (0.2, "2.5")]
+)
+def test_how_much_a_difference_is_enlarged_is_said_in_plain_numbers(searched, largest, said):
+    entry = searched.models[0]
+    row = entry.nearest[0]
+    example = row.examples[0].model_copy(update={"largest": largest})
+    assert images.shown(entry, "", row.norm, example).change.endswith(
+        f"drawn {said} times as strong"
+    )
+
+
+def test_a_page_of_a_model_begins_with_its_bracket_and_what_its_mark_means(searched):
+    entry = next(e for e in searched.models if e.name == "digits/lyanet")
+    threat = ranking.default_threat(searched)
+    bracket = selection.find_bracket(entry, *threat)
+    said = (
+        f"{words.percent(bracket.certified.value)} % certified, "
+        f"{words.percent(bracket.attacked.value)} % attacked (worst case)"
+    )
+    facts = model_page(searched, entry).split('<dl class="facts">')[1].split("</dl>")[0]
+    first, second = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", facts)[:2]
+    assert first == (f"robust accuracy at {words.threat_symbol(*threat)}", said)
+    mark = ranking.trust(entry, searched)
+    assert second == ("trust mark", f"{mark}: {ranking.MARKS[mark]}")
 
 
 def test_the_nearest_images_are_shown_with_distances_and_classes(suite, told, board):

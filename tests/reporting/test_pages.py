@@ -78,6 +78,29 @@ def test_the_table_of_all_committed_suites_is_whole_on_a_screen(browser: Browser
     assert browser.run(hidden) <= 0
 
 
+def test_a_printed_table_keeps_headings_that_a_reader_may_click(browser: Browser) -> None:
+    """Chromium repeats no button on the next page, so that printed ones have no box of theirs."""
+    browser.show(REPORTS / "mnist/index.html")
+    shown = "getComputedStyle(document.querySelector('thead th button')).display"
+    assert browser.run(shown) != "contents"
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert browser.run(shown) == "contents"
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_report_of_the_claims_is_dark_fits_a_phone_and_leads_back(browser: Browser) -> None:
+    page = REPORTS / "lyanet-claims/index.html"
+    ground = "getComputedStyle(document.body).backgroundColor"
+    browser.show(page, width=390)
+    assert browser.run(ground) == "rgb(255, 255, 255)"
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    browser.show(page, **{SCHEME: "dark"})
+    assert browser.run(ground) == "rgb(13, 17, 23)"
+    assert browser.run("document.querySelector('.crumbs a').href").endswith("reports/index.html")
+
+
 def test_a_reader_sorts_filters_searches_and_chooses_the_threat(
     browser: Browser, reports: Path, told: Leaderboard
 ) -> None:

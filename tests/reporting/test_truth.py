@@ -141,6 +141,11 @@ def test_a_suite_of_the_worst_case_alone_is_not_said_to_have_none(mixed: Leaderb
     threat = (Norm.LINF, 0.1)
     assert ranking.found(only, threat)[1].startswith("No plain attack was run")
     assert ranking.found(only, (Norm.LINF, 0.05))[1].startswith("No worst case was run")
+    first = only.models[0].model_copy(update={"attacks": []})
+    some = only.model_copy(update={"models": [first, *only.models[1:]]})
+    assert ranking.found(some, threat)[1].startswith(
+        f"No worst case was run there on 1 of {len(only.models)} models, so"
+    )
     drawn, with_plain = figures.dumbbells(only, threat), figures.dumbbells(mixed, threat)
     assert drawn is not None
     assert with_plain is not None
